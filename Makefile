@@ -1,0 +1,67 @@
+# Each target does its own set-up: all it needs is python3 (3.11 or newer, with venv) and make.
+# Everything lands in this directory; `make clean` takes it away again.
+
+PYTHON ?= python3
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format clean
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_CACHE_DIR := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  PYTHON=python3.12   the interpreter to make a new $(VENV) with'
+	@echo '  JOBS=4              how many tests to run at once (2)'
+
+demo: $(INSTALLED) ## Measure the standard library with a pool
+	@$(BIN)/python examples/stdlib_metrics.py
+
+test: $(INSTALLED) lint ## Lint, then run all tests
+# The tests get a temporary directory of their own, which goes with them. pytest's exit code 5
+# says that it found no tests, which is no failure for the serial ones: there may be none.
+	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-test.XXXXXX"); \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	export TMPDIR="$$scratch"; \
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial'; \
+	$(BIN)/pytest -m serial || [ $$? -eq 5 ]
+
+lint: $(INSTALLED) ## Check style, format, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(INSTALLED) ## Format the code, and fix what ruff can fix
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean: ## Remove all that the other targets made
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo 'prefork: no $(PYTHON) here: install Python 3.11 or newer, or set PYTHON' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "prefork: needs Python 3.11 or newer; $(PYTHON) is $$('$(PYTHON)' -V 2>&1):" \
+	    'set PYTHON to a newer one' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'prefork: $(PYTHON) cannot make a virtual environment:' \
+	    'install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	@echo 'Setting up $(VENV)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[cli,dev]'
+	@touch $@

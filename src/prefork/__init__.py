@@ -1,0 +1,58 @@
+"""A pool of worker processes that never hangs, never loses a job, and keeps its time limits.
+
+    from prefork import Pool
+
+Layout, from the top; a module imports only from those below it:
+
+    cli, __main__     `prefork map`: a function over many inputs, from the command line
+    pool              `Pool`: the public verbs
+    handlers          the four roles of a running pool, each on a thread or in an event loop
+    dispatcher        the running pool: carries out decisions, accounts for every job
+    worker            what runs in the child process
+    results           result handles and lazy iterators
+    scheduler         who gets which task        (policy, no I/O)
+    deadlines         what expires when          (policy, no I/O)
+    chunks            how `map` divides input    (policy, no I/O)
+    process           one child process to the operating system
+    channel           one channel to a child, refereed by the kernel
+    cpus              how many CPUs may be used
+    messages          what travels
+    errors            all exceptions
+"""
+
+from __future__ import annotations
+
+from prefork.errors import (
+    MaybeDecodingError,
+    MaybeEncodingError,
+    PoolBrokenError,
+    PreforkError,
+    RemoteTraceback,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    TimeoutError,
+    WorkerLostError,
+)
+from prefork.pool import Pool
+from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ApplyResult",
+    "IMapIterator",
+    "IMapUnorderedIterator",
+    "MapResult",
+    "MaybeDecodingError",
+    "MaybeEncodingError",
+    "Pool",
+    "PoolBrokenError",
+    "PreforkError",
+    "RemoteTraceback",
+    "SoftTimeLimitExceeded",
+    "Terminated",
+    "TimeLimitExceeded",
+    "TimeoutError",
+    "WorkerLostError",
+]

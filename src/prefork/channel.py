@@ -1,0 +1,491 @@
+"""One channel between the pool and one worker, refereed by the kernel.
+
+    pool  ── tickets ──► inbox pipe  ──► worker        who reads a ticket owns its task
+          ── pickles ──► shared memory ─► worker       where a ticket says its pickle lies
+          ◄── outbox pipe ── reports ─── worker
+          ◄─► parcels (descriptors of files with large pickles) ◄─►
+
+Tickets have a fixed size and are written in one piece, so a read returns whole tickets and each
+ticket goes to exactly one reader. The pool keeps the inbox's reading end open too: what it reads
+back there (*reclaim*) the worker has not started and never will. No lock is shared, so nobody can
+die holding one.
+
+The outbox has one writer and one reader. A death can cut its last report short, nothing else:
+the cut report belongs to the task that was running.
+
+The shared memory starts with the *board*, on which the worker notes what it runs and since when;
+the pool can look at it at any time, whatever the worker is doing. Its last part, the *black box*,
+is a file region that `faulthandler` writes a crashing worker's Python stack to.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import socket
+import tempfile
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing import reduction
+from typing import Any, NamedTuple
+
+from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
+
+BOARD = 64  # bytes
+RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
+INLINE = 1 << 16
+"""Pickles above this many bytes travel in a file of their own, as a *parcel*."""
+MAX_TICKETS = select.PIPE_BUF // TICKET.size
+"""A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
+_READ = 1 << 20
+_ALIGN = 64
+_MAX_DESCRIPTOR = 3  # below are stdin, stdout and stderr, which a task may close
+
+
+class Transport(NamedTuple):
+    """The parts that a system may lack; both variants work on Linux, so that both are tested."""
+
+    memfd: bool = hasattr(os, "memfd_create")
+    seqpacket: bool = hasattr(socket, "SOCK_SEQPACKET")
+
+
+def _high(fd: int) -> int:
+    """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
+    if fd >= _MAX_DESCRIPTOR:
+        return fd
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MAX_DESCRIPTOR)
+    os.close(fd)
+    return high
+
+
+def _pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    return _high(reader), _high(writer)
+
+
+def _memory_file(name: str, size: int, transport: Transport) -> int:
+    """An anonymous file that lives as long as somebody has it open or mapped."""
+    if transport.memfd:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        fd, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+    fd = _high(fd)
+    try:
+        os.truncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Parcel:
+    """A large pickle with its out-of-band buffers, in an anonymous file.
+
+    The receiver maps the file privately: it may write to its arrays, and the kernel frees the
+    memory with the last mapping, whoever dies.
+    """
+
+    def __init__(
+        self, pickled: bytes, buffers: Iterable[memoryview] = (), transport: Transport = Transport()
+    ) -> None:
+        pieces = [memoryview(pickled), *buffers]
+        self.lengths = array.array("Q", [piece.nbytes for piece in pieces])
+        self.fd = _memory_file("prefork-parcel", 0, transport)
+        try:
+            for start, piece in zip(_starts(self.lengths), pieces, strict=True):
+                _write_all(self.fd, piece, start)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    @staticmethod
+    def open(fd: int, lengths: array.array[int]) -> list[memoryview]:
+        """Map a received parcel and close its descriptor: the pickle, then the buffers."""
+        starts = list(_starts(lengths))
+        size = starts[-1] + lengths[-1]
+        try:
+            memory = mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            os.close(fd)
+        view = memoryview(memory)
+        return [view[start : start + n] for start, n in zip(starts, lengths, strict=True)]
+
+
+def _starts(lengths: Iterable[int]) -> Iterator[int]:
+    position = 0
+    for length in lengths:
+        yield position
+        position += -(-length // _ALIGN) * _ALIGN
+
+
+def _write_all(fd: int, data: memoryview, position: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, position)
+        data = data[written:]
+        position += written
+
+
+def _send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
+    header = array.array("Q", [job]) + parcel.lengths
+    socket.send_fds(sock, [header.tobytes()], [parcel.fd])
+
+
+def _receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
+    """The parcel of this job; parcels of jobs that were taken back meanwhile are thrown away."""
+    while True:
+        data, fds, _, _ = socket.recv_fds(sock, _READ, 1)
+        if not fds:
+            raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
+        header = array.array("Q")
+        header.frombytes(data)
+        if header[0] == job:
+            return Parcel.open(_high(fds[0]), header[1:])
+        os.close(fds[0])
+
+
+class Ring:
+    """Which bytes of the shared memory are in use: a ring, allocated in the order of sending.
+
+    Positions count on for ever; modulo the size they are offsets.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._head = self._tail = 0
+        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
+        self._freed: set[int] = set()  # keys freed out of order
+
+    def allocate(self, key: int, length: int) -> int | None:
+        """The offset of `length` consecutive bytes, or None when there is no room now."""
+        if not self._blocks:
+            self._head = self._tail = 0  # start again where the memory is warm
+        start = self._head
+        if start % self.size + length > self.size:
+            start += self.size - start % self.size
+        if start + length - self._tail > self.size:
+            return None
+        self._head = start + length
+        self._blocks.append((key, self._head))
+        return start % self.size
+
+    def free(self, key: int) -> None:
+        blocks = self._blocks
+        if not blocks or blocks[0][0] != key:
+            self._freed.add(key)
+            return
+        self._tail = blocks.popleft()[1]
+        while blocks and blocks[0][0] in self._freed:
+            key, self._tail = blocks.popleft()
+            self._freed.discard(key)
+
+
+_open_ends: weakref.WeakSet[Channel | WorkerEnd] = weakref.WeakSet()
+_starting = threading.local()  # .end is the worker's end that this thread is forking a child for
+
+
+def _close_inherited() -> None:
+    """In a forked child: other workers' ends must close when *they* do, not when the child ends."""
+    own = getattr(_starting, "end", None)
+    for end in list(_open_ends):
+        if end is not own:
+            end.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+class Channel:
+    """The pool's side."""
+
+    def __init__(self, transport: Transport = Transport()) -> None:
+        self.transport = transport
+        with contextlib.ExitStack() as undo:
+            inbox, self._inbox = _pipe()
+            undo.callback(os.close, inbox)
+            undo.callback(os.close, self._inbox)
+            self._outbox, outbox = _pipe()
+            undo.callback(os.close, self._outbox)
+            undo.callback(os.close, outbox)
+            self._taken_back = os.dup(inbox)
+            undo.callback(os.close, self._taken_back)
+            kind = socket.SOCK_SEQPACKET if transport.seqpacket else socket.SOCK_DGRAM
+            self._parcels, parcels = socket.socketpair(socket.AF_UNIX, kind)
+            undo.callback(parcels.close)
+            undo.callback(self._parcels.close)
+            memory = _memory_file("prefork-channel", BOARD + RING, transport)
+            undo.callback(os.close, memory)
+            self._memory = mmap.mmap(memory, BOARD + RING)
+            undo.pop_all()
+        os.set_blocking(inbox, False)
+        os.set_blocking(self._inbox, False)
+        os.set_blocking(self._outbox, False)
+        self._parcels.setblocking(False)
+        self._ring = Ring(RING)
+        self._board = memoryview(self._memory)[:BOARD].cast("Q")
+        self._clock = memoryview(self._memory)[:BOARD].cast("d")
+        self._unparsed = bytearray()
+        self.eof = False
+        self._worker_end: WorkerEnd | None = WorkerEnd(inbox, outbox, parcels, memory, transport)
+        self._black_box = os.dup(memory)
+        _open_ends.add(self)
+
+    def take_worker_end(self) -> WorkerEnd:
+        """The other side, once: who takes it closes it."""
+        end, self._worker_end = self._worker_end, None
+        assert end is not None
+        return end
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `receive` has something to say."""
+        return self._outbox
+
+    # ---- sending
+
+    def stage(
+        self, job: int, soft_timeout: float, flags: int, pickled: bytes, parcel: Parcel | None
+    ) -> bytes | None:
+        """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
+
+        Raises OSError when a parcel cannot be made (no descriptor, no memory) or sent.
+        """
+        if parcel is None and len(pickled) <= INLINE:
+            offset = self._ring.allocate(job, len(pickled))
+            if offset is None:
+                return None
+            start = BOARD + offset
+            self._memory[start : start + len(pickled)] = pickled
+            return TICKET.pack(job, soft_timeout, offset, len(pickled), flags)
+        own = parcel is None
+        parcel = parcel or Parcel(pickled, transport=self.transport)
+        try:
+            _send_parcel(self._parcels, job, parcel)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            pass  # the worker is dead: its ticket will be taken back
+        finally:
+            if own:
+                parcel.close()
+        self._ring.allocate(job, 0)
+        return TICKET.pack(job, soft_timeout, 0, 0, flags | PARCEL)
+
+    def send(self, tickets: list[bytes]) -> None:
+        """Hand over at most `MAX_TICKETS` staged tasks, in one piece."""
+        os.write(self._inbox, b"".join(tickets))
+
+    def dismiss(self) -> None:
+        """Tell the worker to leave after what it has been sent."""
+        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, LEAVE))
+
+    def reclaim(self, most: int) -> list[int]:
+        """Take back up to `most` tasks that the worker has not read; the oldest first."""
+        try:
+            data = os.read(self._taken_back, most * TICKET.size)
+        except BlockingIOError:
+            return []
+        jobs = [ticket[0] for ticket in TICKET.iter_unpack(data)]
+        for job in jobs:
+            self.forget(job)
+        return jobs
+
+    def forget(self, job: int) -> None:
+        """This job's pickle is not needed any more; to be said once per staged job."""
+        self._ring.free(job)
+
+    # ---- receiving
+
+    def receive(self) -> list[Report] | None:
+        """The reports that have arrived, or None if nothing has; never waits.
+
+        Sets `eof` when nobody is left who could send more.
+        """
+        try:
+            data = os.read(self._outbox, _READ)
+        except BlockingIOError:
+            return None
+        if not data:
+            self.eof = True
+            return None
+        if self._unparsed:
+            self._unparsed += data
+            if not self._is_complete():
+                return []
+            data = bytes(self._unparsed)
+            self._unparsed.clear()
+        reports, used = self._parse(data)
+        if used < len(data):
+            self._unparsed += data[used:]
+        return reports
+
+    def _is_complete(self) -> bool:
+        """Whether a whole report has arrived (a long one is not copied again for each piece)."""
+        pending = self._unparsed
+        if len(pending) < REPORT.size:
+            return False
+        return len(pending) >= REPORT.size + REPORT.unpack_from(pending)[3]
+
+    def _parse(self, data: bytes) -> tuple[list[Report], int]:
+        reports = []
+        position, size, header = 0, len(data), REPORT.size
+        while position + header <= size:
+            job, started, seconds, length, kind, is_parcel = REPORT.unpack_from(data, position)
+            end = position + header + length
+            if end > size:
+                break
+            payload: Any = data[position + header : end]
+            if is_parcel:
+                try:
+                    payload = _receive_parcel(self._parcels, job)
+                except OSError as exc:
+                    payload = exc  # its job fails with it
+            reports.append(Report(kind, job, started, seconds, payload))
+            position = end
+        return reports, position
+
+    # ---- looking
+
+    def running(self) -> tuple[int, float]:
+        """The job on the worker's board (0: none) and when it started (monotonic, seconds)."""
+        return self._board[0], self._clock[1]
+
+    def stack(self) -> str:
+        """What `faulthandler` wrote to the black box, or ""."""
+        size = os.fstat(self._black_box).st_size - BOARD - RING
+        return os.pread(self._black_box, size, BOARD + RING).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        if self._inbox < 0:
+            return
+        for fd in (self._inbox, self._taken_back, self._outbox, self._black_box):
+            os.close(fd)
+        self._inbox = self._taken_back = self._outbox = self._black_box = -1
+        self._parcels.close()
+        self._board.release()
+        self._clock.release()
+        self._memory.close()
+        if self._worker_end is not None:
+            self._worker_end.close()
+        _open_ends.discard(self)
+
+    def __del__(self) -> None:
+        if getattr(self, "_inbox", -1) >= 0:
+            self.close()
+
+
+class WorkerEnd:
+    """The worker's side. The pool makes it, hands it to the child process, and closes its copy."""
+
+    def __init__(
+        self, inbox: int, outbox: int, parcels: socket.socket, memory: int, transport: Transport
+    ) -> None:
+        self._inbox = inbox
+        self._outbox = outbox
+        self._parcels = parcels
+        self._memory_fd = memory
+        self._transport = transport
+        _open_ends.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
+        fds = [reduction.DupFd(fd) for fd in (self._inbox, self._outbox, self._memory_fd)]
+        parcels = reduction.DupFd(self._parcels.fileno())
+        return _rebuild_worker_end, (*fds, parcels, self._transport)
+
+    @property
+    def closed(self) -> bool:
+        return self._inbox < 0
+
+    @contextlib.contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """While this thread starts the child: the child keeps this end open, the pool does not."""
+        _starting.end = self
+        try:
+            yield
+        finally:
+            _starting.end = None
+            self.close()
+
+    def open(self) -> int:
+        """In the child: map the shared memory. Returns the descriptor of the black box."""
+        _open_ends.add(self)  # what the tasks fork shall not hold it open
+        _starting.end = None
+        memory = mmap.mmap(self._memory_fd, BOARD + RING)
+        self._memory = memoryview(memory)
+        self.board = self._memory[:BOARD].cast("Q")
+        self.clock = self._memory[:BOARD].cast("d")
+        self._parcels.setblocking(True)
+        self._poll = select.poll()
+        self._poll.register(self._inbox, select.POLLIN)
+        os.lseek(self._memory_fd, BOARD + RING, os.SEEK_SET)
+        return self._memory_fd
+
+    def receive(self) -> Ticket | None:
+        """Wait for the next ticket; None when there will be no more. The task is then ours."""
+        while True:
+            try:
+                data = os.read(self._inbox, TICKET.size)
+            except BlockingIOError:
+                self._poll.poll()
+                continue
+            if not data:
+                return None
+            ticket = Ticket._make(TICKET.unpack(data))
+            return None if ticket.flags & LEAVE else ticket
+
+    def payload(self, ticket: Ticket) -> Any:
+        """The task's pickle, for `messages.load`."""
+        if ticket.flags & PARCEL:
+            return _receive_parcel(self._parcels, ticket.job)
+        start = BOARD + ticket.offset
+        return self._memory[start : start + ticket.length]
+
+    def report(
+        self,
+        kind: int,
+        job: int = 0,
+        started: float = 0.0,
+        seconds: float = 0.0,
+        pickled: bytes = b"",
+        buffers: Iterable[memoryview] = (),
+    ) -> None:
+        """Tell the pool; waits while the outbox is full."""
+        parcel = bool(buffers) or len(pickled) > INLINE
+        if parcel:
+            with contextlib.closing(Parcel(pickled, buffers, self._transport)) as sent:
+                _send_parcel(self._parcels, job, sent)
+            pickled = b""
+        frame = REPORT.pack(job, started, seconds, len(pickled), kind, parcel) + pickled
+        written = os.write(self._outbox, frame)
+        while written < len(frame):
+            written += os.write(self._outbox, frame[written:])
+
+    def close(self) -> None:
+        if self._inbox < 0:
+            return
+        for fd in (self._inbox, self._outbox, self._memory_fd):
+            os.close(fd)
+        self._inbox = self._outbox = self._memory_fd = -1
+        self._parcels.close()
+        _open_ends.discard(self)
+
+
+def _rebuild_worker_end(
+    inbox: Any, outbox: Any, memory: Any, parcels: Any, transport: Transport
+) -> WorkerEnd:
+    sock = socket.socket(fileno=parcels.detach())
+    return WorkerEnd(inbox.detach(), outbox.detach(), sock, memory.detach(), transport)

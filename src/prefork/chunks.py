@@ -1,0 +1,55 @@
+"""How `map` divides its input: policy without I/O.
+
+Without a chunk size from the caller, chunks are sized by what the items so far have cost: about
+`CHUNK_SECONDS` each, so that handing over costs little beside them, but never so large
+that the end of the input would leave workers idle.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = ["AdaptiveChunks", "fixed_chunks"]
+
+CHUNK_SECONDS = 0.005
+FIRST_CHUNKS = 2  # per worker, of one item each, to measure by
+SHARE = 4  # a chunk is at most this fraction of a worker's fair share of what is left
+MAX_CHUNK = 10_000  # items
+
+
+def fixed_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+class AdaptiveChunks:
+    """Iterate over slices of `items`; tell it by `measured` what the chunks have cost."""
+
+    def __init__(self, items: list[Any], workers: int) -> None:
+        self._items = items
+        self._workers = workers
+        self._position = 0
+        self._seconds = 0.0
+        self._measured = 0  # items
+
+    def measured(self, items: int, seconds: float) -> None:
+        self._measured += items
+        self._seconds += seconds
+
+    def size(self) -> int:
+        """Items to take next."""
+        left = len(self._items) - self._position
+        if not self._measured:
+            return min(left, 1)
+        by_time = int(CHUNK_SECONDS / (self._seconds / self._measured + 1e-8))
+        by_share = left // (self._workers * SHARE)
+        return min(left, max(1, min(by_time, by_share, MAX_CHUNK)))
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        while size := self.size():
+            chunk = self._items[self._position : self._position + size]
+            self._position += size
+            yield chunk

@@ -1,0 +1,64 @@
+"""How many CPUs this process may really use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+__all__ = ["available_cpus"]
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """The CPUs of the affinity mask, or fewer if a control group's quota allows less; at least 1.
+
+    The quota is that of this process's control group or the tightest above it: `cpu.max` of
+    cgroup v2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of v1 (cgroups(7)). A quota of 1.5 CPUs
+    counts as 2, so that it can be used up.
+    """
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        cpus = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
+    else:
+        cpus = os.cpu_count() or 1
+    quota = _quota(root)
+    return max(1, min(cpus, math.ceil(quota))) if quota else cpus
+
+
+def _quota(root: Path) -> float | None:
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            folder = root / "sys/fs/cgroup"
+            read = _quota_v2
+        elif "cpu" in controllers.split(","):
+            folder = root / "sys/fs/cgroup/cpu"
+            read = _quota_v1
+        else:
+            continue
+        own = folder / path.lstrip("/")
+        groups = [own, *own.parents]
+        for group in groups[: groups.index(folder) + 1] if folder in groups else []:
+            quota = read(group)
+            if quota is not None:
+                quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    fields = _read(group / "cpu.max").split()
+    return int(fields[0]) / int(fields[1]) if fields and fields[0] != "max" else None
+
+
+def _quota_v1(group: Path) -> float | None:
+    quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,165 @@
+"""Every exception that the pool raises, under one base class.
+
+Each message says what happened, to which job, in which process, and what can be done about it.
+All of them survive pickling, so that a pool inside a pool's task reports them unchanged.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing import TimeoutError
+from multiprocessing.pool import MaybeEncodingError as _StdMaybeEncodingError
+from typing import Any
+
+__all__ = [
+    "MaybeDecodingError",
+    "MaybeEncodingError",
+    "PoolBrokenError",
+    "PreforkError",
+    "RemoteTraceback",
+    "SoftTimeLimitExceeded",
+    "Terminated",
+    "TimeLimitExceeded",
+    "TimeoutError",
+    "WorkerLostError",
+    "describe_exit",
+]
+
+
+class PreforkError(Exception):
+    """Base class of all errors that come from the pool itself, not from the user's function."""
+
+
+class WorkerLostError(PreforkError):
+    """The worker process ended while it ran this job; no other job is affected.
+
+    Attributes:
+        job: the job's number in its pool.
+        function: the qualified name of the function that ran.
+        pid: the process id of the worker that ended.
+        exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of the signal
+            that ended it, None is unknown (somebody else collected the child's status).
+        stack: the Python stack at the moment of a crash, or "".
+    """
+
+    def __init__(
+        self, job: int, function: str, pid: int, exitcode: int | None, stack: str = "", note: str = ""
+    ) -> None:
+        super().__init__(job, function, pid, exitcode, stack, note)
+        self.job = job
+        self.function = function
+        self.pid = pid
+        self.exitcode = exitcode
+        self.stack = stack
+        self.note = note
+
+    def __str__(self) -> str:
+        how = describe_exit(self.exitcode)
+        text = f"worker process {self.pid} {how} while it ran job {self.job} ({self.function})"
+        if self.note:
+            text += f": {self.note}"
+        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+
+
+class TimeLimitExceeded(PreforkError):
+    """The job ran longer than its hard time limit, so its worker was killed.
+
+    Attributes:
+        limit: the limit in seconds, counted from the moment the worker started the task.
+        job, function, pid: which job, what it ran, in which process.
+        stack: the Python stack where the task was stuck, of all threads, or "".
+    """
+
+    def __init__(
+        self, limit: float, job: int = 0, function: str = "", pid: int = 0, stack: str = ""
+    ) -> None:
+        super().__init__(limit, job, function, pid, stack)
+        self.limit = limit
+        self.job = job
+        self.function = function
+        self.pid = pid
+        self.stack = stack
+
+    def __str__(self) -> str:
+        text = (
+            f"job {self.job} ({self.function}) exceeded its time limit of {self.limit:g} s; "
+            f"its worker process {self.pid} was killed"
+        )
+        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+
+
+class SoftTimeLimitExceeded(PreforkError):
+    """Raised inside a task that has passed its soft time limit, to give it a chance to clean up."""
+
+
+class Terminated(PreforkError):
+    """The pool was terminated, or the job was, before the job had finished."""
+
+
+class PoolBrokenError(PreforkError):
+    """Workers cannot start, so the pool has given up; the message and `__cause__` say why."""
+
+
+class MaybeEncodingError(PreforkError, _StdMaybeEncodingError):  # type: ignore[misc]
+    """A task's result or exception could not be pickled, so only its `repr` came back.
+
+    The standard library's exception of that name is a base class.
+    """
+
+    def __init__(self, exc: Any, value: Any) -> None:
+        _StdMaybeEncodingError.__init__(self, exc, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_encoding_error, (type(self), self.exc, self.value)
+
+    def __str__(self) -> str:
+        return f"cannot send the task's result {self.value} back: {self.exc}"
+
+
+def _rebuild_encoding_error(cls: type[MaybeEncodingError], exc: str, value: str) -> Exception:
+    error = cls.__new__(cls, exc, value)
+    error.exc, error.value = exc, value
+    return error
+
+
+class MaybeDecodingError(PreforkError):
+    """A task's result or exception arrived, but could not be unpickled in the pool's process.
+
+    Attributes:
+        type_name: the qualified name of the original type.
+        reason: why unpickling failed.
+        traceback: the traceback of the task's own exception, or "" for a result.
+    """
+
+    def __init__(self, type_name: str, reason: str, traceback: str = "") -> None:
+        super().__init__(type_name, reason, traceback)
+        self.type_name = type_name
+        self.reason = reason
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        text = f"the task's {self.type_name} came back, but unpickling it raised {self.reason}"
+        return f"{text}\nThe task's own traceback:\n{self.traceback}" if self.traceback else text
+
+
+class RemoteTraceback(Exception):
+    """The `__cause__` of a task's exception: the traceback in the worker, as text."""
+
+    def __init__(self, traceback: str) -> None:
+        super().__init__(traceback)
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.traceback}"""'
+
+
+def describe_exit(exitcode: int | None) -> str:
+    """How a process ended, in words: `describe_exit(-9)` is "was killed by SIGKILL"."""
+    if exitcode is None:
+        return "ended with unknown status"
+    if exitcode >= 0:
+        return f"exited with code {exitcode}"
+    try:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"

@@ -1,0 +1,345 @@
+"""The roles of a running pool; each on a thread of its own, or in somebody's event loop.
+
+    TaskHandler      a lazy input → jobs, no further ahead than there is room for
+    ResultHandler    the workers' outboxes → results, to whoever waits for them
+    TimeoutHandler   time limits → a signal, or a kill
+    Supervisor       ends of workers → accounts and successors; the end of the pool
+
+A role has three faces. `fileno()` is readable when there is work (or `timeout()` says when there
+will be); `handle_event()` does what can be done now, without waiting; `body()` waits and handles
+events until the role is stopped, and is what the role's thread runs.
+
+Subclasses may override any of these, and are used by a pool whose class names them:
+`class MyPool(Pool): Supervisor = MySupervisor`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from prefork.deadlines import Expiry
+from prefork.dispatcher import Dispatcher, News, State, Watch, Worker, tell_owner
+from prefork.errors import PreforkError, Terminated
+from prefork.results import Signal
+from prefork.scheduler import Job
+
+__all__ = [
+    "CallbackRunner",
+    "ResultHandler",
+    "Role",
+    "Supervisor",
+    "TaskHandler",
+    "TimeoutHandler",
+]
+
+logger = logging.getLogger("prefork")
+
+
+class Role:
+    """What the roles share: a thread that runs `body` until `stop`."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_crash: Callable[[BaseException], object]) -> None:
+        """Run `body` on a daemon thread; what it raises, a bug, goes to `on_crash`."""
+
+        def run() -> None:
+            try:
+                self.body()
+            except BaseException as exc:
+                on_crash(exc)
+
+        name = f"prefork-{type(self).__name__}"
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this role's thread is what asks."""
+        return self._thread is threading.current_thread()
+
+    def body(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Have `body` return soon."""
+        self._stopped = True
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the thread; a role that calls this on itself returns at once."""
+        if self._thread is not None and not self.is_current:
+            self._thread.join(timeout)
+
+
+class ResultHandler(Role):
+    """Takes the results from the workers and gives them to those who wait.
+
+    Args:
+        outqueue: the outboxes of all workers; it has a `fileno()`, and a `bell` to be woken by.
+        get: called with the workers whose outboxes are readable; returns the news of jobs.
+        cache: the unsettled jobs by id.
+        poll: waits at most so many seconds (None: for ever) and returns the readable workers.
+        join_exited_workers: called when all news have been told, for what waits for ends of jobs.
+        putlock: notified then, too: who waits for a free worker waits for it.
+    """
+
+    def __init__(
+        self,
+        outqueue: Watch,
+        get: Callable[[Iterable[Worker]], list[tuple[Job, News]]],
+        cache: Mapping[int, Job],
+        poll: Callable[[float | None], list[Worker]],
+        join_exited_workers: Callable[[], object],
+        putlock: Signal,
+    ) -> None:
+        super().__init__()
+        self.outqueue = outqueue
+        self.get = get
+        self.cache = cache
+        self.poll = poll
+        self.join_exited_workers = join_exited_workers
+        self.putlock = putlock
+
+    def fileno(self) -> int:
+        return self.outqueue.fileno()
+
+    def body(self) -> None:
+        while not self._stopped:
+            self._handle(self.poll(None))
+        self.handle_event()
+
+    def handle_event(self) -> None:
+        self._handle(self.poll(0))
+
+    def _handle(self, workers: Iterable[Worker]) -> None:
+        news = self.get(workers)
+        if not news:
+            return
+        for job, item in news:
+            tell_owner(job, item)
+        self.putlock.notify()
+        self.join_exited_workers()
+
+    def stop(self) -> None:
+        super().stop()
+        self.outqueue.bell.ring()
+
+
+class TaskHandler(Role):
+    """Reads one lazy input and makes jobs of it, as room allows. One for each such input, so that
+    no input can hold up another.
+
+    Args:
+        taskqueue: yields the jobs; reading the user's iterable happens in here.
+        put: hands one job to the workers.
+        outqueue: the collection that the results go to; tells whether there is room for more.
+        pool: the running pool.
+    """
+
+    def __init__(
+        self,
+        taskqueue: Iterator[Job],
+        put: Callable[[Job], object],
+        outqueue: Output,
+        pool: Dispatcher,
+    ) -> None:
+        super().__init__()
+        self.taskqueue = taskqueue
+        self.put = put
+        self.outqueue = outqueue
+        self.pool = pool
+
+    def body(self) -> None:
+        error: BaseException | None = None
+        try:
+            while self._wait_for_room() and (job := next(self.taskqueue, None)) is not None:
+                self.put(job)
+        except BaseException as exc:  # of the user's iterable: it goes to who reads the results
+            error = exc
+        finally:
+            if self.pool.state in (State.TERMINATE, State.ENDED) and not isinstance(
+                error, PreforkError
+            ):
+                error = self.pool.broken or Terminated("the pool was terminated")
+            self.outqueue.end(error)
+            self.pool.feed(-1)
+
+    def _wait_for_room(self) -> bool:
+        self.outqueue.room.wait(self._may_go_on)
+        return not (self.outqueue.cancelled or self._stopped)
+
+    def _may_go_on(self) -> bool:
+        over = self._stopped or self.pool.state in (State.TERMINATE, State.ENDED)
+        return over or self.outqueue.has_room()
+
+    def stop(self) -> None:
+        super().stop()
+        self.outqueue.room.notify()
+
+
+class Output(Protocol):
+    """Where the results of a lazy input go."""
+
+    room: Signal
+    cancelled: bool
+
+    def has_room(self) -> bool: ...
+
+    def end(self, error: BaseException | None = None) -> None: ...
+
+
+class LimitedProcesses(Protocol):
+    """The workers as the time limits see them."""
+
+    def next_look(self) -> float | None: ...
+
+    def expired(self, now: float) -> list[Expiry]: ...
+
+    def enforce(self, expiry: Expiry) -> None: ...
+
+    def crash(self, reason: BaseException) -> None: ...
+
+
+class TimeoutHandler(Role):
+    """Enforces the time limits. It sleeps until the next one can expire; nothing is polled.
+
+    Args:
+        processes: the workers, with what has expired on them.
+        cache: the unsettled jobs by id.
+        t_soft, t_hard: the limits of jobs that ask for none, seconds; None is no limit.
+    """
+
+    def __init__(
+        self,
+        processes: LimitedProcesses,
+        cache: Mapping[int, Job],
+        t_soft: float | None,
+        t_hard: float | None,
+    ) -> None:
+        super().__init__()
+        self.processes = processes
+        self.cache = cache
+        self.t_soft = t_soft
+        self.t_hard = t_hard
+        self._rearmed = Signal()
+        self._armed_for: float | None = None
+        self._starting = threading.Lock()
+
+    def timeout(self) -> float | None:
+        """Seconds until `handle_event` is to be called, or None while no limit runs."""
+        next_look = self.processes.next_look()
+        return None if next_look is None else max(0.0, next_look - time.monotonic())
+
+    def body(self) -> None:
+        while not self._stopped:
+            self._armed_for = self.processes.next_look()
+            self._rearmed.wait(self._is_rearmed, self.timeout())
+            self.handle_event()
+
+    def _is_rearmed(self) -> bool:
+        return self._stopped or self.processes.next_look() != self._armed_for
+
+    def handle_event(self) -> None:
+        now = time.monotonic()
+        next_look = self.processes.next_look()
+        if next_look is None or now < next_look:
+            return
+        for expiry in self.processes.expired(now):
+            self.processes.enforce(expiry)
+
+    def rearm(self) -> None:
+        """The next limit may expire earlier than the one that is waited for."""
+        self._rearmed.notify()
+
+    def ensure_started(self) -> None:
+        """Start the thread with the first limit."""
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self.start(self.processes.crash)
+
+    def stop(self) -> None:
+        super().stop()
+        self._rearmed.notify()
+
+
+class Supervisor(Role):
+    """Notices the ends of workers, has them accounted for and replaced; ends the pool.
+
+    Args:
+        pool: the running pool.
+    """
+
+    def __init__(self, pool: Dispatcher) -> None:
+        super().__init__()
+        self.pool = pool
+        self._wait: float | None = None
+
+    def fileno(self) -> int:
+        return self.pool.exits.fileno()
+
+    def timeout(self) -> float | None:
+        """Seconds until `handle_event` is to be called in any case, or None."""
+        return self._wait
+
+    def body(self) -> None:
+        while self.pool.state is not State.ENDED:
+            self._handle(self.pool.exits.ready(self._wait))
+        for stop in self.pool.at_end:
+            stop()
+        self.pool.release()
+
+    def handle_event(self) -> None:
+        self._handle(self.pool.exits.ready(0))
+
+    def _handle(self, exited: Iterable[Worker]) -> None:
+        self._wait = self.pool.tend(exited)
+
+
+class CallbackRunner:
+    """Runs the users' callbacks, one after another, on a thread that starts with the first.
+
+    A callback may call the pool, wait for other jobs, raise or block: no result waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+        self._queue.put(lambda: callback(*args, **kwargs))
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name="prefork-callbacks", daemon=True
+                    )
+                    self._thread.start()
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            try:
+                call()
+            except BaseException:
+                logger.exception("a callback raised; its job is not affected")
+            del call
+
+    def stop(self) -> None:
+        """End the thread after the callbacks that are waiting."""
+        self._queue.put(None)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all callbacks have run, unless called by one of them."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            return not thread.is_alive()
+        return True

@@ -1,0 +1,470 @@
+"""What callers hold while their jobs run: result handles and lazy iterators.
+
+The pool's threads call `accept` and `settle` once per job; callers wait. Everything else that a
+handle knows it asks its job.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing import TimeoutError
+from typing import Any, Generic, Protocol, TypeVar
+
+from prefork.messages import Outcome
+from prefork.scheduler import Job
+
+__all__ = ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
+
+T = TypeVar("T")
+Callback = Callable[..., object] | None
+
+
+class Runner(Protocol):
+    """Who runs a user's callback: a thread of the pool, or an event loop."""
+
+    def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None: ...
+
+
+class Owner(Protocol):
+    """The pool that a result comes from; results keep it alive until they are here."""
+
+    def check_owner(self) -> None:
+        """Raise RuntimeError in a forked child, where no result ever arrives."""
+
+
+class Signal:
+    """Lets threads wait for a condition that other threads make true.
+
+    `notify` is safe to call from anywhere, a finalizer included: it takes no lock.
+    """
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: deque[threading.Lock] = deque()
+
+    def wait(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `condition()`, at most `timeout` seconds; returns what it is then."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            lock = threading.Lock()
+            lock.acquire()
+            self._waiters.append(lock)
+            # Looked at again after joining the queue: whoever makes it true does so before
+            # it notifies, so one of the two sees the other.
+            if condition():
+                return True
+            left = -1.0 if deadline is None else deadline - time.monotonic()
+            if deadline is not None and (left <= 0 or not lock.acquire(timeout=left)):
+                return condition()
+            if deadline is None:
+                lock.acquire()
+        return True
+
+    def notify(self) -> None:
+        """Have the waiting threads look at their condition again."""
+        waiters = self._waiters
+        while waiters:
+            try:
+                waiters.popleft().release()
+            except IndexError:  # another thread has woken the last one
+                return
+
+
+class _Handle(Generic[T]):
+    """What all handles share: one outcome, set once; waiters and callbacks told once."""
+
+    __slots__ = (
+        "__weakref__",
+        "_callback",
+        "_error_callback",
+        "_outcome",
+        "_pool",
+        "_run",
+        "_signal",
+    )
+
+    _making_signals = threading.Lock()
+
+    def __init__(
+        self, pool: Owner, run: Runner, callback: Callback, error_callback: Callback
+    ) -> None:
+        self._pool: Owner | None = pool  # kept alive until the result is here
+        self._run = run
+        self._callback = callback
+        self._error_callback = error_callback
+        self._outcome: Outcome | None = None
+        self._signal: Signal | None = None
+
+    def ready(self) -> bool:
+        """Whether the result, or the error, is here."""
+        return self._outcome is not None
+
+    def successful(self) -> bool:
+        """Whether the call completed without an error.
+
+        Raises:
+            ValueError: it is not ready.
+        """
+        if self._outcome is None:
+            raise ValueError(f"{self!r} is not ready")
+        return self._outcome.ok
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the result is here, at most `timeout` seconds."""
+        if self._outcome is not None:
+            return
+        if (pool := self._pool) is not None:
+            pool.check_owner()
+        if self._signal is None:
+            with self._making_signals:
+                if self._signal is None:
+                    self._signal = Signal()
+        self._signal.wait(self.ready, timeout)
+
+    def get(self, timeout: float | None = None) -> T:
+        """The result, waiting for it at most `timeout` seconds.
+
+        Raises:
+            multiprocessing.TimeoutError: it is not here in time. The job goes on.
+            Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
+                `PreforkError` that says why the task did not finish.
+        """
+        if self._outcome is None:
+            self.wait(timeout)
+        if self._outcome is None:
+            raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
+        if self._outcome.ok:
+            return self._outcome.value  # type: ignore[no-any-return]
+        raise self._outcome.value
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._pool = None
+        if self._signal is not None:
+            self._signal.notify()
+        callback = self._callback if outcome.ok else self._error_callback
+        self._callback = self._error_callback = None
+        if callback is not None:
+            self._run(callback, outcome.value)
+
+    def _state(self) -> str:
+        if self._outcome is None:
+            return "pending"
+        return "successful" if self._outcome.ok else f"failed: {self._outcome.value!r}"
+
+
+class ApplyResult(_Handle[T]):
+    """The result of one job (`apply_async`)."""
+
+    __slots__ = ("_accept_callback", "_job", "_timeout_callback")
+
+    def __init__(
+        self,
+        pool: Owner,
+        run: Runner,
+        callback: Callback = None,
+        error_callback: Callback = None,
+        accept_callback: Callback = None,
+        timeout_callback: Callback = None,
+    ) -> None:
+        super().__init__(pool, run, callback, error_callback)
+        self._accept_callback = accept_callback
+        self._timeout_callback = timeout_callback
+        self._job: Job | None = None
+
+    # ---- what a user wants to know of a running job
+
+    @property
+    def job(self) -> int:
+        """The job's number; it is in the messages of the errors, too."""
+        return self._job.id if self._job else 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the worker that runs or ran the job; None if it has not started."""
+        return self._job.running_pid() if self._job else None
+
+    @property
+    def time_accepted(self) -> float | None:
+        """When the worker started the job (`time.monotonic`, seconds), or None."""
+        return self._job.running_since() if self._job else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the finished job ran, as its worker measured it."""
+        return self._job.seconds if self._job and self.ready() else None
+
+    def accepted(self) -> bool:
+        """Whether a worker has started the job."""
+        return self.pid is not None
+
+    # ---- the pool's side
+
+    def bind(self, job: Job) -> None:
+        self._job = job
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        if self._accept_callback is not None:
+            self._run(self._accept_callback, pid, time_accepted)
+            self._accept_callback = None
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        self._finish(outcome)
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        """The job has passed its soft or hard time limit."""
+        if self._timeout_callback is not None:
+            self._run(self._timeout_callback, soft=soft, timeout=timeout)
+
+    def __repr__(self) -> str:
+        function = self._job.function if self._job else "?"
+        state = self._state()
+        if self._outcome is None and self.pid is not None:
+            state = f"running in process {self.pid}"
+        return f"<{type(self).__name__} of job {self.job} {function}: {state}>"
+
+
+class MapResult(_Handle[list[Any]]):
+    """The results of all jobs of a `map_async` or `starmap_async`, as one list.
+
+    As in `multiprocessing.Pool`, it becomes ready when all its chunks are finished, and the
+    first error among them is its error.
+    """
+
+    def __init__(
+        self,
+        pool: Owner,
+        run: Runner,
+        function: str,
+        length: int,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> None:
+        super().__init__(pool, run, callback, error_callback)
+        self._function = function
+        self._values: list[Any] = [None] * length
+        self._error: Outcome | None = None
+        self._lock = threading.Lock()
+        self._items = length  # that are expected
+        self._done = 0  # items
+        self._jobs = 0  # on their way
+        self._most_jobs = 1
+        self._measured: Callable[[int, float], object] | None = None
+        self.room = Signal()
+        self.cancelled = False
+        if length == 0:
+            self._finish(Outcome(True, []))
+
+    # ---- the feeder's side
+
+    def limit(self, jobs: int, measured: Callable[[int, float], object] | None = None) -> None:
+        """Have at most so many jobs on their way; call `measured(items, seconds)` after each."""
+        self._most_jobs = jobs
+        self._measured = measured
+
+    def has_room(self) -> bool:
+        return self._jobs < self._most_jobs
+
+    def bind(self, job: Job) -> None:
+        with self._lock:
+            self._jobs += 1
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The input was handed over, or could not be: then what was is all there will be."""
+        if error is not None:
+            with self._lock:
+                self._error = Outcome(False, error)
+                if self._outcome is None:
+                    self._finish(self._error)
+
+    # ---- the pool's side
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        pass
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        if self._measured is not None and outcome.ok:
+            self._measured(job.size, job.seconds)
+        with self._lock:
+            if outcome.ok:
+                self._values[job.index : job.index + job.size] = outcome.value
+            elif self._error is None:
+                self._error = outcome
+            self._done += job.size
+            self._jobs -= 1
+            if self._done == self._items and self._outcome is None:
+                self._finish(self._error or Outcome(True, self._values))
+        self.room.notify()
+
+    def __repr__(self) -> str:
+        progress = f"{self._done} of {self._items} items, {self._state()}"
+        return f"<{type(self).__name__} of {self._function}: {progress}>"
+
+
+class _Items:
+    """What an iterator, the feeder of its jobs and the pool share.
+
+    Apart from the iterator itself, so that the pool keeps going only while a consumer holds it.
+    """
+
+    ordered = True
+
+    def __init__(self, pool: Owner, function: str, buffersize: int, chunksize: int) -> None:
+        self._pool: Owner | None = pool
+        self.function = function
+        self.buffersize = buffersize  # items
+        self.chunksize = chunksize  # items; of several, a job's result is a list of outcomes
+        self.sent = 0  # items handed to the pool
+        self.taken = 0  # items that the consumer has taken
+        self.jobs = 0
+        self.finished_jobs = 0
+        self.exhausted = False  # there will be no more jobs
+        self.cancelled = False  # nobody will take anything any more
+        self.input_error: BaseException | None = None
+        self.room = Signal()
+        self.news = Signal()
+        self._arrived: dict[int, list[Outcome]] = {}
+        self._ready: deque[Outcome] = deque()
+        self._next_job = 0
+        self._taking = threading.Lock()
+
+    # ---- the feeder's side
+
+    def has_room(self) -> bool:
+        """Whether the input may be read on: it must not run ahead of the consumer."""
+        return self.cancelled or self.sent - self.taken + self.chunksize <= self.buffersize
+
+    def bind(self, job: Job) -> None:
+        self.sent += job.size
+        self.jobs += 1
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The input has ended, by itself or with an exception."""
+        self.input_error = error
+        self.exhausted = True
+        self.news.notify()
+
+    def cancel(self) -> None:
+        """The consumer has gone."""
+        self.cancelled = True
+        self._pool = None
+        self.room.notify()
+        self.news.notify()
+
+    # ---- the pool's side
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        pass
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        outcomes = outcome.value if self.chunksize > 1 and outcome.ok else [outcome] * job.size
+        self.finished_jobs += 1
+        if not self.ordered:
+            self._ready.extend(outcomes)
+        else:
+            self._arrived[job.index] = outcomes
+            while self._next_job in self._arrived:
+                self._ready.extend(self._arrived.pop(self._next_job))
+                self._next_job += 1
+        self.news.notify()
+
+    # ---- the consumer's side
+
+    def has_news(self) -> bool:
+        return bool(self._ready) or self._is_over()
+
+    def _is_over(self) -> bool:
+        return self.cancelled or (self.exhausted and self.finished_jobs == self.jobs)
+
+    def take(self, timeout: float | None) -> Outcome | None:
+        """The next outcome; None at the end."""
+        while True:
+            with self._taking:
+                if self._ready:
+                    outcome = self._ready.popleft()
+                    self.taken += 1
+                    break
+            if self._is_over() and not self._ready:
+                self._pool = None
+                return None
+            if (pool := self._pool) is not None:
+                pool.check_owner()
+            if not self.news.wait(self.has_news, timeout):
+                raise TimeoutError(f"no result arrived within {timeout:g} s")
+        # In batches, so that the feeder is not woken for each item.
+        if (self.sent - self.taken) * 2 <= self.buffersize:
+            self.room.notify()
+        return outcome
+
+
+class _ItemsUnordered(_Items):
+    ordered = False
+
+
+class IMapIterator(Iterator[Any]):
+    """The results of `imap`, one after another, in the order of the input.
+
+    The input is read as results are taken: at most `buffersize` items ahead. An iterator that is
+    dropped reads no more input.
+    """
+
+    _items_class: type[_Items] = _Items
+
+    def __init__(self, pool: Owner, function: str, buffersize: int, chunksize: int) -> None:
+        self._items = self._items_class(pool, function, buffersize, chunksize)
+
+    @property
+    def items(self) -> _Items:
+        """The pool's side of it."""
+        return self._items
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waiting for it at most `timeout` seconds.
+
+        Raises:
+            StopIteration: there are no more.
+            multiprocessing.TimeoutError: it is not here in time; call again for the same result.
+            Exception: what the task for this item raised, or what the input iterable raised
+                (that ends the iteration).
+        """
+        outcome = self._items.take(timeout)
+        if outcome is None:
+            error, self._items.input_error = self._items.input_error, None
+            raise error or StopIteration
+        if outcome.ok:
+            return outcome.value
+        raise outcome.value
+
+    def close(self) -> None:
+        """Take no more results: the input is read no further."""
+        self._items.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_items"):
+            self._items.cancel()
+
+    def __repr__(self) -> str:
+        items = self._items
+        return f"<{type(self).__name__} of {items.function}: {items.taken} items taken>"
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """The results of `imap_unordered`: like `imap`, but as they become ready."""
+
+    _items_class = _ItemsUnordered

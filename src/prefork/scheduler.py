@@ -1,0 +1,270 @@
+"""Who gets which task, and when: policy without I/O. The dispatcher's lock guards it.
+
+A job is *queued* here, or *sent* to one worker; a sent job can come back (reclaimed) until the
+worker reads it. It leaves when its report arrives, or with the worker that died running it.
+
+    submit ──► queue ──► worker.sent ──► finished
+                 ▲            │
+                 └─reclaimed──┘
+
+A job goes straight to a worker that has no or only one other job (so that it never waits for a
+round trip). The rest queues here, and is handed out in batches that hold about
+`BATCH_SECONDS` of work, by the running mean of how long jobs take.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+from prefork.messages import Outcome, function_name
+
+__all__ = ["Job", "JobOwner", "Scheduler", "Seat"]
+
+BATCH_SECONDS = 0.01
+"""Work to keep in each inbox: more than the 5 ms that a busy thread may keep the interpreter lock
+(`sys.getswitchinterval`), so that a worker does not run dry before the pool's threads get it."""
+MAX_DEPTH = 100  # jobs in one inbox, the running one included
+MIN_DEPTH = 2
+_SMOOTHING = 0.1  # weight of the newest job in the running mean
+
+
+class JobOwner(Protocol):
+    """What a job's result is for: a result handle, or a collection of results."""
+
+    def bind(self, job: Job) -> None: ...
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None: ...
+
+    def settle(self, job: Job, outcome: Outcome) -> None: ...
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
+
+
+class Job:
+    """One task on its way. Times are seconds."""
+
+    __slots__ = (
+        "flags",
+        "func",
+        "id",
+        "index",
+        "lost_timeout",
+        "owner",
+        "parcel",
+        "pickled",
+        "pid",
+        "seat",
+        "seconds",
+        "size",
+        "soft_timeout",
+        "started",
+        "timeout",
+    )
+
+    _ids = itertools.count(1)
+
+    def __init__(
+        self,
+        owner: JobOwner,
+        func: Callable[..., Any],
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        lost_timeout: float = 10.0,
+    ) -> None:
+        self.id = next(Job._ids)
+        self.owner = owner
+        self.func = func
+        self.timeout = timeout
+        self.soft_timeout = soft_timeout
+        self.lost_timeout = lost_timeout
+        self.flags = 0  # of its ticket
+        self.pickled = b""
+        self.parcel: Any = None  # the pickle and its buffers, if they are large
+        self.index = 0  # of its first item in the result
+        self.size = 1  # how many items it is for
+        self.seat: Seat | None = None  # where it was sent; None while queued
+        self.pid: int | None = None  # of the worker that ran it, once reported
+        self.started = 0.0
+        self.seconds = 0.0
+
+    @property
+    def function(self) -> str:
+        return function_name(self.func)
+
+    def running_pid(self) -> int | None:
+        """The process id of the worker that runs or ran it, or None."""
+        if self.pid is None and (seat := self.seat) is not None and seat.running()[0] == self.id:
+            return seat.pid
+        return self.pid
+
+    def running_since(self) -> float | None:
+        if self.started == 0.0 and (seat := self.seat) is not None:
+            job, started = seat.running()
+            return started if job == self.id else None
+        return self.started or None
+
+    def __repr__(self) -> str:
+        where = f"sent to {self.seat!r}" if self.seat else "queued"
+        return f"<Job {self.id} {self.function} {where}>"
+
+
+class Seat:
+    """A worker as the scheduler sees it."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        self.sent: dict[int, Job] = {}  # by id, in the order of sending: the first is running
+        self.open = True  # may be sent more
+        self.quota: float = float("inf")  # how many more jobs it may finish
+        self.group: dict[Seat, None] | None = None  # the scheduler's
+
+    def running(self) -> tuple[int, float]:
+        """The id of the job that the worker runs (0: none yet) and when it started."""
+        return 0, 0.0
+
+
+class Scheduler:
+    def __init__(self) -> None:
+        self.queue: deque[Job] = deque()
+        self.seats: list[Seat] = []
+        self.finished_jobs = 0
+        self.mean_seconds: float | None = None
+        # Seats by how many jobs they have; each seat is in one of them, or in none.
+        self._idle: dict[Seat, None] = {}  # none, and may be sent some
+        self._low: dict[Seat, None] = {}  # one, and may be sent more
+        self._deep: dict[Seat, None] = {}  # more than one
+
+    # ---- seats
+
+    def add(self, seat: Seat) -> None:
+        self.seats.append(seat)
+        self._classify(seat)
+
+    def remove(self, seat: Seat) -> None:
+        seat.open = False
+        self._classify(seat)
+        self.seats.remove(seat)
+
+    def shut(self, seat: Seat) -> None:
+        """Send this seat no more."""
+        seat.open = False
+        self._classify(seat)
+
+    def reopen(self, seat: Seat) -> None:
+        seat.open = True
+        self._classify(seat)
+
+    def _classify(self, seat: Seat) -> None:
+        count = len(seat.sent)
+        group: dict[Seat, None] | None = None
+        if count > 1:
+            group = self._deep
+        elif seat.open and count < seat.quota:
+            group = self._low if count else self._idle
+        if group is not seat.group:
+            if seat.group is not None:
+                del seat.group[seat]
+            if group is not None:
+                group[seat] = None
+            seat.group = group
+
+    # ---- jobs
+
+    def submit(self, job: Job) -> Seat | None:
+        """Take a new job: the seat to send it to now, or None if it is queued."""
+        if not self.queue:
+            if self._idle:
+                seat = next(reversed(self._idle))
+            elif self._low and self._may_queue_behind(job):
+                seat = next(reversed(self._low))
+            else:
+                self.queue.append(job)
+                return None
+            self._assign(seat, job)
+            return seat
+        self.queue.append(job)
+        return None
+
+    def _may_queue_behind(self, job: Job) -> bool:
+        """A large task waits here for an idle worker: taking it back from one would be dear."""
+        return job.parcel is None
+
+    def _assign(self, seat: Seat, job: Job) -> None:
+        job.seat = seat
+        seat.sent[job.id] = job
+        self._classify(seat)
+
+    def hand_out(self, seats: Iterable[Seat] | None = None) -> Iterator[tuple[Seat, list[Job]]]:
+        """Batches to send now: to each of these seats (all) that runs low its share of the queue."""
+        if not self.queue:
+            return
+        depth = self.depth()
+        for seat in list(self.seats if seats is None else seats):
+            if seat.open and len(seat.sent) <= depth // 2:
+                batch = self._batch(seat, depth)
+                if batch:
+                    yield seat, batch
+
+    def _batch(self, seat: Seat, depth: int) -> list[Job]:
+        share = -(-len(self.queue) // len(self.seats))
+        room = min(depth - len(seat.sent), max(share, 1), seat.quota - len(seat.sent))
+        batch: list[Job] = []
+        while self.queue and len(batch) < room:
+            job = self.queue[0]
+            if seat.sent and not self._may_queue_behind(job):
+                break
+            self._assign(seat, self.queue.popleft())
+            batch.append(job)
+        return batch
+
+    def depth(self) -> int:
+        """How many jobs to keep in an inbox."""
+        if self.mean_seconds is None:
+            return MIN_DEPTH
+        return int(min(MAX_DEPTH, max(MIN_DEPTH, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
+
+    def finish(self, seat: Seat, job_id: int, seconds: float) -> Job | None:
+        """A report has come in; None if the job was settled before (terminated)."""
+        job = seat.sent.pop(job_id, None)
+        seat.quota -= 1
+        self._classify(seat)
+        self.finished_jobs += 1
+        mean = self.mean_seconds
+        self.mean_seconds = seconds if mean is None else mean + _SMOOTHING * (seconds - mean)
+        return job
+
+    def return_jobs(self, seat: Seat, job_ids: Iterable[int]) -> None:
+        """These were taken back unread: they go to the front of the queue, in their order."""
+        jobs = [seat.sent.pop(job_id) for job_id in job_ids if job_id in seat.sent]
+        for job in jobs:
+            job.seat = None
+        self.queue.extendleft(reversed(jobs))
+        self._classify(seat)
+
+    def steal(self) -> tuple[Seat, int] | None:
+        """A worker idles and nothing is queued: from whom to take back how many tasks."""
+        if self.queue or not self._idle or not self._deep:
+            return None
+        victim = max(self._deep, key=lambda seat: len(seat.sent))
+        return victim, len(victim.sent) // 2
+
+    def idle_seats(self) -> list[Seat]:
+        return list(self._idle)
+
+    def clear(self) -> list[Job]:
+        """Forget all jobs."""
+        jobs = list(self.queue)
+        self.queue.clear()
+        for seat in self.seats:
+            jobs.extend(seat.sent.values())
+            seat.sent.clear()
+            self._classify(seat)
+        return jobs
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.queue) + sum(len(seat.sent) for seat in self.seats)

@@ -1,0 +1,170 @@
+"""What runs in a worker process: initialise, then receive, run, report until told to leave.
+
+    main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ticket
+                                                    │ note it on the board
+                                                    │ load, run              SIGUSR1: soft limit
+                                                    └ report ─► … ─► leave
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+from prefork.channel import WorkerEnd
+from prefork.errors import SoftTimeLimitExceeded
+from prefork.messages import (
+    ACCEPT,
+    Kind,
+    Mode,
+    Ticket,
+    dumps,
+    encode_failure,
+    encode_result,
+    load,
+    pack,
+)
+from prefork.process import LifelineEnd
+
+__all__ = ["SOFT_SIGNAL", "WorkerOptions", "main"]
+
+SOFT_SIGNAL = signal.SIGUSR1
+
+_EXITS = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
+
+
+class WorkerOptions(NamedTuple):
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    maxtasksperchild: int | None = None
+
+
+def main(end: WorkerEnd, lifeline: LifelineEnd, options: WorkerOptions) -> None:
+    lifeline.attach()
+    black_box = end.open()
+    faulthandler.enable(black_box)
+    _Worker(end, options).run()
+
+
+class _Worker:
+    def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
+        self._end = end
+        self._options = options
+        self._soft_timeout = 0.0
+        self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
+
+    def run(self) -> None:
+        self._set_signals()
+        self._initialise()
+        self._end.report(Kind.READY)
+        tasks_left = self._options.maxtasksperchild
+        while tasks_left is None or tasks_left > 0:
+            ticket = self._end.receive()
+            if ticket is None:
+                return
+            self._run_task(ticket)
+            if tasks_left is not None:
+                tasks_left -= 1
+
+    def _set_signals(self) -> None:
+        """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
+        signal.set_wakeup_fd(-1)
+        for signum in signal.valid_signals():
+            if callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(SOFT_SIGNAL, self._on_soft_limit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [SOFT_SIGNAL, signal.SIGTERM])
+
+    def _initialise(self) -> None:
+        if self._options.initializer is None:
+            return
+        try:
+            self._options.initializer(*self._options.initargs)
+        except BaseException as exc:
+            self._end.report(Kind.BROKEN, pickled=dumps(encode_failure(exc)))
+            raise SystemExit(1) from None
+
+    # ---- one task
+
+    def _run_task(self, ticket: Ticket) -> None:
+        end, job = self._end, ticket.job
+        self._soft_timeout = ticket.soft_timeout
+        started = self._start_clock()
+        end.board[0] = job
+        if ticket.flags & ACCEPT:
+            end.report(Kind.ACCEPTED, job, started)
+        try:
+            try:
+                kind, pickled, buffers = self._call(*load(end.payload(ticket)))
+            finally:
+                self._soft_deadline = 0.0  # from here on the signal is dropped
+        except BaseException as exc:
+            if isinstance(exc, _EXITS):
+                if not end.closed:
+                    end.report(Kind.EXITING, job, pickled=f"it raised {exc!r}".encode())
+                raise
+            kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
+        if end.closed:
+            os._exit(0)  # a child that the task forked, which came back here: the job is not its
+        self._report(kind, job, started, pickled, buffers)
+
+    def _report(
+        self, kind: int, job: int, started: float, pickled: bytes, buffers: list[memoryview]
+    ) -> None:
+        seconds = time.monotonic() - started
+        try:
+            self._end.report(kind, job, started, seconds, pickled, buffers)
+        except OSError as exc:
+            # A large result goes into a file; there may be no memory or descriptor left for it.
+            failure = dumps(encode_failure(exc))
+            self._end.report(Kind.FAILED, job, started, seconds, failure)
+
+    def _call(
+        self, mode: int, func: Callable[..., Any], args: Any, kwargs: Any = None
+    ) -> tuple[int, bytes, list[memoryview]]:
+        if mode == Mode.CALL:
+            return encode_result(func(*args, **kwargs) if kwargs else func(*args))
+        if mode == Mode.EACH:
+            return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in args])
+        if mode == Mode.MAP:
+            return encode_result([func(item) for item in self._timed(args)])
+        return encode_result([func(*item) for item in self._timed(args)])
+
+    def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
+        self._start_clock()
+        try:
+            kind, pickled, buffers = encode_result(func(item))
+        except _EXITS:
+            raise
+        except BaseException as exc:
+            return False, encode_failure(exc)
+        if kind == Kind.DONE:
+            return True, [pickled, *map(bytes, buffers)]
+        return False, load(pickled)
+
+    # ---- time limits: they are each item's, so the clock starts anew for each
+
+    def _start_clock(self) -> float:
+        started = time.monotonic()
+        self._end.clock[1] = started
+        if self._soft_timeout:
+            self._soft_deadline = started + self._soft_timeout
+        return started
+
+    def _timed(self, items: list[Any]) -> Iterator[Any]:
+        for item in items:
+            self._start_clock()
+            yield item
+
+    def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
+        """Raise in the task that runs now, if it has passed its own limit; else the signal was
+        meant for one that has finished."""
+        if 0.0 < self._soft_deadline <= time.monotonic():
+            self._soft_deadline = 0.0
+            raise SoftTimeLimitExceeded(f"the soft time limit of {self._soft_timeout:g} s has passed")
