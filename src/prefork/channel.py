@@ -55,6 +55,9 @@ class Transport(NamedTuple):
     seqpacket: bool = hasattr(socket, "SOCK_SEQPACKET")
 
 
+BEST = Transport()
+
+
 def _high(fd: int) -> int:
     """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
     if fd >= _MAX_DESCRIPTOR:
@@ -93,7 +96,7 @@ class Parcel:
     """
 
     def __init__(
-        self, pickled: bytes, buffers: Iterable[memoryview] = (), transport: Transport = Transport()
+        self, pickled: bytes, buffers: Iterable[memoryview] = (), transport: Transport = BEST
     ) -> None:
         pieces = [memoryview(pickled), *buffers]
         self.lengths = array.array("Q", [piece.nbytes for piece in pieces])
@@ -212,7 +215,7 @@ os.register_at_fork(after_in_child=_close_inherited)
 class Channel:
     """The pool's side."""
 
-    def __init__(self, transport: Transport = Transport()) -> None:
+    def __init__(self, transport: Transport = BEST) -> None:
         self.transport = transport
         with contextlib.ExitStack() as undo:
             inbox, self._inbox = _pipe()
@@ -337,7 +340,8 @@ class Channel:
         pending = self._unparsed
         if len(pending) < REPORT.size:
             return False
-        return len(pending) >= REPORT.size + REPORT.unpack_from(pending)[3]
+        length: int = REPORT.unpack_from(pending)[3]
+        return len(pending) >= REPORT.size + length
 
     def _parse(self, data: bytes) -> tuple[list[Report], int]:
         reports = []

@@ -110,7 +110,7 @@ class Watch:
 
     def fileno(self) -> int:
         """Readable when `ready(0)` would return something: the set is itself a descriptor."""
-        return self._selector.fileno()  # type: ignore[attr-defined,no-any-return]
+        return self._selector.fileno()
 
     def add(self, fileobj: Any, worker: Worker) -> None:
         self._selector.register(fileobj, selectors.EVENT_READ, worker)
@@ -164,6 +164,13 @@ class OwnThread(Protocol):
     def is_current(self) -> bool: ...
 
 
+class Feeder(Protocol):
+    """Somebody who reads an input and submits jobs."""
+
+    def abort(self, reason: Exception) -> None:
+        """Stop at once; does not wait, takes no lock of the pool's."""
+
+
 class Accepted(NamedTuple):
     """News: a worker has started the job."""
 
@@ -181,7 +188,7 @@ class Dispatcher:
         self.state = State.RUN
         self.processes = options.processes  # how many workers there should be
         self.cache: dict[int, Job] = {}  # all jobs that are not settled
-        self.feeders = 0  # inputs that are still being read
+        self.feeders: set[Feeder] = set()  # inputs that are still being read
         self.workers: list[Worker] = []
         self.outboxes = Watch()
         self.exits = Watch()
@@ -262,12 +269,15 @@ class Dispatcher:
             self.cache[job.id] = job
             self._fail(job, reason)
 
-    def feed(self, count: int) -> None:
-        """An input is being read (+1), or not any more (-1); the pool is not done before."""
+    def begin_feed(self, feeder: Feeder) -> None:
+        """An input is being read from now on; until it ends, the pool is not done."""
         with self.lock:
-            if count > 0:
-                self.check_running()
-            self.feeders += count
+            self.check_running()
+            self.feeders.add(feeder)
+
+    def end_feed(self, feeder: Feeder) -> None:
+        with self.lock:
+            self.feeders.discard(feeder)
         self.check_done()
 
     # ---- jobs: to and from the workers (all with the lock held)
@@ -282,11 +292,11 @@ class Dispatcher:
                 )
             except OSError as exc:
                 ticket = None
-                if len(seat.sent) == len(batch) - position:
+                if next(iter(seat.sent)) == job.id:
                     # Nothing is running here whose end would be the time to try again.
-                    seat.sent.pop(job.id)
+                    del seat.sent[job.id]
                     self._fail(job, exc)
-                    position += 1
+                    continue
             if ticket is None:
                 self.scheduler.return_jobs(seat, [job.id for job in batch[position:]])
                 break
@@ -481,7 +491,9 @@ class Dispatcher:
         """
         if self._termination_requested:
             with self.lock:
-                self._stop(Terminated(f"{self._termination_requested} before this job had finished"))
+                self._stop(
+                    Terminated(f"{self._termination_requested} before this job had finished")
+                )
         for worker in exited:
             self._note_exit(worker)
         now = time.monotonic()
@@ -657,6 +669,8 @@ class Dispatcher:
         self.scheduler.clear()
         for job in list(self.cache.values()):
             self._fail(job, reason)
+        for feeder in self.feeders:
+            feeder.abort(reason)
         for worker in self.workers:
             if not worker.exited:
                 worker.process.kill()
@@ -679,7 +693,9 @@ class Dispatcher:
         """A role has failed, so the pool cannot go on: fail all jobs, here and now."""
         logger.critical("a thread of the pool failed", exc_info=reason)
         with self.lock:
-            self._break(f"a thread of the pool failed with {type(reason).__name__}: {reason}", reason)
+            self._break(
+                f"a thread of the pool failed with {type(reason).__name__}: {reason}", reason
+            )
         for job, news in self.collect(()):
             tell_owner(job, news)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import signal
 from multiprocessing import TimeoutError
-from multiprocessing.pool import MaybeEncodingError as _StdMaybeEncodingError
+from multiprocessing.pool import (  # type: ignore[attr-defined]
+    MaybeEncodingError as _StdMaybeEncodingError,
+)
 from typing import Any
 
 __all__ = [
@@ -43,7 +45,13 @@ class WorkerLostError(PreforkError):
     """
 
     def __init__(
-        self, job: int, function: str, pid: int, exitcode: int | None, stack: str = "", note: str = ""
+        self,
+        job: int,
+        function: str,
+        pid: int,
+        exitcode: int | None,
+        stack: str = "",
+        note: str = "",
     ) -> None:
         super().__init__(job, function, pid, exitcode, stack, note)
         self.job = job

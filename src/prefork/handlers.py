@@ -20,11 +20,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from prefork.deadlines import Expiry
 from prefork.dispatcher import Dispatcher, News, State, Watch, Worker, tell_owner
-from prefork.errors import PreforkError, Terminated
 from prefork.results import Signal
 from prefork.scheduler import Job
 
@@ -164,20 +163,18 @@ class TaskHandler(Role):
         except BaseException as exc:  # of the user's iterable: it goes to who reads the results
             error = exc
         finally:
-            if self.pool.state in (State.TERMINATE, State.ENDED) and not isinstance(
-                error, PreforkError
-            ):
-                error = self.pool.broken or Terminated("the pool was terminated")
             self.outqueue.end(error)
-            self.pool.feed(-1)
+            self.pool.end_feed(self)
 
     def _wait_for_room(self) -> bool:
-        self.outqueue.room.wait(self._may_go_on)
-        return not (self.outqueue.cancelled or self._stopped)
+        output = self.outqueue
+        output.room.wait(lambda: self._stopped or output.cancelled or output.has_room())
+        return not (self._stopped or output.cancelled)
 
-    def _may_go_on(self) -> bool:
-        over = self._stopped or self.pool.state in (State.TERMINATE, State.ENDED)
-        return over or self.outqueue.has_room()
+    def abort(self, reason: Exception) -> None:
+        """End the results with this error, even while the user's iterable keeps us waiting."""
+        self.outqueue.end(reason)
+        self.stop()
 
     def stop(self) -> None:
         super().stop()

@@ -113,7 +113,9 @@ def pack(obj: object) -> tuple[bytes, list[memoryview]]:
 
 def type_name(obj: object) -> str:
     cls = type(obj)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def function_name(func: Callable[..., Any]) -> str:
@@ -153,8 +155,10 @@ def _encoding_error(reason: Exception, value: object) -> MaybeEncodingError:
 
 
 def decode(report: Report) -> Outcome:
-    """The outcome that a DONE, OUTCOMES or FAILED report carries. Never raises: what cannot be unpickled
-    fails this job alone."""
+    """The outcome that a DONE, OUTCOMES or FAILED report carries.
+
+    Never raises: what cannot be unpickled fails this job alone.
+    """
     if isinstance(report.payload, OSError):
         return Outcome(False, report.payload)
     if report.kind == Kind.DONE:

@@ -313,9 +313,10 @@ class Pool:
         if not items:
             return result
         workers = self._dispatcher.processes
+        chunks: Iterable[list[Any]]
         if chunksize is None:
-            chunks = AdaptiveChunks(items, workers)
-            result.limit(FIRST_CHUNKS * workers, chunks.measured)
+            chunks = adaptive = AdaptiveChunks(items, workers)
+            result.limit(FIRST_CHUNKS * workers, adaptive.measured)
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(BUFFERED_PER_WORKER * workers)
@@ -342,7 +343,7 @@ class Pool:
         """Have the jobs of an input made and submitted as there is room: by this thread, if it
         will wait for the result in any case."""
         feeder = self.TaskHandler(jobs, self._submit_fed, result, self._dispatcher)
-        self._dispatcher.feed(+1)
+        self._dispatcher.begin_feed(feeder)
         if inline:
             feeder.body()
         else:
@@ -370,9 +371,7 @@ class Pool:
             buffersize: how many items the input is read ahead of the results that were taken;
                 None: 32 chunks per worker.
         """
-        return self._imap(
-            IMapIterator, func, iterable, chunksize, lost_worker_timeout, buffersize
-        )
+        return self._imap(IMapIterator, func, iterable, chunksize, lost_worker_timeout, buffersize)
 
     def imap_unordered(
         self,
@@ -403,9 +402,7 @@ class Pool:
             buffersize = BUFFERED_PER_WORKER * self._dispatcher.processes * chunksize
         _check_count("buffersize", buffersize)
         _check_seconds(zero=True, lost_worker_timeout=lost_timeout)
-        result = iterator_class(
-            self, function_name(func), max(buffersize, chunksize), chunksize
-        )
+        result = iterator_class(self, function_name(func), max(buffersize, chunksize), chunksize)
         jobs = self._imap_jobs(result.items, func, iter(iterable), chunksize, lost_timeout)
         self._feed(jobs, result.items)
         return result

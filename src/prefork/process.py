@@ -47,7 +47,7 @@ class Process(BaseProcess):
         # In the child, the default for processes that it starts itself.
         self._start_method = context.get_start_method() if context else None
 
-    def _Popen(self, process_obj: BaseProcess) -> Any:  # noqa: N802 (the base class's hook)
+    def _Popen(self, process_obj: BaseProcess) -> Any:
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
         return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ class Lifeline:
         _lifelines.add(self)
 
     def end(self) -> LifelineEnd:
-        """The reading end for one child: an open file of its own, for it has an owner of its own."""
+        """The reading end for one child: an open file of its own, as each has its own owner."""
         if os.path.exists("/proc/self/fd"):
             return LifelineEnd(os.open(f"/proc/self/fd/{self._reader}", os.O_RDONLY | os.O_CLOEXEC))
         return LifelineEnd(os.dup(self._reader))
@@ -78,6 +78,9 @@ class Lifeline:
             os.close(self._reader)
             self._reader = self._writer = -1
             _lifelines.discard(self)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 _lifelines: weakref.WeakSet[Lifeline] = weakref.WeakSet()

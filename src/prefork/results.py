@@ -25,7 +25,9 @@ Callback = Callable[..., object] | None
 class Runner(Protocol):
     """Who runs a user's callback: a thread of the pool, or an event loop."""
 
-    def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None: ...
+    def __call__(
+        self, callback: Callable[..., object], *args: object, **kwargs: object
+    ) -> None: ...
 
 
 class Owner(Protocol):
@@ -327,7 +329,7 @@ class _Items:
         self.finished_jobs = 0
         self.exhausted = False  # there will be no more jobs
         self.cancelled = False  # nobody will take anything any more
-        self.input_error: BaseException | None = None
+        self.input_error: BaseException | None = None  # to be raised once, at the end
         self.room = Signal()
         self.news = Signal()
         self._arrived: dict[int, list[Outcome]] = {}
@@ -346,10 +348,11 @@ class _Items:
         self.jobs += 1
 
     def end(self, error: BaseException | None = None) -> None:
-        """The input has ended, by itself or with an exception."""
-        self.input_error = error
-        self.exhausted = True
-        self.news.notify()
+        """The input has ended, by itself or with an exception; only the first call counts."""
+        if not self.exhausted:
+            self.input_error = error
+            self.exhausted = True
+            self.news.notify()
 
     def cancel(self) -> None:
         """The consumer has gone."""

@@ -199,7 +199,7 @@ class Scheduler:
         self._classify(seat)
 
     def hand_out(self, seats: Iterable[Seat] | None = None) -> Iterator[tuple[Seat, list[Job]]]:
-        """Batches to send now: to each of these seats (all) that runs low its share of the queue."""
+        """Batches to send now: to each of these seats (all) that runs low, its share."""
         if not self.queue:
             return
         depth = self.depth()

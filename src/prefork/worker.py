@@ -1,9 +1,9 @@
 """What runs in a worker process: initialise, then receive, run, report until told to leave.
 
-    main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ticket
-                                                    │ note it on the board
-                                                    │ load, run              SIGUSR1: soft limit
-                                                    └ report ─► … ─► leave
+main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ticket
+                                                │ note it on the board
+                                                │ load, run              SIGUSR1: soft limit
+                                                └ report ─► … ─► leave
 """
 
 from __future__ import annotations
@@ -167,4 +167,5 @@ class _Worker:
         meant for one that has finished."""
         if 0.0 < self._soft_deadline <= time.monotonic():
             self._soft_deadline = 0.0
-            raise SoftTimeLimitExceeded(f"the soft time limit of {self._soft_timeout:g} s has passed")
+            limit = self._soft_timeout
+            raise SoftTimeLimitExceeded(f"the soft time limit of {limit:g} s has passed")
