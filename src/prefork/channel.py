@@ -43,7 +43,7 @@ INLINE = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *parcel*."""
 MAX_TICKETS = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
-_READ = 1 << 20
+_READ = 1 << 16  # bytes at once: a pipe holds no more
 _ALIGN = 64
 _MAX_DESCRIPTOR = 3  # below are stdin, stdout and stderr, which a task may close
 

@@ -551,7 +551,8 @@ class Dispatcher:
         worker.process.close()
         if not worker.ready and self.state in (State.RUN, State.CLOSE):
             self._judge_failed_start(worker, stack)
-        level = logging.DEBUG if worker.dismissed or worker.quota <= 0 else logging.WARNING
+        expected = worker.dismissed or worker.quota <= 0 or self.state is State.TERMINATE
+        level = logging.DEBUG if expected else logging.WARNING
         logger.log(level, "worker %d %s", worker.pid, describe_exit(worker.exitcode))
         self._distribute()
 

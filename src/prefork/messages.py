@@ -38,13 +38,12 @@ ACCEPT = 2  # report the start of the task
 PARCEL = 4  # the pickle travels in a file of its own
 
 
-class Mode(enum.IntEnum):
-    """How a worker applies a task's function to its arguments (the first item of the pickle)."""
-
-    CALL = 0  # func(*args, **kwargs)
-    MAP = 1  # [func(item) for item in items]; the first exception fails the chunk
-    STARMAP = 2  # [func(*item) for item in items]; the same
-    EACH = 3  # like MAP, but each item has an outcome of its own
+# How a worker applies a task's function to its arguments: the first item of the pickle. Plain
+# integers, because an enum's member takes longer to pickle than everything else in a small task.
+CALL = 0  # func(*args, **kwargs)
+MAP = 1  # [func(item) for item in items]; the first exception fails the chunk
+STARMAP = 2  # [func(*item) for item in items]; the same
+EACH = 3  # like MAP, but each item has an outcome of its own
 
 
 class Kind(enum.IntEnum):

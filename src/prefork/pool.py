@@ -15,7 +15,7 @@ from prefork.channel import INLINE, Parcel
 from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
 from prefork.dispatcher import Dispatcher, Options, State
-from prefork.messages import ACCEPT, Mode, dumps, function_name, pack
+from prefork.messages import ACCEPT, CALL, EACH, MAP, STARMAP, dumps, function_name, pack
 from prefork.results import (
     ApplyResult,
     Callback,
@@ -187,7 +187,7 @@ class Pool:
         result: ApplyResult[Any] = ApplyResult(
             self, self._run_callback, callback, error_callback, accept_callback, timeout_callback
         )
-        message = (Mode.CALL, func, args, kwds) if kwds else (Mode.CALL, func, args)
+        message = (CALL, func, args, kwds) if kwds else (CALL, func, args)
         job = self._new_job(result, func, timeout, soft_timeout, lost_worker_timeout)
         if accept_callback is not None:
             job.flags = ACCEPT
@@ -260,7 +260,7 @@ class Pool:
         Without `chunksize`, items are handed over in chunks that are sized by their measured run
         time. The first error among the items is raised, when all chunks have finished.
         """
-        return self._map_async(Mode.MAP, func, iterable, chunksize, wait=True).get()
+        return self._map_async(MAP, func, iterable, chunksize, wait=True).get()
 
     def map_async(
         self,
@@ -271,7 +271,7 @@ class Pool:
         error_callback: Callback = None,
     ) -> MapResult:
         """Like `map`, but returns at once with a handle of the list."""
-        return self._map_async(Mode.MAP, func, iterable, chunksize, callback, error_callback)
+        return self._map_async(MAP, func, iterable, chunksize, callback, error_callback)
 
     def starmap(
         self,
@@ -280,7 +280,7 @@ class Pool:
         chunksize: int | None = None,
     ) -> list[Any]:
         """Like `map`, but each item is unpacked: `(a, b)` becomes `func(a, b)`."""
-        return self._map_async(Mode.STARMAP, func, iterable, chunksize, wait=True).get()
+        return self._map_async(STARMAP, func, iterable, chunksize, wait=True).get()
 
     def starmap_async(
         self,
@@ -291,11 +291,11 @@ class Pool:
         error_callback: Callback = None,
     ) -> MapResult:
         """Like `starmap`, but returns at once with a handle of the list."""
-        return self._map_async(Mode.STARMAP, func, iterable, chunksize, callback, error_callback)
+        return self._map_async(STARMAP, func, iterable, chunksize, callback, error_callback)
 
     def _map_async(
         self,
-        mode: Mode,
+        mode: int,
         func: Callable[..., Any],
         iterable: Iterable[Any],
         chunksize: int | None,
@@ -327,7 +327,7 @@ class Pool:
     def _map_jobs(
         self,
         result: MapResult,
-        mode: Mode,
+        mode: int,
         func: Callable[..., Any],
         chunks: Iterable[list[Any]],
     ) -> Iterator[Job]:
@@ -418,7 +418,7 @@ class Pool:
         for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
             job = self._new_job(owner, func, lost_timeout=lost_timeout)
             job.index, job.size = index, len(chunk)
-            if self._load(job, (Mode.CALL if chunksize == 1 else Mode.EACH, func, chunk)):
+            if self._load(job, (CALL if chunksize == 1 else EACH, func, chunk)):
                 yield job
 
     # ---- the pool itself

@@ -20,8 +20,10 @@ from prefork.channel import WorkerEnd
 from prefork.errors import SoftTimeLimitExceeded
 from prefork.messages import (
     ACCEPT,
+    CALL,
+    EACH,
+    MAP,
     Kind,
-    Mode,
     Ticket,
     dumps,
     encode_failure,
@@ -128,11 +130,11 @@ class _Worker:
     def _call(
         self, mode: int, func: Callable[..., Any], args: Any, kwargs: Any = None
     ) -> tuple[int, bytes, list[memoryview]]:
-        if mode == Mode.CALL:
+        if mode == CALL:
             return encode_result(func(*args, **kwargs) if kwargs else func(*args))
-        if mode == Mode.EACH:
+        if mode == EACH:
             return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in args])
-        if mode == Mode.MAP:
+        if mode == MAP:
             return encode_result([func(item) for item in self._timed(args)])
         return encode_result([func(*item) for item in self._timed(args)])
 

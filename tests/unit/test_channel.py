@@ -1,0 +1,218 @@
+"""The channel, both sides in one process, over both transports."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import select
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork import channel
+from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Parcel, Ring, Transport, WorkerEnd
+from prefork.messages import ACCEPT, Kind, Report, load, pack
+
+TRANSPORTS = [Transport(True, True), Transport(False, False)]
+SIZES = [1, 31, 32, 4095, 4096, 4097, INLINE - 1, INLINE, INLINE + 1, RING, 1 << 20]
+
+
+@pytest.fixture(params=TRANSPORTS, ids=["memfd-seqpacket", "file-dgram"])
+def pair(request) -> Iterator[tuple[Channel, WorkerEnd]]:
+    pool = Channel(request.param)
+    worker = pool.take_worker_end()
+    worker.open()
+    yield pool, worker
+    pool.close()
+    worker.close()
+
+
+def stage(pool: Channel, job: int, pickled: bytes = b"x", flags: int = 0) -> bytes:
+    ticket = pool.stage(job, 0.0, flags, pickled, None)
+    assert ticket is not None
+    return ticket
+
+
+def content(payload) -> bytes:
+    return bytes(payload[0] if isinstance(payload, list) else payload)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_task_arrives_whole(pair, size):
+    pool, worker = pair
+    data = os.urandom(size)
+    pool.send([pool.stage(7, 1.5, ACCEPT, data, None)])
+    ticket = worker.receive()
+    assert (ticket.job, ticket.soft_timeout, ticket.flags & ACCEPT) == (7, 1.5, ACCEPT)
+    assert content(worker.payload(ticket)) == data
+
+
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_a_report_arrives_whole(pair, size):
+    pool, worker = pair
+    data = os.urandom(size)
+    # A report can be larger than the pipe, so one side waits for the other.
+    sender = threading.Thread(target=worker.report, args=(Kind.DONE, 7, 1.0, 2.0, data))
+    sender.start()
+    reports: list[Report] = []
+    while not reports:
+        select.select([pool], [], [])
+        reports = pool.receive() or []
+    sender.join()
+    (report,) = reports
+    assert report[:4] == (Kind.DONE, 7, 1.0, 2.0)
+    assert content(report.payload) == data
+
+
+def test_a_report_that_is_cut_short_by_a_death_is_no_report(pair):
+    pool, worker = pair
+    worker.report(Kind.DONE, 1, pickled=b"whole")
+    os.write(worker._outbox, b"\0" * 10)
+    assert [report.job for report in pool.receive()] == [1]
+    worker.close()
+    assert pool.receive() is None
+    assert pool.eof
+
+
+def test_nothing_to_receive_is_not_the_end(pair):
+    pool, _ = pair
+    assert pool.receive() is None
+    assert not pool.eof
+
+
+def test_what_is_taken_back_is_what_the_worker_never_gets(pair):
+    pool, worker = pair
+    pool.send([stage(pool, job) for job in (1, 2, 3, 4)])
+    assert worker.receive().job == 1
+    assert pool.reclaim(2) == [2, 3]
+    assert worker.receive().job == 4
+    assert pool.reclaim(9) == []
+
+
+def test_a_ticket_goes_to_exactly_one_of_two_readers(pair):
+    pool, worker = pair
+    seen: list[int] = []
+    jobs = iter(range(1, 2001))
+    for first in jobs:
+        pool.send([stage(pool, job) for job in (first, *[next(jobs) for _ in range(9)])])
+        seen.append(worker.receive().job)
+        seen += pool.reclaim(5)
+        seen += [worker.receive().job for _ in range(4)]
+    assert sorted(seen) == list(range(1, 2001))
+
+
+def test_the_worker_leaves_after_what_it_has_been_sent(pair):
+    pool, worker = pair
+    pool.send([stage(pool, 1)])
+    pool.dismiss()
+    assert worker.receive().job == 1
+    assert worker.receive() is None
+
+
+def test_a_full_inbox_has_room_for_the_dismissal(pair):
+    pool, worker = pair
+    pool.send([stage(pool, job) for job in range(1, MAX_TICKETS + 1)])
+    pool.dismiss()
+    assert [worker.receive().job for _ in range(MAX_TICKETS)][-1] == MAX_TICKETS
+    assert worker.receive() is None
+
+
+def test_the_memory_is_full_until_a_task_is_finished(pair):
+    pool, _ = pair
+    jobs = 0
+    while (ticket := pool.stage(jobs + 1, 0.0, 0, bytes(INLINE), None)) is not None:
+        pool.send([ticket])
+        jobs += 1
+    assert jobs == RING // INLINE
+    assert pool.reclaim(1) == [1]
+    assert pool.stage(99, 0.0, 0, bytes(INLINE), None) is not None
+
+
+def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
+    pool, worker = pair
+    buffers = [os.urandom(INLINE + n) for n in range(3)]
+    packed, views = pack([*map(pickle.PickleBuffer, buffers), b"small"])
+    assert len(views) == 3
+    pool.send([pool.stage(1, 0.0, 0, b"", Parcel(packed, views, pool.transport))])
+    *arrived, small = load(worker.payload(worker.receive()))
+    assert (arrived, small) == (buffers, b"small")
+    arrived[0][0] ^= 1
+    assert arrived[0] != buffers[0]
+    assert bytes(views[0]) == buffers[0]
+
+
+def test_a_parcel_whose_ticket_was_taken_back_is_skipped(pair):
+    pool, worker = pair
+    pool.send([stage(pool, 1, b"a" * (INLINE + 1)), stage(pool, 2, b"b" * (INLINE + 1))])
+    assert pool.reclaim(1) == [1]
+    assert content(worker.payload(worker.receive()))[:1] == b"b"
+
+
+def test_the_board_tells_what_runs_and_since_when(pair):
+    pool, worker = pair
+    assert pool.running() == (0, 0.0)
+    worker.clock[1], worker.board[0] = 12.5, 3
+    assert pool.running() == (3, 12.5)
+
+
+def test_the_black_box_keeps_what_was_written(pair):
+    pool = Channel(pair[0].transport)
+    worker = pool.take_worker_end()
+    os.write(worker.open(), b"Fatal Python error")
+    worker.close()
+    assert pool.stack() == "Fatal Python error"
+    pool.close()
+
+
+def test_descriptors_are_freed(pair):
+    def count() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = count()
+    for _ in range(3):
+        pool = Channel(pair[0].transport)
+        with pool.take_worker_end().handing_over():
+            pass
+        pool.close()
+        Channel(pair[0].transport)  # dropped
+        Parcel(b"x", (), pair[0].transport)
+    assert count() == before
+
+
+def test_descriptors_are_above_those_that_a_task_may_take_for_the_standard_streams():
+    saved = os.dup(0)
+    try:
+        os.close(0)
+        reader, writer = channel._pipe()
+        assert min(reader, writer) > 2
+        os.close(reader)
+        os.close(writer)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 9)), max_size=60))
+def test_blocks_of_the_ring_never_overlap(steps):
+    ring = Ring(1000)
+    held: dict[int, range] = {}
+    for key, (length, victim) in enumerate(steps):
+        offset = ring.allocate(key, length)
+        if offset is None:
+            assert held
+        else:
+            block = range(offset, offset + length)
+            assert block.stop <= 1000
+            assert not any(set(block) & set(other) for other in held.values())
+            held[key] = block
+        if victim < len(held):
+            ring.free(done := list(held)[victim])
+            del held[done]
+    for key in list(held):
+        ring.free(key)
+    assert ring.allocate(-1, 1000) == 0

@@ -1,0 +1,168 @@
+"""What travels: everything that a task returns or raises arrives, or says why it cannot."""
+
+from __future__ import annotations
+
+import pickle
+from multiprocessing import pool as std_pool
+
+import pytest
+
+from prefork import errors
+from prefork.messages import (
+    OUT_OF_BAND,
+    Failure,
+    Kind,
+    Report,
+    decode,
+    dumps,
+    encode_failure,
+    encode_result,
+    function_name,
+    load,
+    pack,
+)
+
+
+def over_the_wire(kind: int, pickled: bytes, buffers=()) -> Report:
+    payload = [pickled, *map(bytearray, buffers)] if buffers else pickled
+    return Report(kind, 1, 0.0, 0.0, payload)
+
+
+def failed(exc: BaseException):
+    try:
+        raise exc
+    except BaseException as raised:
+        fields = encode_failure(raised)
+    outcome = decode(over_the_wire(Kind.FAILED, dumps(fields)))
+    assert not outcome.ok
+    return outcome.value
+
+
+class NoPickle:
+    def __reduce__(self):
+        raise TypeError("I stay here")
+
+
+class NoRepr(NoPickle):
+    def __repr__(self):
+        raise RuntimeError("no repr either")
+
+
+class NoUnpickle:
+    def __reduce__(self):
+        return (int, ("not a number",))
+
+
+class NeedsTwo(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+@pytest.mark.parametrize("value", [None, 0, b"", "text", [1, {"a": (2,)}], bytes(OUT_OF_BAND * 2)])
+def test_a_result_arrives(value):
+    assert decode(over_the_wire(*encode_result(value))) == (True, value)
+
+
+def test_an_exception_arrives_with_its_traceback_as_the_cause():
+    exc = KeyError("key")
+    exc.add_note("a note")
+    arrived = failed(exc)
+    assert type(arrived) is KeyError
+    assert arrived.args == ("key",)
+    assert arrived.__notes__ == ["a note"]
+    assert isinstance(arrived.__cause__, errors.RemoteTraceback)
+    assert "in failed" in str(arrived.__cause__)
+
+
+@pytest.mark.parametrize("cls", [NoPickle, NoRepr])
+def test_a_result_that_does_not_pickle_is_named(cls):
+    outcome = decode(over_the_wire(*encode_result(cls())))
+    assert not outcome.ok
+    assert isinstance(outcome.value, errors.MaybeEncodingError)
+    assert isinstance(outcome.value, std_pool.MaybeEncodingError)
+    assert cls.__name__ in str(outcome.value)
+    assert "I stay here" in str(outcome.value)
+
+
+def test_an_exception_that_does_not_pickle_is_named():
+    class Local(Exception):
+        pass
+
+    arrived = failed(Local("lost"))
+    assert isinstance(arrived, errors.MaybeEncodingError)
+    assert "Local('lost')" in str(arrived)
+
+
+def test_an_exception_that_does_not_unpickle_is_named_with_its_traceback():
+    arrived = failed(NeedsTwo(1, 2))
+    assert isinstance(arrived, errors.MaybeDecodingError)
+    assert arrived.type_name.endswith("NeedsTwo")
+    assert "missing 1 required positional argument" in str(arrived)
+    assert "in failed" in str(arrived)
+
+
+def test_a_result_that_does_not_unpickle_is_named():
+    outcome = decode(over_the_wire(*encode_result(NoUnpickle())))
+    assert not outcome.ok
+    assert outcome.value.type_name == "int"
+    assert isinstance(outcome.value.__cause__, ValueError)
+
+
+def test_what_claims_to_be_an_exception_and_is_none_is_an_error():
+    payload = dumps(tuple(Failure(dumps("text"), "some.Error", "its traceback")))
+    outcome = decode(over_the_wire(Kind.FAILED, payload))
+    assert "unpickles to str" in str(outcome.value)
+
+
+def test_foreign_bytes_fail_the_job_and_nothing_else():
+    assert not decode(over_the_wire(Kind.DONE, b"\xff\x00garbage")).ok
+
+
+def test_small_buffers_stay_in_the_pickle():
+    small, large = bytes(OUT_OF_BAND - 1), bytes(OUT_OF_BAND)
+    pickled, buffers = pack([pickle.PickleBuffer(small), pickle.PickleBuffer(large)])
+    assert [view.nbytes for view in buffers] == [OUT_OF_BAND]
+    assert load([pickled, *buffers]) == [small, large]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.WorkerLostError(1, "m.f", 2, -9, "stack", "note"),
+        errors.TimeLimitExceeded(1.5, 1, "m.f", 2, "stack"),
+        errors.MaybeEncodingError(TypeError("no"), object()),
+        errors.MaybeDecodingError("m.T", "ValueError: x", "tb"),
+        errors.PoolBrokenError("why"),
+        errors.Terminated("why"),
+        errors.SoftTimeLimitExceeded("why"),
+        errors.RemoteTraceback("tb"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_pickling(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+def test_a_lost_worker_says_how():
+    text = str(errors.WorkerLostError(7, "m.f", 123, -11, "Fatal Python error", "note"))
+    for part in ("job 7", "m.f", "123", "SIGSEGV", "Fatal Python error", "note"):
+        assert part in text
+    assert "exited with code 3" in str(errors.WorkerLostError(7, "m.f", 123, 3))
+    assert "unknown status" in str(errors.WorkerLostError(7, "m.f", 123, None))
+
+
+def test_functions_are_named_as_their_users_know_them():
+    class Callable:
+        def __call__(self): ...
+
+        def method(self): ...
+
+    import functools
+
+    assert function_name(len) == "builtins.len"
+    assert function_name(functools.partial(pickle.dumps)) == "_pickle.dumps"
+    assert function_name(Callable().method).endswith("Callable.method")
+    assert function_name(Callable()).endswith("Callable object")

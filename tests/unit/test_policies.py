@@ -1,0 +1,180 @@
+"""What expires when, how `map` divides its input, how many CPUs there are: no processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.chunks import CHUNK_SECONDS, MAX_CHUNK, AdaptiveChunks, fixed_chunks
+from prefork.cpus import available_cpus
+from prefork.deadlines import Deadlines, Expiry
+from prefork.scheduler import Job, Seat
+
+# ---- deadlines
+
+
+class Running(Seat):
+    """A worker whose board the test writes."""
+
+    board = (0, 0.0)
+
+    def running(self) -> tuple[int, float]:
+        return self.board
+
+    def run(self, job: Job, started: float) -> None:
+        self.board = job.id, started
+
+
+def sent(seat: Seat, hard: float | None = None, soft: float | None = None) -> Job:
+    job = Job(None, print, hard, soft)
+    seat.sent[job.id] = job
+    return job
+
+
+def test_jobs_without_limits_need_no_look():
+    deadlines = Deadlines()
+    seat = Running()
+    assert not deadlines.watch(sent(seat), 10.0)
+    assert deadlines.look([seat], 10.0) == []
+    assert deadlines.next_look is None
+
+
+def test_a_limit_counts_from_the_start_of_the_task():
+    deadlines = Deadlines()
+    seat = Running()
+    job = sent(seat, hard=2.0)
+    assert deadlines.watch(job, 10.0)
+    assert deadlines.next_look == 12.0
+    assert deadlines.look([seat], 12.0) == []  # has not started
+    assert deadlines.next_look == 14.0
+    seat.run(job, 12.5)
+    assert deadlines.look([seat], 14.0) == []
+    assert deadlines.next_look == 14.5
+    assert deadlines.look([seat], 14.5) == [Expiry(seat, job, False, 2.0)]
+    assert deadlines.next_look is None
+
+
+def test_the_soft_limit_fires_once_and_the_hard_one_follows():
+    deadlines = Deadlines()
+    seat = Running()
+    job = sent(seat, hard=3.0, soft=1.0)
+    seat.run(job, 10.0)
+    deadlines.watch(job, 10.0)
+    assert deadlines.next_look == 11.0
+    assert deadlines.look([seat], 11.0) == [Expiry(seat, job, True, 1.0)]
+    assert deadlines.next_look == 13.0
+    assert deadlines.look([seat], 13.0) == [Expiry(seat, job, False, 3.0)]
+
+
+def test_each_item_of_a_chunk_has_the_limit_for_itself():
+    deadlines = Deadlines()
+    seat = Running()
+    job = sent(seat, soft=1.0)
+    job.size = 2
+    seat.run(job, 10.0)
+    assert len(deadlines.look([seat], 11.0)) == 1
+    assert deadlines.look([seat], 11.1) == []
+    assert deadlines.next_look == 12.1  # the next item cannot expire before
+    seat.run(job, 11.5)
+    assert deadlines.look([seat], 12.1) == []
+    assert len(deadlines.look([seat], 12.5)) == 1
+
+
+def test_only_an_earlier_limit_changes_the_next_look():
+    deadlines = Deadlines()
+    seat = Running()
+    assert deadlines.watch(sent(seat, hard=5.0), 0.0)
+    assert not deadlines.watch(sent(seat, hard=5.0), 1.0)
+    assert deadlines.watch(sent(seat, hard=1.0), 1.0)
+    assert deadlines.next_look == 2.0
+
+
+# ---- chunks
+
+
+def test_chunks_start_small_and_grow_with_what_is_measured():
+    chunks = AdaptiveChunks(list(range(100_000)), workers=2)
+    iterator = iter(chunks)
+    assert next(iterator) == [0]
+    chunks.measured(1, CHUNK_SECONDS / 10)
+    assert len(next(iterator)) == pytest.approx(10, abs=1)
+    chunks.measured(10_000, 0.0)
+    assert len(next(iterator)) > 5_000
+
+
+def test_slow_items_go_one_by_one():
+    chunks = AdaptiveChunks(list(range(100)), workers=2)
+    chunks.measured(1, 1.0)
+    assert all(len(chunk) == 1 for chunk in chunks)
+
+
+@given(
+    st.integers(0, 30_000),
+    st.integers(1, 64),
+    st.lists(st.floats(0, 10, allow_subnormal=False), min_size=1),
+)
+def test_chunks_cover_the_input_once_and_leave_no_large_rest(count, workers, costs):
+    chunks = AdaptiveChunks(list(range(count)), workers)
+    seen: list[int] = []
+    for number, chunk in enumerate(chunks):
+        left = count - len(seen)
+        assert 1 <= len(chunk) <= max(1, min(MAX_CHUNK, left // (4 * workers)))
+        seen += chunk
+        chunks.measured(len(chunk), costs[number % len(costs)] * len(chunk) * 1e-6)
+    assert seen == list(range(count))
+
+
+def test_fixed_chunks_are_read_as_they_are_needed():
+    source = iter(range(7))
+    chunks = fixed_chunks(source, 3)
+    assert next(chunks) == [0, 1, 2]
+    assert next(source) == 3
+    assert list(chunks) == [[4, 5, 6]]
+
+
+# ---- CPUs
+
+
+def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_a_quota_limits_the_cpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("os.process_cpu_count", lambda: 8, raising=False)
+    v2 = machine(
+        tmp_path / "v2",
+        "0::/a/b\n",
+        {
+            "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/a/cpu.max": "250000 100000\n",
+            "sys/fs/cgroup/cpu.max": "700000 100000\n",
+        },
+    )
+    v1 = machine(
+        tmp_path / "v1",
+        "4:memory:/x\n3:cpu,cpuacct:/x\n",
+        {
+            "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "150000\n",
+            "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    unlimited = machine(tmp_path / "none", "0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000"})
+    assert available_cpus(v2) == 3
+    assert available_cpus(v1) == 2
+    assert available_cpus(unlimited) == 8
+    assert available_cpus(tmp_path / "no such system") == 8
+
+
+def test_a_tiny_quota_is_one_cpu(tmp_path):
+    root = machine(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": "1000 100000"})
+    assert available_cpus(root) == 1

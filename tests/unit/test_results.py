@@ -1,0 +1,212 @@
+"""Handles and iterators: told by one thread, awaited by others."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import threading
+import weakref
+
+import pytest
+
+from prefork.messages import Outcome
+from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Signal
+from prefork.scheduler import Job
+
+
+class Pool:
+    def check_owner(self) -> None: ...
+
+
+def call(callback, *args, **kwargs):
+    callback(*args, **kwargs)
+
+
+def pending(**callbacks):
+    handle = ApplyResult(Pool(), call, **callbacks)
+    job = Job(handle, len)
+    handle.bind(job)
+    return handle, job
+
+
+def test_a_handle_is_pending_then_ready():
+    handle, job = pending()
+    assert not handle.ready()
+    assert "pending" in repr(handle)
+    assert f"job {job.id} builtins.len" in repr(handle)
+    with pytest.raises(ValueError, match="not ready"):
+        handle.successful()
+    with pytest.raises(multiprocessing.TimeoutError):
+        handle.get(timeout=0)
+    handle.settle(job, Outcome(True, 5))
+    assert handle.ready()
+    assert handle.successful()
+    assert handle.get(0) == 5
+
+
+def test_a_failed_handle_raises_each_time():
+    handle, job = pending()
+    handle.settle(job, Outcome(False, KeyError("k")))
+    assert not handle.successful()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            handle.get()
+
+
+def test_the_right_callback_is_called_once():
+    log = []
+    for ok in (True, False):
+        handle, job = pending(
+            callback=lambda value: log.append(("done", value)),
+            error_callback=lambda exc: log.append(("failed", exc)),
+            accept_callback=lambda pid, when: log.append(("accepted", pid)),
+            timeout_callback=lambda soft, timeout: log.append(("limit", soft, timeout)),
+        )
+        handle.accept(job, 42, 1.0)
+        handle.expire(job, True, 2.0)
+        handle.settle(job, Outcome(ok, "x"))
+    assert log == [
+        *[("accepted", 42), ("limit", True, 2.0), ("done", "x")],
+        *[("accepted", 42), ("limit", True, 2.0), ("failed", "x")],
+    ]
+
+
+def test_a_handle_keeps_its_pool_until_the_result_is_here():
+    pool = Pool()
+    handle = ApplyResult(pool, call)
+    reference = weakref.ref(pool)
+    del pool
+    assert reference() is not None
+    handle.settle(Job(handle, len), Outcome(True, None))
+    gc.collect()
+    assert reference() is None
+
+
+def test_many_threads_wait_for_one_result():
+    handle, job = pending()
+    got: list[int] = []
+    threads = [threading.Thread(target=lambda: got.append(handle.get(30))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    handle.settle(job, Outcome(True, 1))
+    for thread in threads:
+        thread.join(30)
+    assert got == [1] * 20
+
+
+def test_no_notification_is_lost():
+    """Two threads pass a turn to and fro; a lost wake-up would leave both waiting."""
+    signal, turn, rounds = Signal(), [0], 5000
+
+    def play(me: int) -> None:
+        for _ in range(rounds):
+            assert signal.wait(lambda: turn[0] == me, 30)
+            turn[0] = 1 - me
+            signal.notify()
+
+    other = threading.Thread(target=play, args=(1,))
+    other.start()
+    play(0)
+    other.join(30)
+    assert not other.is_alive()
+
+
+def map_result(length: int, **callbacks):
+    return MapResult(Pool(), call, "f", length, **callbacks)
+
+
+def chunk(owner, index: int, size: int) -> Job:
+    job = Job(owner, len)
+    job.index, job.size = index, size
+    owner.bind(job)
+    return job
+
+
+def test_a_map_is_ready_when_all_chunks_are():
+    result = map_result(3)
+    tail, head = chunk(result, 1, 2), chunk(result, 0, 1)
+    result.settle(tail, Outcome(True, ["b", "c"]))
+    assert not result.ready()
+    assert "2 of 3 items" in repr(result)
+    result.settle(head, Outcome(True, ["a"]))
+    assert result.get() == ["a", "b", "c"]
+
+
+def test_the_first_error_of_a_map_is_its_error_once_all_chunks_are_finished():
+    errors = []
+    result = map_result(2, error_callback=errors.append)
+    one, two = chunk(result, 0, 1), chunk(result, 1, 1)
+    result.settle(two, Outcome(False, KeyError(2)))
+    assert not result.ready()
+    result.settle(one, Outcome(False, KeyError(1)))
+    with pytest.raises(KeyError, match="2"):
+        result.get()
+    assert len(errors) == 1
+
+
+def test_a_map_of_nothing_is_ready():
+    done = []
+    assert map_result(0, callback=done.append).get() == []
+    assert done == [[]]
+
+
+def iterator(cls, buffersize=4, chunksize=1):
+    return cls(Pool(), "f", buffersize, chunksize)
+
+
+def test_imap_keeps_the_order_imap_unordered_does_not():
+    for cls, expected in ((IMapIterator, ["a", "b"]), (IMapUnorderedIterator, ["b", "a"])):
+        results = iterator(cls)
+        jobs = [chunk(results.items, n, 1) for n in range(2)]
+        results.items.settle(jobs[1], Outcome(True, "b"))
+        results.items.settle(jobs[0], Outcome(True, "a"))
+        results.items.end()
+        assert list(results) == expected
+
+
+def test_imap_raises_for_an_item_and_goes_on():
+    results = iterator(IMapIterator, chunksize=2)
+    job = chunk(results.items, 0, 2)
+    results.items.settle(job, Outcome(True, [Outcome(False, KeyError(1)), Outcome(True, 2)]))
+    results.items.end()
+    with pytest.raises(KeyError):
+        next(results)
+    assert next(results) == 2
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_an_error_of_the_input_comes_after_its_results_and_ends_the_iteration():
+    results = iterator(IMapIterator)
+    job = chunk(results.items, 0, 1)
+    results.items.end(OSError("disk"))
+    with pytest.raises(multiprocessing.TimeoutError):
+        results.next(timeout=0)
+    results.items.settle(job, Outcome(True, 1))
+    assert next(results) == 1
+    with pytest.raises(OSError, match="disk"):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_there_is_room_for_what_the_consumer_has_taken():
+    results = iterator(IMapIterator, buffersize=4, chunksize=2)
+    items = results.items
+    jobs = []
+    while items.has_room():
+        jobs.append(chunk(items, len(jobs), 2))
+    assert len(jobs) == 2
+    items.settle(jobs[0], Outcome(True, [Outcome(True, 1), Outcome(True, 2)]))
+    assert not items.has_room()
+    next(results)
+    next(results)
+    assert items.has_room()
+
+
+def test_a_dropped_iterator_reads_no_more():
+    results = iterator(IMapIterator)
+    items = results.items
+    del results
+    gc.collect()
+    assert items.cancelled

@@ -1,0 +1,212 @@
+"""Who gets which task: decided without a process, a pipe or a clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from prefork.channel import MAX_TICKETS
+from prefork.scheduler import BATCH_SECONDS, MAX_DEPTH, MIN_DEPTH, Job, Scheduler, Seat
+
+
+class Owner:
+    def bind(self, job: Job) -> None: ...
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None: ...
+    def settle(self, job: Job, outcome: Any) -> None: ...
+    def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
+
+
+def make_job() -> Job:
+    return Job(Owner(), print)
+
+
+@pytest.fixture
+def scheduler() -> Scheduler:
+    return Scheduler()
+
+
+def seats(scheduler: Scheduler, count: int) -> list[Seat]:
+    made = [Seat() for _ in range(count)]
+    for seat in made:
+        scheduler.add(seat)
+    return made
+
+
+def test_a_job_goes_to_an_idle_worker_then_behind_a_running_job_then_into_the_queue(scheduler):
+    a, b = seats(scheduler, 2)
+    jobs = [make_job() for _ in range(5)]
+    sent_to = [scheduler.submit(job) for job in jobs]
+    assert set(sent_to[:2]) == {a, b}
+    assert set(sent_to[2:4]) == {a, b}
+    assert sent_to[4] is None
+    assert list(scheduler.queue) == [jobs[4]]
+
+
+def test_the_worker_that_was_idle_last_is_preferred_its_caches_are_warm(scheduler):
+    a, b = seats(scheduler, 2)
+    first, second = make_job(), make_job()
+    assert {scheduler.submit(first), scheduler.submit(second)} == {a, b}
+    scheduler.finish(first.seat, first.id, 0.001)
+    scheduler.finish(second.seat, second.id, 0.001)
+    assert scheduler.submit(make_job()) is second.seat
+
+
+def test_long_jobs_are_handed_out_one_ahead_short_ones_in_batches(scheduler):
+    (seat,) = seats(scheduler, 1)
+    for _ in range(500):
+        scheduler.submit(make_job())
+    done = list(seat.sent)[0]
+    scheduler.finish(seat, done, 1.0)
+    assert [len(batch) for _, batch in scheduler.hand_out()] == [1]
+    assert len(seat.sent) == MIN_DEPTH
+    scheduler.mean_seconds = BATCH_SECONDS / 50
+    scheduler.finish(seat, list(seat.sent)[0], BATCH_SECONDS / 50)
+    ((_, batch),) = scheduler.hand_out()
+    assert 40 < len(batch) <= 50
+
+
+def test_a_batch_fits_into_one_write_with_room_for_a_dismissal():
+    assert MAX_DEPTH < MAX_TICKETS
+
+
+def test_a_short_queue_is_shared(scheduler):
+    a, b = seats(scheduler, 2)
+    for _ in range(14):
+        scheduler.submit(make_job())
+    scheduler.mean_seconds = 1e-6
+    scheduler.finish(a, list(a.sent)[0], 1e-6)
+    batches = dict(scheduler.hand_out([a, b]))
+    assert len(batches[a]) == 5
+    assert len(batches[b]) == 3
+
+
+def test_an_idle_worker_gets_half_of_the_longest_inbox(scheduler):
+    a, b = seats(scheduler, 2)
+    scheduler.shut(b)
+    jobs = [make_job() for _ in range(2)]
+    assert [scheduler.submit(job) for job in jobs] == [a, a]
+    assert scheduler.steal() is None
+    scheduler.reopen(b)
+    assert scheduler.steal() == (a, 1)
+    scheduler.return_jobs(a, [jobs[1].id])
+    assert list(scheduler.queue) == [jobs[1]]
+    assert jobs[1].seat is None
+    assert list(scheduler.hand_out(scheduler.idle_seats())) == [(b, [jobs[1]])]
+    assert scheduler.steal() is None
+
+
+def test_returned_jobs_come_first_and_in_their_order(scheduler):
+    (seat,) = seats(scheduler, 1)
+    jobs = [make_job() for _ in range(4)]
+    for job in jobs:
+        scheduler.submit(job)
+    scheduler.return_jobs(seat, [jobs[0].id, jobs[1].id])
+    assert list(scheduler.queue) == jobs
+
+
+def test_a_large_job_waits_for_an_idle_worker(scheduler):
+    (seat,) = seats(scheduler, 1)
+    scheduler.submit(small := make_job())
+    large = make_job()
+    large.parcel = object()
+    assert scheduler.submit(large) is None
+    assert list(scheduler.hand_out()) == []
+    scheduler.finish(seat, small.id, 0.001)
+    assert list(scheduler.hand_out()) == [(seat, [large])]
+
+
+def test_a_worker_is_sent_no_more_than_it_may_finish(scheduler):
+    (seat,) = seats(scheduler, 1)
+    scheduler.remove(seat)
+    seat.open, seat.quota = True, 1
+    scheduler.add(seat)
+    first, second = make_job(), make_job()
+    assert scheduler.submit(first) is seat
+    assert scheduler.submit(second) is None
+    scheduler.finish(seat, first.id, 0.001)
+    assert list(scheduler.hand_out()) == []
+
+
+def test_a_report_of_a_job_that_was_given_up_is_nobodys(scheduler):
+    (seat,) = seats(scheduler, 1)
+    scheduler.submit(job := make_job())
+    assert scheduler.clear() == [job]
+    assert scheduler.finish(seat, job.id, 0.001) is None
+
+
+class Lives(RuleBasedStateMachine):
+    """Whatever happens, each job is in exactly one place, and no worker idles beside a queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler()
+        self.unfinished: set[Job] = set()
+
+    def hand_out(self) -> None:
+        for seat, batch in self.scheduler.hand_out():
+            assert seat.open
+            assert all(job.seat is seat for job in batch)
+
+    @rule(quota=st.sampled_from([1, 3, float("inf")]))
+    def add(self, quota: float) -> None:
+        seat = Seat()
+        seat.quota = quota
+        self.scheduler.add(seat)
+        self.hand_out()
+
+    @rule(large=st.booleans())
+    def submit(self, large: bool) -> None:
+        job = make_job()
+        job.parcel = object() if large else None
+        self.unfinished.add(job)
+        self.scheduler.submit(job)
+
+    @precondition(lambda self: any(seat.sent for seat in self.scheduler.seats))
+    @rule(data=st.data(), seconds=st.sampled_from([1e-6, 1e-3, 1.0]))
+    def finish(self, data: st.DataObject, seconds: float) -> None:
+        seat = data.draw(st.sampled_from([s for s in self.scheduler.seats if s.sent]))
+        job = self.scheduler.finish(seat, next(iter(seat.sent)), seconds)
+        assert job is not None
+        self.unfinished.remove(job)
+        if seat.quota <= 0:
+            self.scheduler.remove(seat)
+        self.hand_out()
+
+    @precondition(lambda self: self.scheduler.seats)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        seat = data.draw(st.sampled_from(self.scheduler.seats))
+        running, *unread = seat.sent or [None]
+        self.scheduler.return_jobs(seat, unread)
+        self.scheduler.remove(seat)
+        if running is not None:
+            self.unfinished.remove(seat.sent.pop(running))
+        self.hand_out()
+
+    @rule()
+    def steal(self) -> None:
+        plan = self.scheduler.steal()
+        if plan is not None:
+            seat, count = plan
+            assert 0 < count < len(seat.sent)
+            self.scheduler.return_jobs(seat, list(seat.sent)[1 : 1 + count])
+            self.hand_out()
+
+    @invariant()
+    def each_job_is_in_one_place(self) -> None:
+        places = list(self.scheduler.queue)
+        for seat in self.scheduler.seats:
+            places += seat.sent.values()
+        assert len(places) == len(set(places)) == self.scheduler.unfinished
+        assert set(places) == self.unfinished
+
+    @invariant()
+    def nobody_idles_beside_a_queue(self) -> None:
+        if self.scheduler.queue:
+            assert not self.scheduler.idle_seats()
+
+
+TestLives = Lives.TestCase
