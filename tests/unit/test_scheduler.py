@@ -58,12 +58,12 @@ def test_long_jobs_are_handed_out_one_ahead_short_ones_in_batches(scheduler):
     (seat,) = seats(scheduler, 1)
     for _ in range(500):
         scheduler.submit(make_job())
-    done = list(seat.sent)[0]
+    done = next(iter(seat.sent))
     scheduler.finish(seat, done, 1.0)
     assert [len(batch) for _, batch in scheduler.hand_out()] == [1]
     assert len(seat.sent) == MIN_DEPTH
     scheduler.mean_seconds = BATCH_SECONDS / 50
-    scheduler.finish(seat, list(seat.sent)[0], BATCH_SECONDS / 50)
+    scheduler.finish(seat, next(iter(seat.sent)), BATCH_SECONDS / 50)
     ((_, batch),) = scheduler.hand_out()
     assert 40 < len(batch) <= 50
 
@@ -77,7 +77,7 @@ def test_a_short_queue_is_shared(scheduler):
     for _ in range(14):
         scheduler.submit(make_job())
     scheduler.mean_seconds = 1e-6
-    scheduler.finish(a, list(a.sent)[0], 1e-6)
+    scheduler.finish(a, next(iter(a.sent)), 1e-6)
     batches = dict(scheduler.hand_out([a, b]))
     assert len(batches[a]) == 5
     assert len(batches[b]) == 3
