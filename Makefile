@@ -26,8 +26,14 @@ help: ## Show this list
 	@echo '  PYTHON=python3.12   the interpreter to make a new $(VENV) with'
 	@echo '  JOBS=4              how many tests to run at once (2)'
 
-demo: $(INSTALLED) ## Measure the standard library with a pool
-	@$(BIN)/python examples/stdlib_metrics.py
+DEMO := build/demo
+
+# Three of the inputs are bad, so prefork's exit code 1 is right; the check looks at each of them.
+demo: $(INSTALLED) ## Measure the standard library, and three files that behave badly
+	@$(BIN)/python examples/stdlib_demo.py prepare $(DEMO)
+	$(BIN)/python -m prefork map examples/stdlib_metrics.py:measure \
+	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl || [ $$? -eq 1 ]
+	@$(BIN)/python examples/stdlib_demo.py check $(DEMO)
 
 test: $(INSTALLED) lint ## Lint, then run all tests
 # The tests get a temporary directory of their own, which goes with them. pytest's exit code 5

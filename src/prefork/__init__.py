@@ -7,7 +7,8 @@ Layout, from the top; a module imports only from those below it:
     cli, __main__     `prefork map`: a function over many inputs, from the command line
     pool              `Pool`: the public verbs
     handlers          the four roles of a running pool, each on a thread or in an event loop
-    dispatcher        the running pool: carries out decisions, accounts for every job
+    staff             the workers of a running pool: hired, watched, replaced, buried
+    dispatcher        its jobs: sent to workers, collected, every one accounted for
     worker            what runs in the child process
     results           result handles and lazy iterators
     scheduler         who gets which task        (policy, no I/O)
@@ -15,7 +16,9 @@ Layout, from the top; a module imports only from those below it:
     chunks            how `map` divides input    (policy, no I/O)
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
+    watch             waiting for many descriptors
     cpus              how many CPUs may be used
+    forks             what a forked child must not keep
     messages          what travels
     errors            all exceptions
 """
@@ -34,6 +37,7 @@ from prefork.errors import (
     TimeoutError,
     WorkerLostError,
 )
+from prefork.messages import Outcome
 from prefork.pool import Pool
 from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
 
@@ -46,6 +50,7 @@ __all__ = [
     "MapResult",
     "MaybeDecodingError",
     "MaybeEncodingError",
+    "Outcome",
     "Pool",
     "PoolBrokenError",
     "PreforkError",

@@ -14,8 +14,8 @@ The outbox has one writer and one reader. A death can cut its last report short,
 the cut report belongs to the task that was running.
 
 The shared memory starts with the *board*, on which the worker notes what it runs and since when;
-the pool can look at it at any time, whatever the worker is doing. Its last part, the *black box*,
-is a file region that `faulthandler` writes a crashing worker's Python stack to.
+the pool can look at it at any time, whatever the worker is doing. Its last part is the *black
+box*: `faulthandler` writes a crashing worker's Python stack there.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ import os
 import select
 import socket
 import tempfile
-import threading
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing import reduction
 from typing import Any, NamedTuple
 
+from prefork import forks
 from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
 
 BOARD = 64  # bytes
 RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
+BLACK_BOX = 1 << 16  # bytes for a crashing worker's Python stack
+_MEMORY = BOARD + RING + BLACK_BOX
 INLINE = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *parcel*."""
 MAX_TICKETS = select.PIPE_BUF // TICKET.size
@@ -67,9 +68,11 @@ def _high(fd: int) -> int:
     return high
 
 
-def _pipe() -> tuple[int, int]:
-    reader, writer = os.pipe()
-    return _high(reader), _high(writer)
+def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+    reader, writer = map(_high, os.pipe())
+    undo.callback(os.close, reader)
+    undo.callback(os.close, writer)
+    return reader, writer
 
 
 def _memory_file(name: str, size: int, transport: Transport) -> int:
@@ -100,7 +103,9 @@ class Parcel:
     ) -> None:
         pieces = [memoryview(pickled), *buffers]
         self.lengths = array.array("Q", [piece.nbytes for piece in pieces])
-        self.fd = _memory_file("prefork-parcel", 0, transport)
+        with forks.creating():
+            self.fd = _memory_file("prefork-parcel", 0, transport)
+            forks.own(self)
         try:
             for start, piece in zip(_starts(self.lengths), pieces, strict=True):
                 _write_all(self.fd, piece, start)
@@ -109,12 +114,16 @@ class Parcel:
             raise
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            forks.disown(self)
+            os.close(fd)
+
+    abandon = close
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "fd"):
+            self.close()
 
     @staticmethod
     def open(fd: int, lengths: array.array[int]) -> list[memoryview]:
@@ -197,42 +206,27 @@ class Ring:
             self._freed.discard(key)
 
 
-_open_ends: weakref.WeakSet[Channel | WorkerEnd] = weakref.WeakSet()
-_starting = threading.local()  # .end is the worker's end that this thread is forking a child for
-
-
-def _close_inherited() -> None:
-    """In a forked child: other workers' ends must close when *they* do, not when the child ends."""
-    own = getattr(_starting, "end", None)
-    for end in list(_open_ends):
-        if end is not own:
-            end.close()
-
-
-os.register_at_fork(after_in_child=_close_inherited)
-
-
 class Channel:
     """The pool's side."""
 
     def __init__(self, transport: Transport = BEST) -> None:
         self.transport = transport
-        with contextlib.ExitStack() as undo:
-            inbox, self._inbox = _pipe()
-            undo.callback(os.close, inbox)
-            undo.callback(os.close, self._inbox)
-            self._outbox, outbox = _pipe()
-            undo.callback(os.close, self._outbox)
-            undo.callback(os.close, outbox)
+        with forks.creating(), contextlib.ExitStack() as undo:
+            inbox, self._inbox = _pipe(undo)
+            self._outbox, outbox = _pipe(undo)
             self._taken_back = os.dup(inbox)
             undo.callback(os.close, self._taken_back)
             kind = socket.SOCK_SEQPACKET if transport.seqpacket else socket.SOCK_DGRAM
             self._parcels, parcels = socket.socketpair(socket.AF_UNIX, kind)
             undo.callback(parcels.close)
             undo.callback(self._parcels.close)
-            memory = _memory_file("prefork-channel", BOARD + RING, transport)
+            memory = _memory_file("prefork-channel", _MEMORY, transport)
             undo.callback(os.close, memory)
-            self._memory = mmap.mmap(memory, BOARD + RING)
+            self._memory = mmap.mmap(memory, _MEMORY)
+            self._worker_end: WorkerEnd | None = WorkerEnd(
+                inbox, outbox, parcels, memory, transport
+            )
+            forks.own(self)
             undo.pop_all()
         os.set_blocking(inbox, False)
         os.set_blocking(self._inbox, False)
@@ -243,9 +237,6 @@ class Channel:
         self._clock = memoryview(self._memory)[:BOARD].cast("d")
         self._unparsed = bytearray()
         self.eof = False
-        self._worker_end: WorkerEnd | None = WorkerEnd(inbox, outbox, parcels, memory, transport)
-        self._black_box = os.dup(memory)
-        _open_ends.add(self)
 
     def take_worker_end(self) -> WorkerEnd:
         """The other side, once: who takes it closes it."""
@@ -301,7 +292,11 @@ class Channel:
             data = os.read(self._taken_back, most * TICKET.size)
         except BlockingIOError:
             return []
-        jobs = [ticket[0] for ticket in TICKET.iter_unpack(data)]
+        tickets = list(TICKET.iter_unpack(data))
+        if tickets and tickets[-1][-1] & LEAVE:
+            tickets.pop()
+            self.dismiss()
+        jobs = [ticket[0] for ticket in tickets]
         for job in jobs:
             self.forget(job)
         return jobs
@@ -369,22 +364,25 @@ class Channel:
 
     def stack(self) -> str:
         """What `faulthandler` wrote to the black box, or ""."""
-        size = os.fstat(self._black_box).st_size - BOARD - RING
-        return os.pread(self._black_box, size, BOARD + RING).decode("utf-8", "replace")
+        text = self._memory[BOARD + RING :].partition(b"\0")[0]
+        return text.decode("utf-8", "replace")
 
     def close(self) -> None:
+        fds = (self._inbox, self._taken_back, self._outbox)
         if self._inbox < 0:
             return
-        for fd in (self._inbox, self._taken_back, self._outbox, self._black_box):
+        forks.disown(self)
+        self._inbox = self._taken_back = self._outbox = -1
+        for fd in fds:
             os.close(fd)
-        self._inbox = self._taken_back = self._outbox = self._black_box = -1
         self._parcels.close()
         self._board.release()
         self._clock.release()
         self._memory.close()
         if self._worker_end is not None:
             self._worker_end.close()
-        _open_ends.discard(self)
+
+    abandon = close
 
     def __del__(self) -> None:
         if getattr(self, "_inbox", -1) >= 0:
@@ -402,7 +400,7 @@ class WorkerEnd:
         self._parcels = parcels
         self._memory_fd = memory
         self._transport = transport
-        _open_ends.add(self)
+        forks.own(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
@@ -417,18 +415,15 @@ class WorkerEnd:
     @contextlib.contextmanager
     def handing_over(self) -> Iterator[None]:
         """While this thread starts the child: the child keeps this end open, the pool does not."""
-        _starting.end = self
         try:
-            yield
+            with forks.keeping(self):
+                yield
         finally:
-            _starting.end = None
             self.close()
 
     def open(self) -> int:
         """In the child: map the shared memory. Returns the descriptor of the black box."""
-        _open_ends.add(self)  # what the tasks fork shall not hold it open
-        _starting.end = None
-        memory = mmap.mmap(self._memory_fd, BOARD + RING)
+        memory = mmap.mmap(self._memory_fd, _MEMORY)
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
         self.clock = self._memory[:BOARD].cast("d")
@@ -479,17 +474,22 @@ class WorkerEnd:
             written += os.write(self._outbox, frame[written:])
 
     def close(self) -> None:
+        fds = (self._inbox, self._outbox, self._memory_fd)
         if self._inbox < 0:
             return
-        for fd in (self._inbox, self._outbox, self._memory_fd):
-            os.close(fd)
+        forks.disown(self)
         self._inbox = self._outbox = self._memory_fd = -1
+        for fd in fds:
+            os.close(fd)
         self._parcels.close()
-        _open_ends.discard(self)
+
+    abandon = close
 
 
 def _rebuild_worker_end(
     inbox: Any, outbox: Any, memory: Any, parcels: Any, transport: Transport
 ) -> WorkerEnd:
-    sock = socket.socket(fileno=parcels.detach())
-    return WorkerEnd(inbox.detach(), outbox.detach(), sock, memory.detach(), transport)
+    fds = [part.detach() for part in (inbox, outbox, memory, parcels)]
+    for fd in fds:  # they came through an exec, but what the tasks start must not get them
+        os.set_inheritable(fd, False)
+    return WorkerEnd(fds[0], fds[1], socket.socket(fileno=fds[3]), fds[2], transport)

@@ -20,6 +20,7 @@ class Expiry(NamedTuple):
     job: Job
     soft: bool
     timeout: float  # the limit that has passed, seconds
+    started: float  # of the job, or of the chunk's item, that has passed it (monotonic)
 
 
 class Deadlines:
@@ -62,13 +63,13 @@ class Deadlines:
     ) -> None:
         if job.timeout:
             if now >= started + job.timeout:
-                expired.append(Expiry(seat, job, False, job.timeout))
+                expired.append(Expiry(seat, job, False, job.timeout, started))
                 return
             looks.append(started + job.timeout)
         if job.soft_timeout and self._interrupted.get(seat) != (job.id, started):
             if now >= started + job.soft_timeout:
                 self._interrupted[seat] = job.id, started
-                expired.append(Expiry(seat, job, True, job.soft_timeout))
+                expired.append(Expiry(seat, job, True, job.soft_timeout, started))
             else:
                 looks.append(started + job.soft_timeout)
         if job.size > 1 and (limit := _first_limit(job)) is not None:

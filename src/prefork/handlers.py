@@ -19,13 +19,16 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prefork.deadlines import Expiry
-from prefork.dispatcher import Dispatcher, News, State, Watch, Worker, tell_owner
+from prefork.dispatcher import Dispatcher, News, State, Worker, tell_owners
 from prefork.results import Signal
 from prefork.scheduler import Job
+from prefork.staff import Staff
+from prefork.watch import Watch
 
 __all__ = [
     "CallbackRunner",
@@ -82,7 +85,8 @@ class ResultHandler(Role):
 
     Args:
         outqueue: the outboxes of all workers; it has a `fileno()`, and a `bell` to be woken by.
-        get: called with the workers whose outboxes are readable; returns the news of jobs.
+        get: called with the workers whose outboxes are readable; returns the news of jobs,
+            to be taken one by one.
         cache: the unsettled jobs by id.
         poll: waits at most so many seconds (None: for ever) and returns the readable workers.
         join_exited_workers: called when all news have been told, for what waits for ends of jobs.
@@ -91,8 +95,8 @@ class ResultHandler(Role):
 
     def __init__(
         self,
-        outqueue: Watch,
-        get: Callable[[Iterable[Worker]], list[tuple[Job, News]]],
+        outqueue: Watch[Worker],
+        get: Callable[[Iterable[Worker]], deque[tuple[Job, News]]],
         cache: Mapping[int, Job],
         poll: Callable[[float | None], list[Worker]],
         join_exited_workers: Callable[[], object],
@@ -121,8 +125,7 @@ class ResultHandler(Role):
         news = self.get(workers)
         if not news:
             return
-        for job, item in news:
-            tell_owner(job, item)
+        tell_owners(news)
         self.putlock.notify()
         self.join_exited_workers()
 
@@ -139,7 +142,7 @@ class TaskHandler(Role):
         taskqueue: yields the jobs; reading the user's iterable happens in here.
         put: hands one job to the workers.
         outqueue: the collection that the results go to; tells whether there is room for more.
-        pool: the running pool.
+        pool: the running pool, to be told of the end of the input.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class TaskHandler(Role):
         self.put = put
         self.outqueue = outqueue
         self.pool = pool
+        self._has_all_room = False
 
     def body(self) -> None:
         error: BaseException | None = None
@@ -168,13 +172,23 @@ class TaskHandler(Role):
 
     def _wait_for_room(self) -> bool:
         output = self.outqueue
-        output.room.wait(lambda: self._stopped or output.cancelled or output.has_room())
+        output.room.wait(
+            lambda: self._stopped or self._has_all_room or output.cancelled or output.has_room()
+        )
         return not (self._stopped or output.cancelled)
 
     def abort(self, reason: Exception) -> None:
         """End the results with this error, even while the user's iterable keeps us waiting."""
         self.outqueue.end(reason)
         self.stop()
+
+    def read_on(self) -> None:
+        """Do not wait for room any more: nobody will make any before the input's end."""
+        self._has_all_room = True
+        self.outqueue.room.notify()
+
+    def is_needed(self) -> bool:
+        return not self.outqueue.cancelled
 
     def stop(self) -> None:
         super().stop()
@@ -271,10 +285,10 @@ class Supervisor(Role):
     """Notices the ends of workers, has them accounted for and replaced; ends the pool.
 
     Args:
-        pool: the running pool.
+        pool: the staff of the running pool.
     """
 
-    def __init__(self, pool: Dispatcher) -> None:
+    def __init__(self, pool: Staff) -> None:
         super().__init__()
         self.pool = pool
         self._wait: float | None = None
@@ -287,11 +301,14 @@ class Supervisor(Role):
         return self._wait
 
     def body(self) -> None:
-        while self.pool.state is not State.ENDED:
-            self._handle(self.pool.exits.ready(self._wait))
-        for stop in self.pool.at_end:
-            stop()
-        self.pool.release()
+        try:
+            while self.pool.state is not State.ENDED:
+                self._handle(self.pool.exits.ready(self._wait))
+        except BaseException:
+            self.pool.kill_all()
+            raise
+        finally:
+            self.pool.release()
 
     def handle_event(self) -> None:
         self._handle(self.pool.exits.ready(0))

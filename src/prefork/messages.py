@@ -14,7 +14,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from prefork.errors import MaybeDecodingError, MaybeEncodingError, RemoteTraceback
+from prefork.errors import (
+    MaybeDecodingError,
+    MaybeEncodingError,
+    RemoteTraceback,
+    SoftTimeLimitExceeded,
+)
 
 PROTOCOL = 5
 """Pickle protocol: the first with out-of-band buffers (PEP 574)."""
@@ -53,7 +58,7 @@ class Kind(enum.IntEnum):
     ACCEPTED = 1  # the task has started
     DONE = 2  # the payload is the pickled result
     FAILED = 3  # the payload is a pickled `Failure`
-    EXITING = 5  # the task asks the process to exit; the payload is why, UTF-8
+    EXITING = 5  # the task has the process exit; the payload is why, UTF-8
     OUTCOMES = 4  # the payload is a pickled list: (True, pickled result) or (False, a `Failure`)
     BROKEN = 6  # the initializer failed; the payload is a pickled `Failure`
 
@@ -127,10 +132,21 @@ def function_name(func: Callable[..., Any]) -> str:
     return f"{module}.{name}" if module else str(name)
 
 
+def describe(exc: BaseException) -> str:
+    """Type and message of an exception; never raises."""
+    try:
+        text = str(exc)
+    except Exception:
+        text = "(its message cannot be had)"
+    return f"{type_name(exc)}: {text}" if text else type_name(exc)
+
+
 def encode_result(value: object) -> tuple[Kind, bytes, list[memoryview]]:
-    """A task's result as kind and payload of a report; never raises."""
+    """A task's result as kind and payload of a report; raises only for a soft time limit."""
     try:
         return Kind.DONE, *pack(value)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as exc:
         return Kind.FAILED, dumps(encode_failure(_encoding_error(exc, value))), []
 
@@ -150,7 +166,7 @@ def _encoding_error(reason: Exception, value: object) -> MaybeEncodingError:
         return MaybeEncodingError(reason, value)
     except Exception:
         # Not even repr() works on this object.
-        return MaybeEncodingError(f"{type_name(reason)}: {reason}", f"<{type_name(value)} object>")
+        return MaybeEncodingError(describe(reason), f"<{type_name(value)} object>")
 
 
 def decode(report: Report) -> Outcome:
@@ -198,7 +214,7 @@ def load(payload: Any) -> Any:
 
 
 def _decoding_error(name: str, reason: BaseException, text: str = "") -> MaybeDecodingError:
-    error = MaybeDecodingError(name, f"{type_name(reason)}: {reason}", text)
+    error = MaybeDecodingError(name, describe(reason), text)
     error.__cause__ = reason
     return error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,8 +15,8 @@ from prefork import errors, handlers, process
 from prefork.channel import INLINE, Parcel
 from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
-from prefork.dispatcher import Dispatcher, Options, State
-from prefork.messages import ACCEPT, CALL, EACH, MAP, STARMAP, dumps, function_name, pack
+from prefork.dispatcher import State
+from prefork.messages import ACCEPT, CALL, EACH, MAP, STARMAP, Outcome, dumps, function_name, pack
 from prefork.results import (
     ApplyResult,
     Callback,
@@ -24,6 +25,7 @@ from prefork.results import (
     MapResult,
 )
 from prefork.scheduler import Job, JobOwner
+from prefork.staff import Options, Staff
 from prefork.worker import WorkerOptions
 
 __all__ = ["Pool"]
@@ -88,50 +90,53 @@ class Pool:
             _check_count("maxtasksperchild", maxtasksperchild)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, not {initializer!r}")
-        _check_seconds(timeout=timeout, soft_timeout=soft_timeout)
-        _check_seconds(zero=True, lost_worker_timeout=lost_worker_timeout)
-        options = Options(
-            processes,
-            WorkerOptions(initializer, tuple(initargs), maxtasksperchild),
-            context or multiprocessing.get_context(),
-            self.Process,
+        timeout = _seconds("timeout", timeout)
+        soft_timeout = _seconds("soft_timeout", soft_timeout)
+        self._lost_worker_timeout = _seconds("lost_worker_timeout", lost_worker_timeout, zero=True)
+        self._staff = staff = Staff(
+            Options(
+                processes,
+                WorkerOptions(initializer, tuple(initargs), maxtasksperchild),
+                context or multiprocessing.get_context(),
+                self.Process,
+            )
         )
-        self._lost_worker_timeout = lost_worker_timeout
-        self._dispatcher = dispatcher = Dispatcher(options)
+        self._jobs = jobs = staff.jobs
         self._run_callback = handlers.CallbackRunner()
         self._result_handler = self.ResultHandler(
-            dispatcher.outboxes,
-            dispatcher.collect,
-            dispatcher.cache,
-            dispatcher.outboxes.ready,
-            dispatcher.check_done,
-            dispatcher.slot_free,
+            jobs.outboxes,
+            jobs.collect,
+            jobs.cache,
+            jobs.outboxes.ready,
+            jobs.check_done,
+            jobs.slot_free,
         )
-        self._timeout_handler = self.TimeoutHandler(
-            dispatcher, dispatcher.cache, soft_timeout, timeout
-        )
-        self._supervisor = self.Supervisor(dispatcher)
-        dispatcher.own_threads = (self._result_handler, self._supervisor, self._timeout_handler)
-        dispatcher.on_deadline = self._timeout_handler.rearm
-        dispatcher.at_end += [
-            self._result_handler.stop,
-            self._result_handler.join,
-            self._timeout_handler.stop,
-            self._timeout_handler.join,
-            self._run_callback.stop,
-        ]
+        self._timeout_handler = self.TimeoutHandler(jobs, jobs.cache, soft_timeout, timeout)
+        self._supervisor = self.Supervisor(staff)
+        self._start()
+
+    def _start(self) -> None:
+        """Hire the workers, then start the roles' threads: a fork is best done before there are
+        threads."""
+        jobs, staff = self._jobs, self._staff
+        results, limits = self._result_handler, self._timeout_handler
+        jobs.rearm = limits.rearm
         # At the interpreter's exit, before multiprocessing waits for its children.
-        finalizer = util.Finalize(None, dispatcher.terminate, exitpriority=15)
-        dispatcher.at_end.append(finalizer.cancel)
+        finalizer = util.Finalize(None, _terminate, (staff, results, limits), exitpriority=15)
+        staff.at_end += [
+            *(results.stop, results.join, limits.stop, limits.join),
+            *(self._run_callback.stop, finalizer.cancel),
+        ]
         try:
-            for _ in range(processes):
-                dispatcher.hire()
+            for _ in range(self.processes):
+                staff.hire()
+            results.start(jobs.crash)
+            self._supervisor.start(jobs.crash)
         except BaseException:
-            dispatcher.request_termination("the pool could not be started")
+            jobs.stop(errors.Terminated("the pool could not be started"))
+            staff.kill_all()
+            staff.release()
             raise
-        finally:
-            self._result_handler.start(dispatcher.crash)
-            self._supervisor.start(dispatcher.crash)
 
     # ---- one call
 
@@ -174,16 +179,13 @@ class Pool:
             ValueError: the pool is closed or terminated.
             PoolBrokenError: the pool could not start its workers.
         """
-        dispatcher = self._dispatcher
-        dispatcher.check_running()
-        for name, function in (
-            ("callback", callback),
-            ("error_callback", error_callback),
-            ("accept_callback", accept_callback),
-            ("timeout_callback", timeout_callback),
-        ):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be callable, not {function!r}")
+        self._jobs.check_running()
+        _check_callables(
+            callback=callback,
+            error_callback=error_callback,
+            accept_callback=accept_callback,
+            timeout_callback=timeout_callback,
+        )
         result: ApplyResult[Any] = ApplyResult(
             self, self._run_callback, callback, error_callback, accept_callback, timeout_callback
         )
@@ -191,11 +193,39 @@ class Pool:
         job = self._new_job(result, func, timeout, soft_timeout, lost_worker_timeout)
         if accept_callback is not None:
             job.flags = ACCEPT
-        if self._load(job, message):
-            if waitforslot:
-                dispatcher.submit_when_free(job)
-            else:
-                dispatcher.submit(job)
+        self._load(job, message)
+        if waitforslot:
+            self._jobs.submit_when_free(job)
+        else:
+            self._jobs.submit(job)
+        return result
+
+    def each_async(
+        self,
+        func: Callable[[Any], Any],
+        items: Iterable[Any],
+        callback: Callback = None,
+        error_callback: Callback = None,
+        *,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> ApplyResult[list[Outcome]]:
+        """Call `func` with one item after another, in one worker, as one job.
+
+        The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
+        the exception. The time limits are each item's. If the worker is lost or killed on the
+        way, the job fails as a whole.
+        """
+        self._jobs.check_running()
+        _check_callables(callback=callback, error_callback=error_callback)
+        result: ApplyResult[list[Outcome]] = ApplyResult(
+            self, self._run_callback, callback, error_callback
+        )
+        job = self._new_job(result, func, timeout, soft_timeout)
+        chunk = list(items)
+        job.size = len(chunk)
+        self._load(job, (EACH, func, chunk))
+        self._jobs.submit(job)
         return result
 
     def _new_job(
@@ -206,37 +236,31 @@ class Pool:
         soft_timeout: float | None = None,
         lost_timeout: float | None = None,
     ) -> Job:
-        if timeout is not None or soft_timeout is not None or lost_timeout is not None:
-            _check_seconds(timeout=timeout, soft_timeout=soft_timeout)
-            _check_seconds(zero=True, lost_worker_timeout=lost_timeout)
         limits = self._timeout_handler
-        job = Job(
-            owner,
-            func,
-            limits.t_hard if timeout is None else timeout,
-            limits.t_soft if soft_timeout is None else soft_timeout,
-            self._lost_worker_timeout if lost_timeout is None else lost_timeout,
-        )
+        job = Job(owner, func, limits.t_hard, limits.t_soft, self._lost_worker_timeout)
+        if timeout is not None:
+            job.timeout = _seconds("timeout", timeout)
+        if soft_timeout is not None:
+            job.soft_timeout = _seconds("soft_timeout", soft_timeout)
+        if lost_timeout is not None:
+            job.lost_timeout = _seconds("lost_worker_timeout", lost_timeout, zero=True)
         if job.timeout or job.soft_timeout:
             limits.ensure_started()
-        owner.bind(job)
         return job
 
-    def _load(self, job: Job, message: tuple[Any, ...]) -> bool:
-        """Pickle the message into the job; if that fails, the job has failed: False."""
+    def _load(self, job: Job, message: tuple[Any, ...]) -> None:
+        """Pickle the message into the job; a job for which that fails will fail with the reason."""
         try:
             self._pack(job, message)
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            self._dispatcher.reject(job, exc)
-            return False
-        return True
+            job.flaw = exc
 
     def _pack(self, job: Job, message: tuple[Any, ...]) -> None:
         job.pickled, buffers = pack(message)
         if not buffers and len(job.pickled) <= INLINE:
             return
-        if self._dispatcher.open_parcels < MAX_OPEN_PARCELS:
+        if self._jobs.open_parcels < MAX_OPEN_PARCELS:
             try:
                 job.parcel = Parcel(job.pickled, buffers)
             except OSError:
@@ -303,7 +327,7 @@ class Pool:
         error_callback: Callback = None,
         wait: bool = False,
     ) -> MapResult:
-        self._dispatcher.check_running()
+        self._jobs.check_running()
         if chunksize is not None:
             _check_count("chunksize", chunksize)
         items = list(iterable)
@@ -312,7 +336,7 @@ class Pool:
         )
         if not items:
             return result
-        workers = self._dispatcher.processes
+        workers = self._staff.processes
         chunks: Iterable[list[Any]]
         if chunksize is None:
             chunks = adaptive = AdaptiveChunks(items, workers)
@@ -336,21 +360,27 @@ class Pool:
             job = self._new_job(result, func)
             job.index, job.size = position, len(chunk)
             position += len(chunk)
-            self._pack(job, (mode, func, chunk))
+            self._load(job, (mode, func, chunk))
+            if job.flaw is not None:
+                raise job.flaw
             yield job
 
     def _feed(self, jobs: Iterator[Job], result: handlers.Output, inline: bool = False) -> None:
         """Have the jobs of an input made and submitted as there is room: by this thread, if it
         will wait for the result in any case."""
-        feeder = self.TaskHandler(jobs, self._submit_fed, result, self._dispatcher)
-        self._dispatcher.begin_feed(feeder)
+        feeder = self.TaskHandler(jobs, self._submit_fed, result, self._jobs)
+        self._jobs.begin_feed(feeder)
         if inline:
             feeder.body()
-        else:
-            feeder.start(self._dispatcher.crash)
+            return
+        try:
+            feeder.start(self._jobs.crash)
+        except BaseException:
+            self._jobs.end_feed(feeder)
+            raise
 
     def _submit_fed(self, job: Job) -> None:
-        self._dispatcher.submit(job, feeding=True)
+        self._jobs.submit(job, feeding=True)
 
     # ---- many calls, lazily
 
@@ -396,13 +426,14 @@ class Pool:
         lost_timeout: float | None,
         buffersize: int | None,
     ) -> Items:
-        self._dispatcher.check_running()
+        self._jobs.check_running()
         _check_count("chunksize", chunksize)
         if buffersize is None:
-            buffersize = BUFFERED_PER_WORKER * self._dispatcher.processes * chunksize
+            buffersize = BUFFERED_PER_WORKER * self._staff.processes * chunksize
         _check_count("buffersize", buffersize)
-        _check_seconds(zero=True, lost_worker_timeout=lost_timeout)
+        _seconds("lost_worker_timeout", lost_timeout, zero=True)
         result = iterator_class(self, function_name(func), max(buffersize, chunksize), chunksize)
+        result.items.on_cancel = self._jobs.check_done
         jobs = self._imap_jobs(result.items, func, iter(iterable), chunksize, lost_timeout)
         self._feed(jobs, result.items)
         return result
@@ -418,20 +449,20 @@ class Pool:
         for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
             job = self._new_job(owner, func, lost_timeout=lost_timeout)
             job.index, job.size = index, len(chunk)
-            if self._load(job, (CALL if chunksize == 1 else EACH, func, chunk)):
-                yield job
+            self._load(job, (CALL if chunksize == 1 else EACH, func, chunk))
+            yield job
 
     # ---- the pool itself
 
     @property
     def processes(self) -> int:
         """How many workers there should be."""
-        return self._dispatcher.processes
+        return self._staff.processes
 
     def grow(self, n: int = 1) -> None:
         """Add `n` workers."""
         _check_count("n", n)
-        self._dispatcher.resize(+n)
+        self._staff.resize(+n)
 
     def shrink(self, n: int = 1) -> None:
         """Take `n` workers away; busy ones finish their task first.
@@ -440,23 +471,26 @@ class Pool:
             ValueError: fewer than one worker would be left.
         """
         _check_count("n", n)
-        self._dispatcher.resize(-n)
+        self._staff.resize(-n)
 
     def restart(self) -> None:
         """Replace all workers; busy ones finish their task first."""
-        self._dispatcher.replace_all()
+        self._staff.replace_all()
 
     def close(self) -> None:
         """Take no more jobs. The workers leave when all are done."""
-        self._dispatcher.close()
+        self._jobs.close()
 
     def terminate(self) -> None:
         """Kill the workers with all that their tasks started; jobs that have not finished fail
         with `Terminated`."""
-        self._dispatcher.terminate()
+        _terminate(self._staff, self._result_handler, self._timeout_handler, self._supervisor)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all jobs are done, all callbacks have run and all workers have left.
+
+        Inputs of `imap` that are still being read are read to their end, without waiting for
+        their results to be taken.
 
         Args:
             timeout: at most so many seconds; None: for ever.
@@ -467,21 +501,22 @@ class Pool:
         Raises:
             ValueError: neither `close` nor `terminate` was called before.
         """
-        if self._dispatcher.state is State.RUN:
-            self._dispatcher.check_owner()
+        if self._jobs.state is State.RUN:
+            self._jobs.check_owner()
             raise ValueError("the pool is still running: call close() or terminate() before join()")
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._dispatcher.wait_until_ended(timeout):
+        self._jobs.read_on()
+        if not self._staff.wait_until_ended(timeout):
             return False
         self._supervisor.join(_left(deadline))
         return self._run_callback.join(_left(deadline))
 
     def check_owner(self) -> None:
         """Raise RuntimeError in a forked child: this pool is its parent's."""
-        self._dispatcher.check_owner()
+        self._jobs.check_owner()
 
     def __enter__(self) -> Self:
-        self._dispatcher.check_running()
+        self._jobs.check_running()
         return self
 
     def __exit__(
@@ -493,15 +528,23 @@ class Pool:
         self.terminate()
 
     def __del__(self) -> None:
-        if hasattr(self, "_dispatcher"):
-            self._dispatcher.abandon()
+        if hasattr(self, "_staff") and not self._staff.ended:
+            self._staff.request_termination("the pool object was dropped")
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise NotImplementedError("a pool cannot be passed between processes or pickled")
 
     def __repr__(self) -> str:
-        state = self._dispatcher.state.value
+        state = self._jobs.state.value
         return f"<{type(self).__name__}: {state}, {self.processes} processes>"
+
+
+def _terminate(staff: Staff, *own: handlers.Role) -> None:
+    """Terminate a pool and wait for its end; unless one of its own threads asks for it, or a
+    finalizer that interrupted one: they would wait for themselves."""
+    staff.request_termination()
+    if not any(role.is_current for role in own) and not staff.jobs.lock._is_owned():  # type: ignore[attr-defined]
+        staff.wait_until_ended()
 
 
 def _check_count(name: str, value: object) -> None:
@@ -511,14 +554,24 @@ def _check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1, not {value}")
 
 
-def _check_seconds(zero: bool = False, **limits: object) -> None:
-    for name, value in limits.items():
-        if value is None:
-            continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-        if not (value > 0 or (zero and value == 0)):
-            raise ValueError(f"{name} must be more than 0 seconds, not {value}")
+def _check_callables(**functions: object) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, not {function!r}")
+
+
+def _seconds(name: str, value: object, zero: bool = False) -> float | None:
+    """A time limit; None and infinity are none."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"{name} must be more than 0 seconds, not {value}")
+    try:
+        return None if math.isinf(value) else float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is out of range: {value} seconds") from None
 
 
 def _left(deadline: float | None) -> float | None:

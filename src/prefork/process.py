@@ -2,25 +2,30 @@
 
 Each child leads a process group of its own, which ends with it: whatever a task started goes too,
 unless it was started in a new session. When the pool's own process ends, even by SIGKILL, the
-kernel kills the groups: see `Lifeline`.
+kernel kills the groups: see `_Lifeline`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import multiprocessing.process
+import multiprocessing
 import os
+import select
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import reduction
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from typing import Any
 
-__all__ = ["Child", "Lifeline", "LifelineEnd", "Process"]
+from prefork import forks
+
+__all__ = ["Child", "Process"]
+
+STATUS_SECONDS = 1.0
+"""How long to wait for a fork server to tell the exit code of a child that has ended."""
 
 
 class Process(BaseProcess):
@@ -53,49 +58,38 @@ class Process(BaseProcess):
         return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
 
 
-class Lifeline:
-    """Ties process groups to the life of this process, without a thread and without polling.
+class _Lifeline:
+    """Ties a child's process group to this process, without a thread and without polling.
 
-    A pipe that only this process can write to. Each child asks the kernel to send SIGKILL to its
-    group when the pipe changes state, and the only thing that ever happens to it is that its last
-    writer goes. It works for a child that is stopped or stuck in C code.
+    A pipe. The child asks the kernel to send SIGKILL to its group when something happens to the
+    reading end, and the only thing that ever happens is that the last writer, this process, goes
+    or closes its end. It works for a child that is stopped, or stuck in C code.
+
+    Each child has a pipe of its own: before Linux 5.6 the end of any reader signals the others.
     """
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        _lifelines.add(self)
+        with forks.creating():
+            reader, self._writer = os.pipe()
+            forks.own(self)
+        self.end = _LifelineEnd(reader)
 
-    def end(self) -> LifelineEnd:
-        """The reading end for one child: an open file of its own, as each has its own owner."""
-        if os.path.exists("/proc/self/fd"):
-            return LifelineEnd(os.open(f"/proc/self/fd/{self._reader}", os.O_RDONLY | os.O_CLOEXEC))
-        return LifelineEnd(os.dup(self._reader))
+    def cut(self) -> None:
+        """Kill the child with its group (if it has come so far as to hold its end)."""
+        writer, self._writer = self._writer, -1
+        if writer >= 0:
+            forks.disown(self)
+            os.close(writer)
 
-    def close(self) -> None:
-        """Let go: whatever is still tied to it is killed."""
-        if self._writer >= 0:
-            os.close(self._writer)
-            os.close(self._reader)
-            self._reader = self._writer = -1
-            _lifelines.discard(self)
+    abandon = cut
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_writer"):
+            self.cut()
 
 
-_lifelines: weakref.WeakSet[Lifeline] = weakref.WeakSet()
-
-
-def _close_inherited() -> None:
-    for lifeline in list(_lifelines):
-        lifeline.close()
-
-
-os.register_at_fork(after_in_child=_close_inherited)
-
-
-class LifelineEnd:
-    """A child's end of the lifeline; the pool closes its copy once the child has started."""
+class _LifelineEnd:
+    """The child's end; this process closes its copy once the child has started."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -103,7 +97,7 @@ class LifelineEnd:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_lifeline_end, (reduction.DupFd(self._fd),)
 
-    def attach(self) -> None:
+    def hold(self) -> None:
         """In the child: lead a process group, and have it killed when the parent is gone."""
         with contextlib.suppress(PermissionError):  # we lead a session already
             os.setpgid(0, 0)
@@ -112,66 +106,84 @@ class LifelineEnd:
             fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGKILL)
             flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-            if _has_ended(self._fd):  # before the kernel knew whom to tell
-                _kill_own_group()
+            if _is_readable(self._fd, 0):  # gone before the kernel knew whom to tell
+                self._kill_own_group()
         else:
             threading.Thread(target=self._watch, name="prefork-lifeline", daemon=True).start()
 
     def _watch(self) -> None:
         os.read(self._fd, 1)
-        _kill_own_group()
+        self._kill_own_group()
+
+    @staticmethod
+    def _kill_own_group() -> None:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        os.close(self._fd)
 
 
-def _has_ended(fd: int) -> bool:
-    os.set_blocking(fd, False)
-    try:
-        return os.read(fd, 1) == b""
-    except BlockingIOError:
-        return False
+def _rebuild_lifeline_end(duplicate: Any) -> _LifelineEnd:
+    fd = duplicate.detach()
+    os.set_inheritable(fd, False)
+    return _LifelineEnd(fd)
 
 
-def _kill_own_group() -> None:
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+def _is_readable(fd: int, timeout: float) -> bool:
+    poll = select.poll()  # unlike select(), good for any descriptor
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
-def _rebuild_lifeline_end(fd: Any) -> LifelineEnd:
-    return LifelineEnd(fd.detach())
+def _run_tied(end: _LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
+    end.hold()
+    target(*args)
 
 
 class Child:
-    """A started process: its pid, its end, and the means to end it."""
+    """A process that runs `target(*args)`: its pid, its end, and the means to end it.
 
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
-        process.start()
+    Raises:
+        OSError: the system has no process, memory or descriptor left.
+    """
+
+    def __init__(
+        self,
+        process_class: type[Process],
+        context: BaseContext,
+        name: str,
+        target: Callable[..., object],
+        args: tuple[Any, ...],
+    ) -> None:
+        self._lifeline = _Lifeline()
+        end = self._lifeline.end
+        try:
+            process = process_class(
+                target=_run_tied, name=name, args=(end, target, args), context=context
+            )
+            process.start()
+        finally:
+            end.close()
         assert process.pid is not None
+        self._process = process
         self.pid: int = process.pid
+        # A status can be collected once: not by whoever in this process asks multiprocessing for
+        # its active children meanwhile.
+        _children.discard(process)
         # Both sides do this, so that it is done whoever runs first.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(self.pid, self.pid)
-        self._pidfd = self._open_pidfd()
-
-    def _open_pidfd(self) -> int:
-        """A descriptor that becomes readable with the end of the process itself; its sentinel
-        is a pipe, which what the child forked can hold open."""
-        is_ours = getattr(self._process._popen, "method", "") != "forkserver"  # type: ignore[attr-defined]
-        if is_ours and hasattr(os, "pidfd_open"):
+        self._pidfd = -1
+        if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # an old kernel; no descriptor left
-                return os.pidfd_open(self.pid)
-        return -1
+                self._pidfd = os.pidfd_open(self.pid)
 
     def fileno(self) -> int:
-        """A descriptor that is readable once the process has ended."""
-        return self._pidfd if self._pidfd >= 0 else self._process.sentinel
+        """A descriptor that is readable once the process has ended.
 
-    def poll(self) -> int | None:
-        """Collect the exit code of a child that has ended; None if nobody can tell it."""
-        return self._process._popen.poll()  # type: ignore[attr-defined,no-any-return]
+        Not its sentinel, if possible: that is a pipe which what the child forked can hold open.
+        """
+        return self._pidfd if self._pidfd >= 0 else self._process.sentinel
 
     def signal(self, signum: int) -> None:
         """Send a signal to the process, if it is still there."""
@@ -182,22 +194,38 @@ class Child:
                 os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        """SIGKILL for the process and its group; harmless if they have gone already."""
+        """SIGKILL for the process and its group."""
         self.signal(signal.SIGKILL)
-        self.kill_group()
+        self._kill_group()
+        self._lifeline.cut()
 
-    def kill_group(self) -> None:
-        """SIGKILL for whatever the process has left behind."""
+    def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def collect(self) -> int | None:
+        """The process has ended: kill what it left behind, return its exit code.
+
+        As in `multiprocessing.Process.exitcode`; None if nobody can tell it any more.
+        """
+        self._kill_group()  # while the dead process still holds its number
+        popen = self._process._popen  # type: ignore[attr-defined]
+        if popen.method == "forkserver":
+            _is_readable(self._process.sentinel, STATUS_SECONDS)
+        code: int | None = popen.poll()
+        return code
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the process has ended, at most `timeout` seconds; whether it has."""
+        return _is_readable(self.fileno(), timeout)
+
     def close(self) -> None:
         """Free the descriptors; the process has ended."""
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+        self._lifeline.cut()
         try:
             self._process.close()
-        except ValueError:  # somebody else has collected its status, so it counts as running
+        except ValueError:  # its status was collected by somebody else, so it counts as running
             self._process._popen.close()  # type: ignore[attr-defined]
-            multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]

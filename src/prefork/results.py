@@ -6,6 +6,8 @@ handle knows it asks its job.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -58,12 +60,13 @@ class Signal:
             # Looked at again after joining the queue: whoever makes it true does so before
             # it notifies, so one of the two sees the other.
             if condition():
-                return True
-            left = -1.0 if deadline is None else deadline - time.monotonic()
-            if deadline is not None and (left <= 0 or not lock.acquire(timeout=left)):
-                return condition()
-            if deadline is None:
-                lock.acquire()
+                return True  # (the lock stays behind, to be released with the others)
+            left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            if not lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+                with contextlib.suppress(ValueError):  # notified this very moment
+                    self._waiters.remove(lock)
+                if left == 0.0:
+                    return condition()
         return True
 
     def notify(self) -> None:
@@ -157,6 +160,13 @@ class _Handle(Generic[T]):
         if self._outcome is None:
             return "pending"
         return "successful" if self._outcome.ok else f"failed: {self._outcome.value!r}"
+
+
+def _after_in_child() -> None:
+    _Handle._making_signals = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_in_child)
 
 
 class ApplyResult(_Handle[T]):
@@ -330,6 +340,7 @@ class _Items:
         self.exhausted = False  # there will be no more jobs
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
+        self.on_cancel: Callable[[], object] = lambda: None
         self.room = Signal()
         self.news = Signal()
         self._arrived: dict[int, list[Outcome]] = {}
@@ -360,6 +371,7 @@ class _Items:
         self._pool = None
         self.room.notify()
         self.news.notify()
+        self.on_cancel()
 
     # ---- the pool's side
 
@@ -371,7 +383,6 @@ class _Items:
 
     def settle(self, job: Job, outcome: Outcome) -> None:
         outcomes = outcome.value if self.chunksize > 1 and outcome.ok else [outcome] * job.size
-        self.finished_jobs += 1
         if not self.ordered:
             self._ready.extend(outcomes)
         else:
@@ -379,6 +390,7 @@ class _Items:
             while self._next_job in self._arrived:
                 self._ready.extend(self._arrived.pop(self._next_job))
                 self._next_job += 1
+        self.finished_jobs += 1  # last: then the consumer finds what there is before the end
         self.news.notify()
 
     # ---- the consumer's side

@@ -48,6 +48,7 @@ class Job:
 
     __slots__ = (
         "flags",
+        "flaw",
         "func",
         "id",
         "index",
@@ -72,7 +73,7 @@ class Job:
         func: Callable[..., Any],
         timeout: float | None = None,
         soft_timeout: float | None = None,
-        lost_timeout: float = 10.0,
+        lost_timeout: float | None = 10.0,
     ) -> None:
         self.id = next(Job._ids)
         self.owner = owner
@@ -82,6 +83,7 @@ class Job:
         self.lost_timeout = lost_timeout
         self.flags = 0  # of its ticket
         self.pickled = b""
+        self.flaw: BaseException | None = None  # why it could not be pickled
         self.parcel: Any = None  # the pickle and its buffers, if they are large
         self.index = 0  # of its first item in the result
         self.size = 1  # how many items it is for
@@ -119,6 +121,7 @@ class Seat:
     def __init__(self) -> None:
         self.sent: dict[int, Job] = {}  # by id, in the order of sending: the first is running
         self.open = True  # may be sent more
+        self.ready = True  # has been initialised, as far as is known
         self.quota: float = float("inf")  # how many more jobs it may finish
         self.group: dict[Seat, None] | None = None  # the scheduler's
 
@@ -135,8 +138,8 @@ class Scheduler:
         self.mean_seconds: float | None = None
         # Seats by how many jobs they have; each seat is in one of them, or in none.
         self._idle: dict[Seat, None] = {}  # none, and may be sent some
-        self._low: dict[Seat, None] = {}  # one, and may be sent more
-        self._deep: dict[Seat, None] = {}  # more than one
+        self._low: dict[Seat, None] = {}  # one (or the worker is not ready), may be sent more
+        self._deep: dict[Seat, None] = {}  # more than one (or not ready), may be taken back
 
     # ---- seats
 
@@ -158,13 +161,17 @@ class Scheduler:
         seat.open = True
         self._classify(seat)
 
+    def mark_ready(self, seat: Seat) -> None:
+        seat.ready = True
+        self._classify(seat)
+
     def _classify(self, seat: Seat) -> None:
         count = len(seat.sent)
         group: dict[Seat, None] | None = None
-        if count > 1:
+        if count > 1 or (count and not seat.ready):
             group = self._deep
         elif seat.open and count < seat.quota:
-            group = self._low if count else self._idle
+            group = self._idle if count == 0 and seat.ready else self._low
         if group is not seat.group:
             if seat.group is not None:
                 del seat.group[seat]
@@ -250,7 +257,7 @@ class Scheduler:
         if self.queue or not self._idle or not self._deep:
             return None
         victim = max(self._deep, key=lambda seat: len(seat.sent))
-        return victim, len(victim.sent) // 2
+        return victim, len(victim.sent) // 2 if victim.ready else len(victim.sent)
 
     def idle_seats(self) -> list[Seat]:
         return list(self._idle)

@@ -25,13 +25,13 @@ from prefork.messages import (
     MAP,
     Kind,
     Ticket,
+    describe,
     dumps,
     encode_failure,
     encode_result,
     load,
     pack,
 )
-from prefork.process import LifelineEnd
 
 __all__ = ["SOFT_SIGNAL", "WorkerOptions", "main"]
 
@@ -46,17 +46,28 @@ class WorkerOptions(NamedTuple):
     maxtasksperchild: int | None = None
 
 
-def main(end: WorkerEnd, lifeline: LifelineEnd, options: WorkerOptions) -> None:
-    lifeline.attach()
+def main(end: WorkerEnd, options: WorkerOptions) -> None:
     black_box = end.open()
+    os.register_at_fork(after_in_child=faulthandler.disable)  # the black box is ours
     faulthandler.enable(black_box)
-    _Worker(end, options).run()
+    try:
+        _Worker(end, options).run()
+    finally:
+        faulthandler.disable()
+        end.close()  # the pool need not wait for what else there is to clean up
+
+
+def _exit_code(exc: BaseException) -> int:
+    """What the process will exit with (as `multiprocessing` does it)."""
+    code = exc.code if isinstance(exc, SystemExit) else 1
+    return 0 if code is None else code if isinstance(code, int) else 1
 
 
 class _Worker:
     def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
         self._end = end
         self._options = options
+        self._started = 0.0  # the item that runs now (monotonic)
         self._soft_timeout = 0.0
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
 
@@ -97,23 +108,24 @@ class _Worker:
     def _run_task(self, ticket: Ticket) -> None:
         end, job = self._end, ticket.job
         self._soft_timeout = ticket.soft_timeout
-        started = self._start_clock()
+        end.clock[1] = self._started = started = time.monotonic()
         end.board[0] = job
         if ticket.flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)
         try:
             try:
+                self._arm()
                 kind, pickled, buffers = self._call(*load(end.payload(ticket)))
             finally:
-                self._soft_deadline = 0.0  # from here on the signal is dropped
+                self._disarm()
         except BaseException as exc:
             if isinstance(exc, _EXITS):
                 if not end.closed:
-                    end.report(Kind.EXITING, job, pickled=f"it raised {exc!r}".encode())
+                    why = _exit_code(exc), f"it raised {describe(exc)}"[:1000]
+                    end.report(Kind.EXITING, job, started, pickled=dumps(why))
                 raise
             kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
-        if end.closed:
-            os._exit(0)  # a child that the task forked, which came back here: the job is not its
+        self._leave_if_forked()
         self._report(kind, job, started, pickled, buffers)
 
     def _report(
@@ -131,7 +143,8 @@ class _Worker:
         self, mode: int, func: Callable[..., Any], args: Any, kwargs: Any = None
     ) -> tuple[int, bytes, list[memoryview]]:
         if mode == CALL:
-            return encode_result(func(*args, **kwargs) if kwargs else func(*args))
+            value = func(*args, **kwargs) if kwargs else func(*args)
+            return encode_result(value)
         if mode == EACH:
             return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in args])
         if mode == MAP:
@@ -139,30 +152,47 @@ class _Worker:
         return encode_result([func(*item) for item in self._timed(args)])
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
-        self._start_clock()
         try:
-            kind, pickled, buffers = encode_result(func(item))
+            try:
+                self._restart_clock()
+                kind, pickled, buffers = encode_result(func(item))
+            finally:
+                self._disarm()
         except _EXITS:
             raise
         except BaseException as exc:
+            self._leave_if_forked()
             return False, encode_failure(exc)
+        self._leave_if_forked()
         if kind == Kind.DONE:
             return True, [pickled, *map(bytes, buffers)]
         return False, load(pickled)
 
+    def _leave_if_forked(self) -> None:
+        """A child that the task forked, and that came back here: the job is not its own."""
+        if self._end.closed:
+            os._exit(0)
+
     # ---- time limits: they are each item's, so the clock starts anew for each
 
-    def _start_clock(self) -> float:
-        started = time.monotonic()
-        self._end.clock[1] = started
+    def _restart_clock(self) -> None:
+        self._end.clock[1] = self._started = time.monotonic()
+        self._arm()
+
+    def _arm(self) -> None:
+        """From here on the soft limit raises; to be called where that will be caught."""
         if self._soft_timeout:
-            self._soft_deadline = started + self._soft_timeout
-        return started
+            self._soft_deadline = self._started + self._soft_timeout
+
+    def _disarm(self) -> None:
+        """From here on the signal is dropped."""
+        self._soft_deadline = 0.0
 
     def _timed(self, items: list[Any]) -> Iterator[Any]:
         for item in items:
-            self._start_clock()
+            self._restart_clock()
             yield item
+            self._leave_if_forked()
 
     def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
         """Raise in the task that runs now, if it has passed its own limit; else the signal was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -82,6 +83,15 @@ def test_nothing_to_receive_is_not_the_end(pair):
     pool, _ = pair
     assert pool.receive() is None
     assert not pool.eof
+
+
+def test_the_dismissal_is_not_taken_back(pair):
+    pool, worker = pair
+    pool.send([stage(pool, 1)])
+    pool.dismiss()
+    assert pool.reclaim(9) == [1]
+    assert pool.reclaim(9) == []
+    assert worker.receive() is None
 
 
 def test_what_is_taken_back_is_what_the_worker_never_gets(pair):
@@ -188,10 +198,8 @@ def test_descriptors_are_above_those_that_a_task_may_take_for_the_standard_strea
     saved = os.dup(0)
     try:
         os.close(0)
-        reader, writer = channel._pipe()
-        assert min(reader, writer) > 2
-        os.close(reader)
-        os.close(writer)
+        with contextlib.ExitStack() as undo:
+            assert min(channel._pipe(undo)) > 2
     finally:
         os.dup2(saved, 0)
         os.close(saved)

@@ -53,7 +53,7 @@ def test_a_limit_counts_from_the_start_of_the_task():
     seat.run(job, 12.5)
     assert deadlines.look([seat], 14.0) == []
     assert deadlines.next_look == 14.5
-    assert deadlines.look([seat], 14.5) == [Expiry(seat, job, False, 2.0)]
+    assert deadlines.look([seat], 14.5) == [Expiry(seat, job, False, 2.0, 12.5)]
     assert deadlines.next_look is None
 
 
@@ -64,9 +64,9 @@ def test_the_soft_limit_fires_once_and_the_hard_one_follows():
     seat.run(job, 10.0)
     deadlines.watch(job, 10.0)
     assert deadlines.next_look == 11.0
-    assert deadlines.look([seat], 11.0) == [Expiry(seat, job, True, 1.0)]
+    assert deadlines.look([seat], 11.0) == [Expiry(seat, job, True, 1.0, 10.0)]
     assert deadlines.next_look == 13.0
-    assert deadlines.look([seat], 13.0) == [Expiry(seat, job, False, 3.0)]
+    assert deadlines.look([seat], 13.0) == [Expiry(seat, job, False, 3.0, 10.0)]
 
 
 def test_each_item_of_a_chunk_has_the_limit_for_itself():

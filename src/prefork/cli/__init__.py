@@ -1,0 +1,70 @@
+"""The command line: `prefork map MODULE:FUNCTION [INPUT …]`. It needs the extra `cli`.
+
+    inputs ──► feeder thread ──► pool ──► workers: the function, one input after another
+                    ▲                                 │ JSON
+               room in the window                     ▼
+                    └────────────── main thread ◄── outcomes      (retries go back to the pool)
+                                     │        │
+                               records file   progress, on stderr
+
+Layout, from the top; a module imports only from those below it:
+
+    command     the options, with click; what a wrong one is answered with
+    report      what is said at the start and at the end
+    run         one run: its events, retries, order, what is kept when it is stopped
+    feeder      the thread that reads the inputs, no further ahead than there is room
+    work        what runs in a worker
+    signals     Ctrl-C as an event
+    progress    the bar or log lines, with rich; counts and rates
+    inputs      arguments, globs, lines, JSON Lines: read lazily, in a thread that can be stopped
+    records     the output: one JSON object per line; what an earlier run has written
+    logbook     what the workers have done, in a file that outlives them
+    target      MODULE:FUNCTION → the function, in any process
+    jsontext    values ↔ JSON text
+
+Only `command` and `progress` import click and rich: workers load neither.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+
+from prefork.cli.signals import Interrupted
+
+__all__ = ["main"]
+
+NEEDED = ("click", "rich")
+
+
+def main() -> None:
+    """The command `prefork`; it ends the process.
+
+    Exit codes: 0, all inputs came through; 1, some failed; 2, it could not be done: wrong usage, an
+    input that cannot be read, an output that cannot be written. After Ctrl-C, or another
+    signal, the process ends by that signal, so that a shell's loop around it ends too.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.stderr.write(
+            f"prefork: the command line needs {' and '.join(missing)}: pip install 'prefork[cli]'\n"
+        )
+        sys.exit(2)
+    try:
+        from prefork.cli.command import cli
+
+        cli(prog_name="prefork")
+    except Interrupted as exc:
+        end_by_signal(exc.signum)
+    except KeyboardInterrupt:
+        end_by_signal(signal.SIGINT)
+
+
+def end_by_signal(signum: int) -> None:
+    """End this process as if nobody had handled the signal."""
+    signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])
+    os.kill(os.getpid(), signum)
+    sys.exit(128 + signum)

@@ -1,0 +1,218 @@
+"""The inputs, read lazily and in order: arguments, globs, lines, JSON Lines.
+
+Files are read by a thread that must be stoppable while it waits for a slow producer, and that
+wants to know *before* it waits. Hence descriptors and `poll` in place of file objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import glob
+import json
+import os
+import select
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from prefork.cli.jsontext import from_json
+
+__all__ = ["PAUSE", "InputError", "Inputs", "Pause"]
+
+STDIN = "-"
+COUNTED_UP_TO = 1 << 28  # bytes: the lines of a larger file are not counted for the progress bar
+_READ = 1 << 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class InputError(Exception):
+    """An input cannot be read; the message says which, where, and why."""
+
+
+class Pause(enum.Enum):
+    """Comes between the inputs when the next one may take a while."""
+
+    PAUSE = enum.auto()
+
+
+PAUSE: Final = Pause.PAUSE
+
+
+class Inputs:
+    """All inputs of a run, in the order of the arguments here.
+
+    Args:
+        arguments: strings that are inputs themselves.
+        patterns: globs, each of which must match something; `**` is any depth. Only a pattern
+            that ends with a slash is for directories.
+        lines: files with one input per line; "-" is standard input.
+        jsonl: files with one JSON value per line, likewise.
+
+    Iterating yields values, and PAUSE before waiting.
+
+    Raises:
+        InputError: a pattern matches nothing, or a file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        patterns: Iterable[str] = (),
+        lines: Iterable[str] = (),
+        jsonl: Iterable[str] = (),
+    ) -> None:
+        self._known = [*arguments]
+        for pattern in patterns:
+            self._known.extend(_expand(pattern))
+        self._stop_reader, self._stop_writer = os.pipe()
+        self._files: list[tuple[_LineFile, Callable[[_LineFile, bytes], Any]]] = []
+        try:
+            for parse, paths in ((_line, lines), (_json_line, jsonl)):
+                for path in paths:
+                    self._files.append((_LineFile(path, self._stop_reader), parse))
+        except InputError:
+            self.close()
+            raise
+
+    @property
+    def total(self) -> int | None:
+        """How many there will be, at most; None: nobody knows."""
+        total = len(self._known)
+        for file, _ in self._files:
+            if file.count is None:
+                return None
+            total += file.count
+        return total
+
+    def holds(self, status: os.stat_result) -> bool:
+        """Whether this file is one of those that are read."""
+        return any(os.path.samestat(os.fstat(file.fd), status) for file, _ in self._files)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._known
+        for file, parse in self._files:
+            for line in file:
+                if line is PAUSE:
+                    yield PAUSE
+                elif (value := parse(file, line)) is not PAUSE:
+                    yield value
+
+    def stop(self) -> None:
+        """End a reading that waits, from any thread."""
+        with contextlib.suppress(OSError):
+            os.write(self._stop_writer, b"!")
+
+    def close(self) -> None:
+        for fd in (self._stop_reader, self._stop_writer):
+            os.close(fd)
+        for file, _ in self._files:
+            file.close()
+
+
+def _expand(pattern: str) -> list[str]:
+    found = glob.iglob(pattern, recursive=True)
+    if not pattern.endswith(os.sep):
+        found = (path for path in found if not os.path.isdir(path))
+    paths = sorted(found)
+    if not paths:
+        raise InputError(f"no file matches {pattern!r}")
+    return paths
+
+
+def _line(file: _LineFile, line: bytes) -> str:
+    # As in sys.argv and os.listdir: bytes that are not UTF-8 become lone surrogates.
+    return line.removesuffix(b"\r").decode("utf-8", "surrogateescape")
+
+
+def _json_line(file: _LineFile, line: bytes) -> Any:
+    """The value of a line; blank ones count for nothing."""
+    if not line.strip():
+        return PAUSE
+    try:
+        return from_json(line.decode())
+    except json.JSONDecodeError as exc:
+        why = f"{exc.msg} (column {exc.colno})"
+    except UnicodeDecodeError:
+        why = "it is not UTF-8"
+    except ValueError as exc:
+        why = str(exc)
+    start = repr(line[:60].decode("utf-8", "replace"))
+    raise InputError(f"{file.name}, line {file.line}: not JSON: {why}: {start}")
+
+
+class _LineFile:
+    """The lines of one file, pipe or terminal, without their ends."""
+
+    def __init__(self, path: str, stop_fd: int) -> None:
+        self.name = "standard input" if path == STDIN else path
+        self.line = 0  # the number of the last one that was read
+        self._own = path != STDIN
+        try:
+            # Not blocking: a named pipe has perhaps no writer yet.
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if self._own else 0
+            status = os.fstat(self.fd)
+            if stat.S_ISDIR(status.st_mode):
+                self.close()
+                raise InputError(f"cannot read {self.name}: it is a directory")
+            self.count = _count_lines(self.fd, status)
+        except OSError as exc:
+            raise InputError(f"cannot read {self.name}: {exc.strerror}") from None
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLIN)
+        self._poll.register(stop_fd, select.POLLIN)
+        self._stop_fd = stop_fd
+
+    def __iter__(self) -> Iterator[Any]:
+        rest: list[bytes] = []  # the beginning of the next line, in pieces
+        for data in self._blocks():
+            if data is PAUSE:
+                yield PAUSE
+                continue
+            first, *others = data.split(b"\n")
+            rest.append(first)
+            for piece in others:
+                yield self._next_line(b"".join(rest))
+                rest = [piece]
+        last = b"".join(rest)
+        if last:
+            yield self._next_line(last)
+
+    def _next_line(self, line: bytes) -> bytes:
+        self.line += 1
+        return line.removeprefix(_BYTE_ORDER_MARK) if self.line == 1 else line
+
+    def _blocks(self) -> Iterator[Any]:
+        """What can be read, in blocks, and PAUSE before waiting; ends early when stopped."""
+        while True:
+            ready = self._poll.poll(0)
+            if not ready:
+                yield PAUSE
+                ready = self._poll.poll()
+            if any(fd == self._stop_fd for fd, _ in ready):
+                return
+            try:
+                data = os.read(self.fd, _READ)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise InputError(f"cannot read {self.name}: {exc.strerror}") from None
+            if not data:
+                return
+            yield data
+
+    def close(self) -> None:
+        if self._own:
+            os.close(self.fd)
+
+
+def _count_lines(fd: int, status: os.stat_result) -> int | None:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > COUNTED_UP_TO:
+        return None
+    position = os.lseek(fd, 0, os.SEEK_CUR)  # standard input may have been read from
+    lines, last = 0, b"\n"
+    while data := os.pread(fd, 1 << 20, position):
+        lines += data.count(b"\n")
+        position += len(data)
+        last = data[-1:]
+    return lines + (last != b"\n")

@@ -1,0 +1,63 @@
+"""What is said at the start of a run and at its end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+from prefork.cli.progress import Stats, duration, per_second
+from prefork.cli.records import Earlier
+from prefork.cli.run import Ending, Plan
+
+__all__ = ["closing", "headline"]
+
+
+def headline(plan: Plan, stats: Stats, earlier: Earlier) -> str:
+    """What is about to be done."""
+    text = f"{plan.target} over "
+    text += "inputs" if stats.total is None else _count(stats.total, "input")
+    text += f", in {_count(plan.processes, 'process', 'es')}"
+    if held := len(earlier):
+        text += f"; the output file holds {held} already"
+    return text
+
+
+def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[str, str]]:
+    """What has come of it: lines with their styles. `path` is the output file's."""
+    if stats.failed:
+        yield f"{_count(stats.failed, 'input')} failed:", "bold red"
+        for failure in stats.failures:
+            yield f"  {failure}", ""
+        if more := stats.failed - len(stats.failures):
+            yield f"  ... and {more} more", ""
+    if stats.skipped:
+        text = f"skipped {_count(stats.skipped, 'input')} that {path} held already"
+        if stats.skipped_failed:
+            text += f", {stats.skipped_failed} of them failed"
+        yield text, ""
+    if ending.problem is not None:
+        yield f"error: {ending.problem}", "bold red"
+    totals, style = _totals(stats), "yellow" if stats.all_failed else "bold green"
+    if ending.problem is not None:
+        style = "bold red"
+    if ending.signum is not None:
+        totals, style = f"stopped by {signal.Signals(ending.signum).name}: {totals}", "bold yellow"
+    yield f"{totals}; results in {path}" if path else totals, style
+    if path and (ending.signum is not None or ending.problem is not None):
+        yield "the same command with --resume does the rest", ""
+
+
+def _totals(stats: Stats) -> str:
+    came_through = stats.handled - stats.all_failed
+    inputs = "inputs" if stats.total is None else _count(stats.total, "input")
+    of = " " if stats.total is None else " of "
+    seconds = stats.seconds
+    text = f"{came_through}{of}{inputs} came through, {stats.all_failed} failed"
+    text += f", in {duration(seconds)}"
+    if stats.done and seconds > 0:
+        text += f" ({per_second(stats.done / seconds)})"
+    return text
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"

@@ -1,0 +1,346 @@
+"""One run: hands inputs to the pool, takes the outcomes, retries, writes records.
+
+The feeder, the pool's callbacks and the signal handlers put events into one queue; the main thread
+takes them out, and is the only one that counts and writes. The inputs that are on their way,
+submitted and not written yet, are bounded by the window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import multiprocessing
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prefork.cli.feeder import Feeder, Item
+from prefork.cli.inputs import InputError, Inputs
+from prefork.cli.logbook import DONE, FAILED, TIMED_OUT, Logbook, Outcome
+from prefork.cli.progress import Progress
+from prefork.cli.records import Earlier, OutputError, Sink, record
+from prefork.cli.signals import Signals, Stopped
+from prefork.cli.target import Target
+from prefork.cli.work import Call, Work, describe, start_worker
+from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
+from prefork.pool import Pool
+
+__all__ = ["Ending", "Plan", "Run"]
+
+WINDOW = 32  # chunks on their way, per worker
+ORDERED_WINDOW = 1024  # inputs at least, with --ordered: so many may wait for a slow one
+LEAVING = 5.0  # seconds that the workers have to leave by themselves at the end
+STOPPING = 0.5  # seconds for a reader of ours that is slow, once we are asked to stop
+BATCH = 1 << 16  # bytes of records written at once, at most about
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for; times in seconds."""
+
+    target: Target
+    function: Callable[[Any], Any]
+    processes: int
+    timeout: float | None = None
+    soft_timeout: float | None = None
+    retries: int = 0
+    chunksize: int = 1
+    ordered: bool = False
+    start_method: str | None = None
+
+    @property
+    def window(self) -> int:
+        window = WINDOW * self.processes * self.chunksize
+        return max(window, ORDERED_WINDOW) if self.ordered else window
+
+
+class Ending(NamedTuple):
+    """Why a run is over, if not because all is done."""
+
+    signum: int | None = None
+    problem: str | None = None
+    closed: bool = False  # nobody reads the output any more
+
+
+@dataclass(slots=True)
+class Job:
+    """What one worker is to do at once."""
+
+    number: int
+    slot: int  # in the logbook
+    items: list[Item]
+
+
+class Finished(NamedTuple):
+    job: Job
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Exhausted(NamedTuple):
+    submitted: int
+    reason: Exception | None
+
+
+class Signalled(NamedTuple):
+    signum: int
+
+
+Event = Finished | Exhausted | Signalled
+
+
+class Submitter:
+    """Makes jobs of items; any thread may call it."""
+
+    def __init__(self, pool: Pool, call: Call, report: Callable[[Event], object]) -> None:
+        self._pool = pool
+        self._call = call
+        self._report = report
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._fresh_slots = itertools.count()
+        self._free_slots: list[int] = []
+
+    def __call__(self, items: list[Item]) -> None:
+        """Raises PoolBrokenError; ValueError if the pool was terminated."""
+        with self._lock:
+            slot = heapq.heappop(self._free_slots) if self._free_slots else next(self._fresh_slots)
+            job = Job(next(self._numbers), slot, items)
+        many = len(items) > 1
+        work = [Work(slot, job.number, i, many, item.value) for i, item in enumerate(items)]
+
+        def done(value: Any) -> None:
+            self._report(Finished(job, value if many else [(True, value)]))
+
+        def failed(error: BaseException) -> None:
+            self._report(Finished(job, error=error))
+
+        if many:
+            self._pool.each_async(self._call, work, callback=done, error_callback=failed)
+        else:
+            self._pool.apply_async(self._call, (work[0],), callback=done, error_callback=failed)
+
+    def release(self, job: Job) -> None:
+        """The logbook's page of this job is not needed any more."""
+        with self._lock:
+            heapq.heappush(self._free_slots, job.slot)
+
+
+class Run:
+    """One run of `prefork map`; call it once, in the main thread.
+
+    Args:
+        plan: what to do.
+        inputs: what to do it with; closed at the end.
+        earlier: inputs to leave out.
+        progress: who shows it; its stats are kept here.
+    """
+
+    def __init__(self, plan: Plan, inputs: Inputs, earlier: Earlier, progress: Progress) -> None:
+        self._plan = plan
+        self._inputs = inputs
+        self._progress = progress
+        self._stats = progress.stats
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.signals = Signals(lambda signum: self._events.put(Signalled(signum)))
+        self._feeder = Feeder(
+            inputs,
+            earlier,
+            self._stats,
+            plan.chunksize,
+            plan.window,
+            self._submit_input,
+            lambda submitted, reason: self._events.put(Exhausted(submitted, reason)),
+        )
+        self._book = Logbook()
+        self._expected: int | None = None  # inputs in all, once it is known
+        self._concluded = 0
+        self._lines: list[bytes] = []  # to be written
+        self._next_index = 0
+        self._held: dict[int, bytes] = {}  # --ordered: until those before them are here
+        self._problem: str | None = None
+        self._stopping = False
+        # Its warnings are in the records, with more than they say.
+        logging.getLogger("prefork").addHandler(logging.NullHandler())
+
+    def __call__(self, output: Sink) -> Ending:
+        self._output = output
+        with self.signals:
+            try:
+                self._pool = self._make_pool()
+            except (OSError, PoolBrokenError) as exc:
+                return Ending(problem=f"cannot start the workers: {exc}")
+            self._submit = Submitter(self._pool, Call(self._plan.function), self._events.put)
+            try:
+                return self._run()
+            finally:
+                self._pool.terminate()
+                self._feeder.stop()
+                if self._feeder.join(1.0):
+                    self._inputs.close()
+                self._book.close()
+
+    def _make_pool(self) -> Pool:
+        plan = self._plan
+        return Pool(
+            plan.processes,
+            start_worker,
+            (plan.target, self._book),
+            timeout=plan.timeout,
+            soft_timeout=plan.soft_timeout,
+            context=multiprocessing.get_context(plan.start_method),
+        )
+
+    def _submit_input(self, items: list[Item]) -> None:
+        self._submit(items)
+
+    def _run(self) -> Ending:
+        try:
+            self._feeder.start()
+            while self._concluded != self._expected:
+                self._handle_events()
+                self._write()
+            self._pool.close()
+            with self.signals.waiting(), contextlib.suppress(Stopped):
+                self._pool.join(LEAVING)
+            return Ending(problem=self._problem)
+        except Stopped:
+            self._stop()
+            return Ending(signum=self.signals.received)
+        except PoolBrokenError as exc:
+            self._stop()
+            return Ending(problem=str(exc))
+        except OutputError as exc:
+            return Ending(problem=str(exc), closed=exc.is_closed)
+
+    # ---- events
+
+    def _handle_events(self) -> None:
+        """Wait for one, and take those that are there already, but for no more than a batch."""
+        try:
+            event = self._events.get(timeout=self._progress.next_tick())
+        except queue.Empty:
+            self._progress.tick()
+            return
+        size = 0
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._handle(event)
+                size += len(self._lines[-1]) if self._lines else 0
+                if size > BATCH or self._concluded == self._expected:
+                    return
+                event = self._events.get_nowait()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Finished(job, value, None):
+                self._settle(job, value)
+            case Finished(job, _, error):
+                assert error is not None
+                self._settle_failed(job, error)
+            case Exhausted(submitted, reason):
+                self._end_input(submitted, reason)
+            case Signalled():
+                raise Stopped
+
+    def _end_input(self, submitted: int, reason: Exception | None) -> None:
+        self._expected = submitted
+        if isinstance(reason, InputError):
+            self._problem = str(reason)
+        elif reason is not None:
+            raise reason
+        else:
+            self._stats.total = submitted + self._stats.skipped
+
+    # ---- outcomes
+
+    def _settle(self, job: Job, value: list[tuple[bool, Any]]) -> None:
+        self._submit.release(job)
+        for item, (ok, outcome) in zip(job.items, value, strict=True):
+            if not ok:
+                self._conclude(item, Outcome(FAILED, describe(outcome), 0.0, 0))
+            elif outcome is None:  # not run: the logbook had no room for it
+                self._resubmit([item])
+            else:
+                self._conclude(item, outcome)
+
+    def _settle_failed(self, job: Job, error: BaseException) -> None:
+        """The job has failed as a whole: its worker is lost, or it did not get there."""
+        if isinstance(error, PoolBrokenError) and not self._stopping:
+            raise error
+        page = self._book.read(job.slot, job.number)
+        self._submit.release(job)
+        for item, outcome in zip(job.items, page.outcomes, strict=False):
+            self._conclude(item, outcome)
+        rest = job.items[len(page.outcomes) :]
+        if not rest or isinstance(error, (Terminated, PoolBrokenError)):
+            return
+        lost = isinstance(error, (WorkerLostError, TimeLimitExceeded))
+        if lost or len(job.items) == 1:
+            seconds = time.monotonic() - page.started if page.started is not None else 0.0
+            pid = getattr(error, "pid", page.pid) or 0
+            kind = TIMED_OUT if lost else FAILED
+            self._conclude(rest[0], Outcome(kind, describe(error), seconds, pid))
+            if rest[1:]:
+                self._resubmit(rest[1:])
+        else:  # which one cannot be sent or cannot come back?
+            for item in rest:
+                self._resubmit([item])
+
+    def _resubmit(self, items: list[Item]) -> None:
+        if not self._stopping:
+            self._submit(items)
+
+    def _conclude(self, item: Item, outcome: Outcome) -> None:
+        """An input has come through, has failed, or gets another try."""
+        if outcome.kind == TIMED_OUT and item.tries < self._plan.retries:
+            item.tries += 1
+            self._resubmit([item])
+            return
+        self._concluded += 1
+        key = b"result" if outcome.kind == DONE else b"error"
+        line = record(item.text, key, outcome.text, outcome.seconds, outcome.pid, item.tries + 1)
+        if outcome.kind == DONE:
+            self._stats.count()
+        else:
+            self._stats.count_failure(item.text, outcome.text)
+        if not self._plan.ordered:
+            self._lines.append(line)
+            return
+        self._held[item.index] = line
+        while (next_line := self._held.pop(self._next_index, None)) is not None:
+            self._lines.append(next_line)
+            self._next_index += 1
+
+    # ---- writing
+
+    def _write(self) -> None:
+        if self._lines:
+            self._output.write(self._take_lines())
+
+    def _take_lines(self) -> bytes:
+        """What is to be written; there is room for as many inputs then."""
+        lines = b"".join(self._lines)
+        self._feeder.release(len(self._lines))
+        self._lines.clear()
+        return lines
+
+    def _stop(self) -> None:
+        """End now, but keep all that is done, be it in the middle of a job."""
+        self._stopping = True
+        self._feeder.stop()
+        self._pool.terminate()
+        self._pool.join(STOPPING)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, Finished):
+                    self._handle(event)
+        self._lines += [self._held[index] for index in sorted(self._held)]
+        with contextlib.suppress(OutputError):
+            self._output.write_within(self._take_lines(), STOPPING)

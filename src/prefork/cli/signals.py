@@ -1,0 +1,76 @@
+"""Signals that ask a run to stop, as events in its queue."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+__all__ = ["Interrupted", "Signals", "Stopped"]
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """Not an error: a signal ended the run; all that it should leave behind is written."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Stopped(Exception):
+    """Not an error: a signal came while the main thread was waiting for somebody else."""
+
+
+class Signals:
+    """While entered, SIGINT and SIGTERM are reported, not raised: nothing is interrupted half way.
+
+    The second one of a kind ends the process at once: the kernel then ends its workers. A signal
+    that this process was started to ignore (`nohup`, a background job of a script) stays ignored.
+
+    Args:
+        report: called with the signal's number, from the handler.
+    """
+
+    def __init__(self, report: Callable[[int], object]) -> None:
+        self._report = report
+        self._before: dict[int, Any] = {}
+        self._waiting = False
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        for signum in STOPPING:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        self.received = signum
+        self._report(signum)
+        if self._waiting:
+            raise Stopped
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A part of the main thread that may wait for ever: in it, a signal raises `Stopped`."""
+        self._waiting = True
+        try:
+            # One that came earlier is in the queue, which the main thread is not looking at now.
+            if self.received is not None:
+                raise Stopped
+            yield
+        finally:
+            self._waiting = False

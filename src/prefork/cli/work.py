@@ -1,0 +1,189 @@
+"""What runs in a worker: the function on one input after another; what comes back is JSON text.
+
+Whatever the function does with its input stays here: its exceptions and its results, of whatever
+type, become text in the worker, so nothing else is pickled, or must be importable elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from prefork.cli.jsontext import NotJSONError, to_json
+from prefork.cli.logbook import DONE, FAILED, TIMED_OUT, Logbook, Outcome
+from prefork.cli.target import Target
+from prefork.errors import (
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+    describe_exit,
+)
+
+__all__ = ["Call", "Work", "describe", "describe_text", "start_worker"]
+
+
+class Work(NamedTuple):
+    """One input on its way to a worker."""
+
+    slot: int
+    job: int
+    position: int  # within the job
+    many: bool  # whether the job has several inputs
+    value: Any
+
+
+class Call:
+    """Stands for the worker's own runner: unpickled there, it is that one.
+
+    It has the name of the function, for the pool's messages.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.func = function
+
+    def __call__(self, work: Work) -> Outcome | None:
+        raise RuntimeError("this runs in workers only")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _get_runner, ()
+
+
+_runner: Runner | None = None
+
+
+def start_worker(target: Target, book: Logbook) -> None:
+    """The workers' initializer.
+
+    Raises:
+        TargetError: the function cannot be imported here.
+    """
+    global _runner  # noqa: PLW0603 (one process, one runner; tasks find it by this name)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the function prints should not wait, nor go down with a worker that is killed.
+        sys.stdout.reconfigure(line_buffering=True)
+    _runner = Runner(target.load(), book)
+
+
+def _get_runner() -> Runner:
+    assert _runner is not None
+    return _runner
+
+
+class Runner:
+    """Runs the function and keeps the logbook."""
+
+    def __init__(self, function: Callable[[Any], Any], book: Logbook) -> None:
+        self._function = function
+        self._book = book
+        self._pid = os.getpid()
+        self._position = 0  # in the job's slot
+        self._gave_up = False  # the logbook has no room for this job
+
+    def __call__(self, work: Work) -> Outcome | None:
+        """The outcome; None: it was not run, since it could not have been logged."""
+        if work.position == 0:
+            self._position, self._gave_up = 0, False
+        if not self._note_start(work):
+            return None
+        started = time.monotonic()
+        try:
+            return self._log(work, self._run(work.value, started))
+        except SoftTimeLimitExceeded as exc:
+            # It came between the function's end and here. There is only one for each input.
+            return self._log(work, self._failure(exc, exc.__traceback__, started))
+
+    def _note_start(self, work: Work) -> bool:
+        if not self._gave_up:
+            try:
+                now = time.monotonic()
+                self._book.note_start(work.slot, work.job, work.position, self._pid, now)
+            except OSError:
+                self._gave_up = True
+        return not (self._gave_up and work.many)
+
+    def _run(self, value: Any, started: float) -> Outcome:
+        try:
+            text = to_json(self._function(value))
+        except BaseException as exc:
+            cause = exc.__traceback__
+            return self._failure(exc, cause.tb_next if cause else None, started)
+        return Outcome(DONE, text, time.monotonic() - started, self._pid)
+
+    def _failure(self, exc: BaseException, frames: TracebackType | None, started: float) -> Outcome:
+        kind = TIMED_OUT if isinstance(exc, SoftTimeLimitExceeded) else FAILED
+        seconds = time.monotonic() - started
+        return Outcome(kind, describe(exc, frames), seconds, self._pid)
+
+    def _log(self, work: Work, outcome: Outcome) -> Outcome:
+        # A child that the function forked may come back here, too; the pool ends it.
+        if work.many and os.getpid() == self._pid:
+            try:
+                self._position = self._book.add(
+                    work.slot, self._position, work.job, work.position, outcome
+                )
+            except OSError:
+                self._gave_up = True
+        return outcome
+
+
+# ---- errors as JSON: type, message, and where there is one, the traceback
+
+
+def describe(exc: BaseException, frames: TracebackType | None = None) -> bytes:
+    """An exception as a record's `error`; never raises."""
+    text = ""
+    if isinstance(exc, (WorkerLostError, TimeLimitExceeded)):
+        text = _users_part(exc.stack)
+    elif frames is not None and not isinstance(exc, NotJSONError):
+        text = "".join(traceback.format_exception(type(exc), exc, frames))
+    return describe_text(_type(exc), _message(exc), text)
+
+
+def describe_text(type_name: str, message: str, text: str = "") -> bytes:
+    error = {"type": type_name, "message": message}
+    if text:
+        error["traceback"] = text
+    try:
+        return to_json(error)
+    except NotJSONError:  # a message that is an odd subclass of str
+        return json.dumps({key: repr(value) for key, value in error.items()}).encode()
+
+
+def _type(exc: BaseException) -> str:
+    cls = type(exc)
+    if cls.__module__ == "builtins" or cls.__module__.startswith("prefork."):
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _message(exc: BaseException) -> str:
+    if isinstance(exc, WorkerLostError):
+        text = f"its worker process {exc.pid} {describe_exit(exc.exitcode)}"
+        if exc.exitcode == -9:
+            text += " (by hand, or for lack of memory?)"
+        return f"{text}: {exc.note}" if exc.note else text
+    if isinstance(exc, TimeLimitExceeded):
+        return f"it ran for more than {exc.limit:g} s, so its worker process {exc.pid} was killed"
+    if isinstance(exc, SystemExit):
+        return f"it called sys.exit({exc.code!r})"
+    try:
+        return str(exc)
+    except Exception as reason:
+        return f"<{type(reason).__name__} while making the message>"
+
+
+def _users_part(stack: str) -> str:
+    """A crashed worker's stack, most recent call first, without what called the function."""
+    lines: list[str] = []
+    for line in stack.splitlines():
+        if f'File "{__file__}"' in line:
+            break
+        lines.append(line)
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,47 @@
+"""Fixtures for tests with real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import pytest
+
+from helpers import METHODS, Script
+from prefork import Pool
+
+
+@pytest.fixture(params=METHODS)
+def context(request: pytest.FixtureRequest) -> BaseContext:
+    """Each start method in turn."""
+    return multiprocessing.get_context(request.param)
+
+
+@pytest.fixture
+def make_pool() -> Iterator[Callable[..., Pool]]:
+    """Makes pools that are terminated after the test."""
+    pools: list[Pool] = []
+
+    def make(*args: Any, **kwargs: Any) -> Pool:
+        pools.append(Pool(*args, **kwargs))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.terminate()
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Script]]:
+    """Starts scripts that are killed after the test."""
+    scripts: list[Script] = []
+
+    def start(source: str, *args: object) -> Script:
+        scripts.append(Script(source, *args))
+        return scripts[-1]
+
+    yield start
+    for each in scripts:
+        each.close()

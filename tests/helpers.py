@@ -1,0 +1,155 @@
+"""What several tests need: events to wait for, and a look at the processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+METHODS = ["fork", "forkserver", "spawn"]
+
+DEADLINE = 30.0
+"""Seconds after which a test gives up: far more than anything takes, even on a busy machine."""
+
+NEVER = 3600.0
+"""Seconds, for a timeout that must not play a role: whoever waits for it misses the deadline."""
+
+
+def eventually(look: Callable[[], T], what: str) -> T:
+    """Call `look` until it returns something true, and return that."""
+    deadline = time.monotonic() + DEADLINE
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {DEADLINE:g} s")
+        time.sleep(0.002)
+    return found
+
+
+# --- tasks tell their test something, through files
+
+
+def mark(path: Path, text: object = "") -> None:
+    """In a task: say that it has come so far."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(str(text))
+    new.rename(path)
+
+
+def marked(path: Path) -> str:
+    """In a test: wait until somebody has made this mark; returns its text."""
+    eventually(path.exists, f"nobody made the mark {path.name}")
+    return path.read_text()
+
+
+def mark_and_stay(path: Path) -> None:
+    """A task that says its process id and then never ends by itself."""
+    mark(path, os.getpid())
+    while True:
+        signal.pause()
+
+
+def log_start(path: Path, number: int) -> None:
+    """In a task: leave a line that a second start would double."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+    os.write(fd, b"%d\n" % number)
+    os.close(fd)
+
+
+# --- processes
+
+
+class Running(NamedTuple):
+    pid: int
+    state: str  # as in ps: R, S, T, Z, ...
+    parent: int
+
+
+def processes() -> list[Running]:
+    """All processes of the machine."""
+    return [p for name in os.listdir("/proc") if name.isdigit() and (p := process(int(name)))]
+
+
+def process(pid: int) -> Running | None:
+    try:
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return None
+    return Running(pid, state, int(parent))
+
+
+def has_ended(pid: int) -> bool:
+    found = process(pid)
+    return found is None or found.state == "Z"
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: (p := process(pid)) is None or p.state == "T", f"process {pid} stops")
+
+
+def children() -> list[Running]:
+    """Of this process; zombies, too."""
+    return [p for p in processes() if p.parent == os.getpid()]
+
+
+TOKEN = "PREFORK_TEST_TOKEN"
+"""A variable in the environment of all processes that a script starts, directly or not."""
+
+
+class Script:
+    """A Python program in a process of its own, from source code.
+
+    It can import this module and the test modules' neighbours.
+    """
+
+    def __init__(self, source: str, *args: object) -> None:
+        self.token = f"{os.getpid()}-{time.monotonic_ns()}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", source, *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, TOKEN: self.token, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for its end: exit code, output, error output."""
+        try:
+            out, err = self.process.communicate(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # for the stacks, if it enabled faulthandler
+            out, err = self.process.communicate()
+            raise AssertionError(f"the script does not end\n{out}\n{err}") from None
+        return self.process.returncode, out, err
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def leftovers(self) -> list[str]:
+        """The command lines of the processes that it started and that live on."""
+        mark = f"{TOKEN}={self.token}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                pass  # it has ended, or is somebody else's
+        return found
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
