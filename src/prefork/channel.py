@@ -27,6 +27,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,8 @@ INLINE = 1 << 16
 MAX_TICKETS = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
 _READ = 1 << 16  # bytes at once: a pipe holds no more
-_ALIGN = 64
+_ALIGN = 64  # bytes: where a buffer starts in a parcel
+_PARCEL = struct.Struct("<Q")  # job
 _MAX_DESCRIPTOR = 3  # below are stdin, stdout and stderr, which a task may close
 
 
@@ -102,13 +104,16 @@ class Parcel:
         self, pickled: bytes, buffers: Iterable[memoryview] = (), transport: Transport = BEST
     ) -> None:
         pieces = [memoryview(pickled), *buffers]
-        self.lengths = array.array("Q", [piece.nbytes for piece in pieces])
+        lengths = array.array("Q", [len(pieces), *[piece.nbytes for piece in pieces]])
+        pieces.insert(0, memoryview(lengths).cast("B"))
         with forks.creating():
             self.fd = _memory_file("prefork-parcel", 0, transport)
             forks.own(self)
         try:
-            for start, piece in zip(_starts(self.lengths), pieces, strict=True):
-                _write_all(self.fd, piece, start)
+            position = 0
+            for piece in pieces:
+                _write_all(self.fd, piece, position)
+                position = _aligned(position + piece.nbytes)
         except OSError:
             self.close()
             raise
@@ -126,23 +131,25 @@ class Parcel:
             self.close()
 
     @staticmethod
-    def open(fd: int, lengths: array.array[int]) -> list[memoryview]:
+    def open(fd: int) -> list[memoryview]:
         """Map a received parcel and close its descriptor: the pickle, then the buffers."""
-        starts = list(_starts(lengths))
-        size = starts[-1] + lengths[-1]
         try:
-            memory = mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             os.close(fd)
         view = memoryview(memory)
-        return [view[start : start + n] for start, n in zip(starts, lengths, strict=True)]
+        (count,) = view[:8].cast("Q")
+        position = 8 * (1 + count)
+        pieces = []
+        for length in view[8:position].cast("Q"):
+            position = _aligned(position)
+            pieces.append(view[position : position + length])
+            position += length
+        return pieces
 
 
-def _starts(lengths: Iterable[int]) -> Iterator[int]:
-    position = 0
-    for length in lengths:
-        yield position
-        position += -(-length // _ALIGN) * _ALIGN
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGN) * _ALIGN
 
 
 def _write_all(fd: int, data: memoryview, position: int) -> None:
@@ -153,20 +160,17 @@ def _write_all(fd: int, data: memoryview, position: int) -> None:
 
 
 def _send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
-    header = array.array("Q", [job]) + parcel.lengths
-    socket.send_fds(sock, [header.tobytes()], [parcel.fd])
+    socket.send_fds(sock, [_PARCEL.pack(job)], [parcel.fd])
 
 
 def _receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
     """The parcel of this job; parcels of jobs that were taken back meanwhile are thrown away."""
     while True:
-        data, fds, _, _ = socket.recv_fds(sock, _READ, 1)
+        data, fds, _, _ = socket.recv_fds(sock, _PARCEL.size, 1)
         if not fds:
             raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
-        header = array.array("Q")
-        header.frombytes(data)
-        if header[0] == job:
-            return Parcel.open(_high(fds[0]), header[1:])
+        if _PARCEL.unpack(data) == (job,):
+            return Parcel.open(_high(fds[0]))
         os.close(fds[0])
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from prefork import forks
 from prefork.channel import MAX_TICKETS, Channel
 from prefork.deadlines import Deadlines, Expiry
-from prefork.errors import PoolBrokenError, TimeLimitExceeded, WorkerLostError
+from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
 from prefork.messages import Kind, Outcome, Report, decode, describe, load
 from prefork.process import Child
 from prefork.results import Signal
@@ -159,16 +159,34 @@ class Dispatcher:
         with self.lock:
             if not (feeding and self.state is State.CLOSE):
                 self.check_running()
-            self.cache[job.id] = job
-            if job.parcel is not None:
-                self.open_parcels += 1
-            job.owner.bind(job)
-            if job.flaw is not None:
-                self._fail(job, job.flaw)
-                return
-            seat = self.scheduler.submit(job)
-            if seat is not None:
-                self._transmit(seat, [job])
+            try:
+                self._admit(job)
+            except BaseException:  # a signal handler's, such as KeyboardInterrupt
+                self._give_up(job)
+                raise
+
+    def _admit(self, job: Job) -> None:
+        self.cache[job.id] = job
+        if job.parcel is not None:
+            self.open_parcels += 1
+        job.owner.bind(job)
+        if job.flaw is not None:
+            self._fail(job, job.flaw)
+            return
+        seat = self.scheduler.submit(job)
+        if seat is not None:
+            self._transmit(seat, [job])
+
+    def _give_up(self, job: Job) -> None:
+        """A submission was interrupted, nobody knows where; the job must not stay behind."""
+        worker = job.seat
+        if worker is None:
+            self.scheduler.withdraw(job)
+            self._fail(job, Terminated("the submission of this job was interrupted"))
+        else:
+            # It may have been sent, or not. When that worker has left, it will be known.
+            assert isinstance(worker, Worker)
+            self.dismiss(worker)
 
     def submit_when_free(self, job: Job) -> None:
         """The same, once a worker has nothing to do."""
@@ -312,6 +330,7 @@ class Dispatcher:
         self, worker: Worker, job: Job, exitcode: int | None, stack: str = "", note: str = ""
     ) -> None:
         """Fail the job that a worker was running when it died. With the lock held."""
+        self._note_start(worker, job)
         worker.sent.pop(job.id, None)
         self.scheduler.shut(worker)
         job.pid = worker.pid
@@ -320,6 +339,12 @@ class Dispatcher:
             worker.verdicts.get(job.id)
             or WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note),
         )
+
+    def _note_start(self, worker: Worker, job: Job) -> None:
+        """What is known of a job that will not be reported."""
+        running, started = worker.running()
+        if running == job.id:
+            job.pid, job.started, job.seconds = worker.pid, started, time.monotonic() - started
 
     def _fail(self, job: Job, reason: BaseException) -> None:
         self._settle(job, Outcome(False, reason))
@@ -395,6 +420,14 @@ class Dispatcher:
         self.slot_free.notify()
         self.distribute([worker])
 
+    def dismiss(self, worker: Worker) -> None:
+        """Have a worker leave after the task that it runs."""
+        worker.leaving = True
+        self.scheduler.shut(worker)
+        self.take_back(worker)
+        worker.channel.dismiss()
+        self.distribute()
+
     def leave(self, worker: Worker) -> None:
         """The worker has died and said all; what it had not started goes to others."""
         self.take_back(worker)
@@ -421,6 +454,9 @@ class Dispatcher:
             if self.state in (State.TERMINATE, State.ENDED):
                 return
             self.state = State.TERMINATE
+            for worker in self.workers:
+                for job in worker.sent.values():
+                    self._note_start(worker, job)
             self.scheduler.clear()
             for job in list(self.cache.values()):
                 self._fail(job, reason)

@@ -6,6 +6,7 @@ All of them survive pickling, so that a pool inside a pool's task reports them u
 
 from __future__ import annotations
 
+import reprlib
 import signal
 from multiprocessing import TimeoutError
 from multiprocessing.pool import (  # type: ignore[attr-defined]
@@ -114,20 +115,43 @@ class MaybeEncodingError(PreforkError, _StdMaybeEncodingError):  # type: ignore[
     The standard library's exception of that name is a base class.
     """
 
-    def __init__(self, exc: Any, value: Any) -> None:
-        _StdMaybeEncodingError.__init__(self, exc, value)
+    def __init__(self, exc: object, value: object) -> None:
+        self.exc = _short_repr(exc)
+        self.value = f"{type_name(value)} {_short_repr(value)}"
+        Exception.__init__(self, self.exc, self.value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_encoding_error, (type(self), self.exc, self.value)
 
     def __str__(self) -> str:
-        return f"cannot send the task's result {self.value} back: {self.exc}"
+        return f"what the task came to cannot be pickled: {self.value}: {self.exc}"
 
 
 def _rebuild_encoding_error(cls: type[MaybeEncodingError], exc: str, value: str) -> Exception:
     error = cls.__new__(cls, exc, value)
     error.exc, error.value = exc, value
+    error.args = (exc, value)
     return error
+
+
+def type_name(obj: object) -> str:
+    """The qualified name of an object's type."""
+    cls = type(obj)
+    if cls.__module__ == "builtins":
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _short_repr(obj: object) -> str:
+    """At most some 200 characters; never raises."""
+    try:
+        return _reprlib.repr(obj)
+    except Exception:
+        return "(its repr cannot be had)"
+
+
+_reprlib = reprlib.Repr()
+_reprlib.maxstring = _reprlib.maxother = 200
 
 
 class MaybeDecodingError(PreforkError):

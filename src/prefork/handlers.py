@@ -167,8 +167,10 @@ class TaskHandler(Role):
         except BaseException as exc:  # of the user's iterable: it goes to who reads the results
             error = exc
         finally:
-            self.outqueue.end(error)
-            self.pool.end_feed(self)
+            try:
+                self.outqueue.end(error)
+            finally:
+                self.pool.end_feed(self)
 
     def _wait_for_room(self) -> bool:
         output = self.outqueue

@@ -19,6 +19,7 @@ from prefork.errors import (
     MaybeEncodingError,
     RemoteTraceback,
     SoftTimeLimitExceeded,
+    type_name,
 )
 
 PROTOCOL = 5
@@ -115,13 +116,6 @@ def pack(obj: object) -> tuple[bytes, list[memoryview]]:
     return pickle.dumps(obj, PROTOCOL, buffer_callback=keep_in_band), buffers
 
 
-def type_name(obj: object) -> str:
-    cls = type(obj)
-    return (
-        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    )
-
-
 def function_name(func: Callable[..., Any]) -> str:
     """The qualified name for messages; follows partials and falls back on `repr`."""
     inner = getattr(func, "func", func)
@@ -153,7 +147,7 @@ def encode_result(value: object) -> tuple[Kind, bytes, list[memoryview]]:
 
 def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
     """The fields of a `Failure`; never raises."""
-    text = "".join(traceback.format_exception(exc))
+    text = _format(exc)
     try:
         pickled = dumps(exc)
     except Exception as reason:
@@ -162,11 +156,20 @@ def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
 
 
 def _encoding_error(reason: Exception, value: object) -> MaybeEncodingError:
-    try:
-        return MaybeEncodingError(reason, value)
-    except Exception:
-        # Not even repr() works on this object.
-        return MaybeEncodingError(describe(reason), f"<{type_name(value)} object>")
+    error = MaybeEncodingError(reason, value)
+    error.__cause__ = reason  # its traceback tells which attribute it was
+    return error
+
+
+def _format(exc: BaseException) -> str:
+    """The traceback, from the user's function on."""
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, frames or exc.__traceback__))
+
+
+_OWN_MODULES = ("prefork.worker", "prefork.messages")
 
 
 def decode(report: Report) -> Outcome:

@@ -369,12 +369,12 @@ class Pool:
         """Have the jobs of an input made and submitted as there is room: by this thread, if it
         will wait for the result in any case."""
         feeder = self.TaskHandler(jobs, self._submit_fed, result, self._jobs)
-        self._jobs.begin_feed(feeder)
-        if inline:
-            feeder.body()
-            return
         try:
-            feeder.start(self._jobs.crash)
+            self._jobs.begin_feed(feeder)
+            if inline:
+                feeder.body()
+            else:
+                feeder.start(self._jobs.crash)
         except BaseException:
             self._jobs.end_feed(feeder)
             raise

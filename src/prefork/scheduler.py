@@ -14,6 +14,7 @@ round trip). The rest queues here, and is handed out in batches that hold about
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -261,6 +262,11 @@ class Scheduler:
 
     def idle_seats(self) -> list[Seat]:
         return list(self._idle)
+
+    def withdraw(self, job: Job) -> None:
+        """Forget a queued job."""
+        with contextlib.suppress(ValueError):
+            self.queue.remove(job)
 
     def clear(self) -> list[Job]:
         """Forget all jobs."""

@@ -247,15 +247,7 @@ class Staff:
         present = self._present()
         surplus = len(present) if self.jobs.is_done() else len(present) - self.processes
         for worker in sorted(present, key=lambda w: len(w.sent))[: max(0, surplus)]:
-            self._dismiss(worker)
-
-    def _dismiss(self, worker: Worker) -> None:
-        """Have a worker leave after the task that it runs."""
-        worker.leaving = True
-        self.jobs.scheduler.shut(worker)
-        self.jobs.take_back(worker)
-        worker.channel.dismiss()
-        self.jobs.distribute()
+            self.jobs.dismiss(worker)
 
     def resize(self, change: int) -> None:
         with self.jobs.lock:
@@ -272,7 +264,7 @@ class Staff:
         with self.jobs.lock:
             self.jobs.check_running()
             for worker in self._present():
-                self._dismiss(worker)
+                self.jobs.dismiss(worker)
         self.exits.bell.ring()
 
     # ---- the end

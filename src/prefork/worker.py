@@ -115,7 +115,7 @@ class _Worker:
         try:
             try:
                 self._arm()
-                kind, pickled, buffers = self._call(*load(end.payload(ticket)))
+                kind, pickled, buffers = self._call(*self._load(ticket))
             finally:
                 self._disarm()
         except BaseException as exc:
@@ -127,6 +127,16 @@ class _Worker:
             kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
         self._leave_if_forked()
         self._report(kind, job, started, pickled, buffers)
+
+    def _load(self, ticket: Ticket) -> Any:
+        try:
+            return load(self._end.payload(ticket))
+        except Exception as exc:
+            exc.add_note(
+                "while unpickling the call in a worker process: it can use what is importable "
+                "there, and what was defined when the pool was made"
+            )
+            raise
 
     def _report(
         self, kind: int, job: int, started: float, pickled: bytes, buffers: list[memoryview]

@@ -16,7 +16,7 @@ import click
 
 from prefork import __version__
 from prefork.cli.inputs import InputError, Inputs
-from prefork.cli.progress import Bar, make_progress
+from prefork.cli.progress import Bar, Log, make_progress
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
 from prefork.cli.report import closing, headline
 from prefork.cli.run import Ending, Plan, Run
@@ -253,26 +253,34 @@ def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str) -> in
     Raises:
         Interrupted: a signal, or the reader of our output, has ended it.
     """
-    progress = make_progress()
-    progress.stats.total = inputs.total
-    run = Run(plan, inputs, earlier, progress)
-    name = "standard output" if path == STDOUT else path
-    output = Output(fd, name, run.signals.waiting)
-    sink = progress if output.is_terminal and isinstance(progress, Bar) else output
-    progress.start(headline(plan, progress.stats, earlier))
-    try:
-        ending = run(sink)
-        output.close()
-    except OutputError as exc:
-        ending = Ending(problem=str(exc), closed=exc.is_closed)
-    finally:
-        progress.stop()
-    if ending.closed:
-        raise Interrupted(signal.SIGPIPE)
-    for text, style in closing(progress.stats, ending, None if path == STDOUT else path):
-        progress.say(text, style)
+    with contextlib.closing(make_progress()) as progress:
+        progress.stats.total = inputs.total
+        progress.start(headline(plan, progress.stats, earlier))
+        try:
+            ending = _map(plan, inputs, earlier, progress, fd, path)
+        finally:
+            progress.stop()
+        if ending.closed:
+            raise Interrupted(signal.SIGPIPE)
+        for text, style in closing(progress.stats, ending, None if path == STDOUT else path):
+            progress.say(text, style)
     if ending.signum is not None:
         raise Interrupted(ending.signum)
     if ending.problem is not None:
         return 2
     return 1 if progress.stats.all_failed else 0
+
+
+def _map(
+    plan: Plan, inputs: Inputs, earlier: Earlier, progress: Log | Bar, fd: int, path: str
+) -> Ending:
+    run = Run(plan, inputs, earlier, progress)
+    name = "standard output" if path == STDOUT else path
+    output = Output(fd, name, run.signals.waiting)
+    try:
+        # What goes to the terminal that the bar is on goes through it.
+        ending = run(progress if output.is_terminal and isinstance(progress, Bar) else output)
+        output.close()
+    except OutputError as exc:
+        return Ending(problem=str(exc), closed=exc.is_closed)
+    return ending

@@ -151,6 +151,8 @@ class Progress(Protocol):
     def say(self, text: str, style: str = "") -> None:
         """A line of text for the person."""
 
+    def close(self) -> None: ...
+
 
 def make_progress(fd: int = 2) -> Log | Bar:
     """The kind of progress that fits what this descriptor is; it is duplicated."""
@@ -202,9 +204,13 @@ class Log:
         pass
 
     def say(self, text: str, style: str = "") -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError):  # nobody reads it any more
             self._stream.write("".join(f"prefork: {line}\n" for line in text.splitlines()))
             self._stream.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.close()
 
 
 class Bar:
@@ -272,6 +278,10 @@ class Bar:
 
     def say(self, text: str, style: str = "") -> None:
         self._print(text, style)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._console.file.close()
 
     def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(OSError):

@@ -32,7 +32,9 @@ class Target:
     Attributes:
         module: a dotted module name, or the path of a `.py` file.
         attribute: what to take from it; dots go deeper.
-        directory: goes to the front of `sys.path`, as `python -m` does.
+        directory: where it may find its neighbours: the current one for a module, which goes to
+            the front of `sys.path`, as with `python -m`; a file's own goes to the end, so that
+            its other files hide no standard module from the workers.
     """
 
     module: str
@@ -62,7 +64,9 @@ class Target:
         return os.sep in self.module
 
     def __str__(self) -> str:
-        module = os.path.relpath(self.module) if self.is_file else self.module
+        module = self.module
+        if self.is_file:
+            module = min(module, os.path.relpath(module), key=len)
         return f"{module}:{self.attribute}"
 
     def load(self) -> Callable[[Any], Any]:
@@ -72,7 +76,7 @@ class Target:
             TargetError: it cannot be imported, is not there, or cannot be called.
         """
         if self.directory not in sys.path:
-            sys.path.insert(0, self.directory)
+            sys.path.insert(len(sys.path) if self.is_file else 0, self.directory)
         found: Any = self._import()
         for name in self.attribute.split("."):
             found = self._get(found, name)
