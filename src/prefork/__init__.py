@@ -9,16 +9,21 @@ Layout, from the top; a module imports only from those below it:
     handlers          the four roles of a running pool, each on a thread or in an event loop
     staff             the workers of a running pool: hired, watched, replaced, buried
     dispatcher        its jobs: sent to workers, collected, every one accounted for
+    crew              one worker as the pool knows it
+    jobs              makes jobs of calls
     worker            what runs in the child process
-    results           result handles and lazy iterators
+    iterators         lazy iterators over results
+    results           result handles
     scheduler         who gets which task        (policy, no I/O)
     deadlines         what expires when          (policy, no I/O)
     chunks            how `map` divides input    (policy, no I/O)
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
+    parcels           large objects on their way to or from a child
     watch             waiting for many descriptors
     cpus              how many CPUs may be used
     forks             what a forked child must not keep
+    arguments         checks of what users pass in
     messages          what travels
     errors            all exceptions
 """
@@ -37,9 +42,10 @@ from prefork.errors import (
     TimeoutError,
     WorkerLostError,
 )
+from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import Outcome
 from prefork.pool import Pool
-from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
+from prefork.results import ApplyResult, MapResult
 
 __version__ = "0.1.0"
 

@@ -20,22 +20,19 @@ box*: `faulthandler` writes a crashing worker's Python stack there.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
 import mmap
 import os
 import select
 import socket
-import struct
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing import reduction
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefork import forks
 from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
+from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
 
 BOARD = 64  # bytes
 RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
@@ -46,132 +43,13 @@ INLINE = 1 << 16
 MAX_TICKETS = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
 _READ = 1 << 16  # bytes at once: a pipe holds no more
-_ALIGN = 64  # bytes: where a buffer starts in a parcel
-_PARCEL = struct.Struct("<Q")  # job
-_MAX_DESCRIPTOR = 3  # below are stdin, stdout and stderr, which a task may close
-
-
-class Transport(NamedTuple):
-    """The parts that a system may lack; both variants work on Linux, so that both are tested."""
-
-    memfd: bool = hasattr(os, "memfd_create")
-    seqpacket: bool = hasattr(socket, "SOCK_SEQPACKET")
-
-
-BEST = Transport()
-
-
-def _high(fd: int) -> int:
-    """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
-    if fd >= _MAX_DESCRIPTOR:
-        return fd
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _MAX_DESCRIPTOR)
-    os.close(fd)
-    return high
 
 
 def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
-    reader, writer = map(_high, os.pipe())
+    reader, writer = map(high, os.pipe())
     undo.callback(os.close, reader)
     undo.callback(os.close, writer)
     return reader, writer
-
-
-def _memory_file(name: str, size: int, transport: Transport) -> int:
-    """An anonymous file that lives as long as somebody has it open or mapped."""
-    if transport.memfd:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
-        fd, path = tempfile.mkstemp(prefix=name)
-        os.unlink(path)
-    fd = _high(fd)
-    try:
-        os.truncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-class Parcel:
-    """A large pickle with its out-of-band buffers, in an anonymous file.
-
-    The receiver maps the file privately: it may write to its arrays, and the kernel frees the
-    memory with the last mapping, whoever dies.
-    """
-
-    def __init__(
-        self, pickled: bytes, buffers: Iterable[memoryview] = (), transport: Transport = BEST
-    ) -> None:
-        pieces = [memoryview(pickled), *buffers]
-        lengths = array.array("Q", [len(pieces), *[piece.nbytes for piece in pieces]])
-        pieces.insert(0, memoryview(lengths).cast("B"))
-        with forks.creating():
-            self.fd = _memory_file("prefork-parcel", 0, transport)
-            forks.own(self)
-        try:
-            position = 0
-            for piece in pieces:
-                _write_all(self.fd, piece, position)
-                position = _aligned(position + piece.nbytes)
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            forks.disown(self)
-            os.close(fd)
-
-    abandon = close
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            self.close()
-
-    @staticmethod
-    def open(fd: int) -> list[memoryview]:
-        """Map a received parcel and close its descriptor: the pickle, then the buffers."""
-        try:
-            memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-        finally:
-            os.close(fd)
-        view = memoryview(memory)
-        (count,) = view[:8].cast("Q")
-        position = 8 * (1 + count)
-        pieces = []
-        for length in view[8:position].cast("Q"):
-            position = _aligned(position)
-            pieces.append(view[position : position + length])
-            position += length
-        return pieces
-
-
-def _aligned(position: int) -> int:
-    return -(-position // _ALIGN) * _ALIGN
-
-
-def _write_all(fd: int, data: memoryview, position: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, position)
-        data = data[written:]
-        position += written
-
-
-def _send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
-    socket.send_fds(sock, [_PARCEL.pack(job)], [parcel.fd])
-
-
-def _receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
-    """The parcel of this job; parcels of jobs that were taken back meanwhile are thrown away."""
-    while True:
-        data, fds, _, _ = socket.recv_fds(sock, _PARCEL.size, 1)
-        if not fds:
-            raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
-        if _PARCEL.unpack(data) == (job,):
-            return Parcel.open(_high(fds[0]))
-        os.close(fds[0])
 
 
 class Ring:
@@ -224,7 +102,7 @@ class Channel:
             self._parcels, parcels = socket.socketpair(socket.AF_UNIX, kind)
             undo.callback(parcels.close)
             undo.callback(self._parcels.close)
-            memory = _memory_file("prefork-channel", _MEMORY, transport)
+            memory = memory_file("prefork-channel", _MEMORY, transport)
             undo.callback(os.close, memory)
             self._memory = mmap.mmap(memory, _MEMORY)
             self._worker_end: WorkerEnd | None = WorkerEnd(
@@ -271,7 +149,7 @@ class Channel:
         own = parcel is None
         parcel = parcel or Parcel(pickled, transport=self.transport)
         try:
-            _send_parcel(self._parcels, job, parcel)
+            send_parcel(self._parcels, job, parcel)
         except BlockingIOError:
             return None
         except ConnectionError:
@@ -353,7 +231,7 @@ class Channel:
             payload: Any = data[position + header : end]
             if is_parcel:
                 try:
-                    payload = _receive_parcel(self._parcels, job)
+                    payload = receive_parcel(self._parcels, job)
                 except OSError as exc:
                     payload = exc  # its job fails with it
             reports.append(Report(kind, job, started, seconds, payload))
@@ -453,7 +331,7 @@ class WorkerEnd:
     def payload(self, ticket: Ticket) -> Any:
         """The task's pickle, for `messages.load`."""
         if ticket.flags & PARCEL:
-            return _receive_parcel(self._parcels, ticket.job)
+            return receive_parcel(self._parcels, ticket.job)
         start = BOARD + ticket.offset
         return self._memory[start : start + ticket.length]
 
@@ -470,7 +348,7 @@ class WorkerEnd:
         parcel = bool(buffers) or len(pickled) > INLINE
         if parcel:
             with contextlib.closing(Parcel(pickled, buffers, self._transport)) as sent:
-                _send_parcel(self._parcels, job, sent)
+                send_parcel(self._parcels, job, sent)
             pickled = b""
         frame = REPORT.pack(job, started, seconds, len(pickled), kind, parcel) + pickled
         written = os.write(self._outbox, frame)

@@ -21,17 +21,17 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from prefork import forks
-from prefork.channel import MAX_TICKETS, Channel
+from prefork.channel import MAX_TICKETS
+from prefork.crew import Worker
 from prefork.deadlines import Deadlines, Expiry
 from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
 from prefork.messages import Kind, Outcome, Report, decode, describe, load
-from prefork.process import Child
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
 from prefork.watch import Watch
 from prefork.worker import SOFT_SIGNAL
 
-__all__ = ["Dispatcher", "Feeder", "News", "State", "Worker", "tell_owners"]
+__all__ = ["Dispatcher", "Feeder", "News", "State", "tell_owners"]
 
 logger = logging.getLogger("prefork")
 
@@ -43,40 +43,6 @@ class State(enum.Enum):
     CLOSE = "closed"  # no new jobs; workers leave when all are done
     TERMINATE = "terminated"  # no jobs at all; workers are being killed
     ENDED = "ended"  # no workers
-
-
-class Worker(Seat):
-    """A worker process: its seat at the scheduler, its channel, its process.
-
-    It starts, is ready, and leaves: of itself, when it is dismissed, or by dying. It is *exited*
-    once its process has ended, and *gone* once it is accounted for.
-    """
-
-    def __init__(self, channel: Channel, process: Child, name: str) -> None:
-        super().__init__()
-        self.channel = channel
-        self.process = process
-        self.pid = process.pid
-        self.name = name
-        self.ready = False  # it has run its initializer
-        self.leaving = False  # it was told to leave, or has said so
-        self.exited = False
-        self.gone = False
-        self.start_error: BaseException | None = None  # what its initializer raised
-        self.verdicts: dict[int, Exception] = {}  # why it was killed: for which job which error
-        self.patience_ends: float | None = None  # what it is waited for does not come later
-
-    def running(self) -> tuple[int, float]:
-        try:
-            return self.channel.running()
-        except ValueError:  # closed this very moment
-            return 0, 0.0
-
-    def __repr__(self) -> str:
-        state = "gone" if self.gone else "leaving" if self.leaving else "starting"
-        if self.ready and not (self.leaving or self.gone):
-            state = f"{len(self.sent)} jobs"
-        return f"<{self.name} {self.pid}: {state}>"
 
 
 class Accepted(NamedTuple):
@@ -119,9 +85,9 @@ class Dispatcher:
         self.outboxes: Watch[Worker] = Watch()
         self.scheduler = Scheduler()
         self.deadlines = Deadlines()
-        self.rearm: Callable[[], object] = lambda: None  # called when a limit comes earlier
+        self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.slot_free = Signal()
-        self.open_parcels = 0  # files of large tasks that are made and not settled
+        self._open_parcels = 0  # files of large tasks that are made and not settled
         self.starts = 0  # workers that have become ready
         self.broken: PoolBrokenError | None = None  # why there are no workers
         self.forked = False  # we are a copy in a child process
@@ -168,7 +134,7 @@ class Dispatcher:
     def _admit(self, job: Job) -> None:
         self.cache[job.id] = job
         if job.parcel is not None:
-            self.open_parcels += 1
+            self._open_parcels += 1
         job.owner.bind(job)
         if job.flaw is not None:
             self._fail(job, job.flaw)
@@ -200,6 +166,9 @@ class Dispatcher:
     def _has_slot(self) -> bool:
         self.check_owner()
         return self.state is not State.RUN or len(self.cache) < len(self.workers)
+
+    def count_parcels(self) -> int:
+        return self._open_parcels
 
     def begin_feed(self, feeder: Feeder) -> None:
         """An input is being read from now on; until it ends, the pool is not done."""
@@ -253,7 +222,7 @@ class Dispatcher:
                 break
             tickets.append(ticket)
             if (job.timeout or job.soft_timeout) and self.deadlines.watch(job, time.monotonic()):
-                self.rearm()
+                self.limit_sent()
         if tickets:
             seat.channel.send(tickets)
 
@@ -355,7 +324,7 @@ class Dispatcher:
         job.seat = None
         if job.parcel is not None:
             job.parcel.close()
-            self.open_parcels -= 1
+            self._open_parcels -= 1
         job.pickled, job.parcel = b"", None
         self._tell(job, news)
 

@@ -23,8 +23,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+from prefork.crew import Worker
 from prefork.deadlines import Expiry
-from prefork.dispatcher import Dispatcher, News, State, Worker, tell_owners
+from prefork.dispatcher import Dispatcher, News, State, tell_owners
 from prefork.results import Signal
 from prefork.scheduler import Job
 from prefork.staff import Staff
@@ -243,7 +244,6 @@ class TimeoutHandler(Role):
         self.t_hard = t_hard
         self._rearmed = Signal()
         self._armed_for: float | None = None
-        self._starting = threading.Lock()
 
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called, or None while no limit runs."""
@@ -268,15 +268,10 @@ class TimeoutHandler(Role):
             self.processes.enforce(expiry)
 
     def rearm(self) -> None:
-        """The next limit may expire earlier than the one that is waited for."""
-        self._rearmed.notify()
-
-    def ensure_started(self) -> None:
-        """Start the thread with the first limit."""
+        """The next limit may expire earlier than was known; the first one starts the thread."""
         if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self.start(self.processes.crash)
+            self.start(self.processes.crash)
+        self._rearmed.notify()
 
     def stop(self) -> None:
         super().stop()

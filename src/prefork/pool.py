@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,19 +11,19 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from prefork import errors, handlers, process
-from prefork.channel import INLINE, Parcel
+from prefork.arguments import Limits, check_callables, check_count
 from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
 from prefork.dispatcher import State
-from prefork.messages import ACCEPT, CALL, EACH, MAP, STARMAP, Outcome, dumps, function_name, pack
+from prefork.iterators import IMapIterator, IMapUnorderedIterator
+from prefork.jobs import JobMaker
+from prefork.messages import ACCEPT, MAP, STARMAP, Outcome, function_name
 from prefork.results import (
     ApplyResult,
     Callback,
-    IMapIterator,
-    IMapUnorderedIterator,
     MapResult,
 )
-from prefork.scheduler import Job, JobOwner
+from prefork.scheduler import Job
 from prefork.staff import Options, Staff
 from prefork.worker import WorkerOptions
 
@@ -34,9 +33,6 @@ Items = TypeVar("Items", bound=IMapIterator)
 
 BUFFERED_PER_WORKER = 32
 """Items that `imap` reads ahead, per worker: enough for batches of short tasks."""
-
-MAX_OPEN_PARCELS = 128
-"""Large tasks whose files are made at once; more wait in memory, so that descriptors are left."""
 
 
 class Pool:
@@ -85,14 +81,11 @@ class Pool:
     ) -> None:
         if processes is None:
             processes = available_cpus()
-        _check_count("processes", processes)
+        check_count("processes", processes)
         if maxtasksperchild is not None:
-            _check_count("maxtasksperchild", maxtasksperchild)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable, not {initializer!r}")
-        timeout = _seconds("timeout", timeout)
-        soft_timeout = _seconds("soft_timeout", soft_timeout)
-        self._lost_worker_timeout = _seconds("lost_worker_timeout", lost_worker_timeout, zero=True)
+            check_count("maxtasksperchild", maxtasksperchild)
+        check_callables(initializer=initializer)
+        self._limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._staff = staff = Staff(
             Options(
                 processes,
@@ -102,6 +95,7 @@ class Pool:
             )
         )
         self._jobs = jobs = staff.jobs
+        self._make = JobMaker(jobs.count_parcels)
         self._run_callback = handlers.CallbackRunner()
         self._result_handler = self.ResultHandler(
             jobs.outboxes,
@@ -111,7 +105,9 @@ class Pool:
             jobs.check_done,
             jobs.slot_free,
         )
-        self._timeout_handler = self.TimeoutHandler(jobs, jobs.cache, soft_timeout, timeout)
+        self._timeout_handler = self.TimeoutHandler(
+            jobs, jobs.cache, self._limits.soft_timeout, self._limits.timeout
+        )
         self._supervisor = self.Supervisor(staff)
         self._start()
 
@@ -120,7 +116,7 @@ class Pool:
         threads."""
         jobs, staff = self._jobs, self._staff
         results, limits = self._result_handler, self._timeout_handler
-        jobs.rearm = limits.rearm
+        jobs.limit_sent = limits.rearm
         # At the interpreter's exit, before multiprocessing waits for its children.
         finalizer = util.Finalize(None, _terminate, (staff, results, limits), exitpriority=15)
         staff.at_end += [
@@ -180,7 +176,7 @@ class Pool:
             PoolBrokenError: the pool could not start its workers.
         """
         self._jobs.check_running()
-        _check_callables(
+        check_callables(
             callback=callback,
             error_callback=error_callback,
             accept_callback=accept_callback,
@@ -189,11 +185,10 @@ class Pool:
         result: ApplyResult[Any] = ApplyResult(
             self, self._run_callback, callback, error_callback, accept_callback, timeout_callback
         )
-        message = (CALL, func, args, kwds) if kwds else (CALL, func, args)
-        job = self._new_job(result, func, timeout, soft_timeout, lost_worker_timeout)
+        limits = self._limits.override(timeout, soft_timeout, lost_worker_timeout)
+        job = self._make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             job.flags = ACCEPT
-        self._load(job, message)
         if waitforslot:
             self._jobs.submit_when_free(job)
         else:
@@ -217,59 +212,13 @@ class Pool:
         way, the job fails as a whole.
         """
         self._jobs.check_running()
-        _check_callables(callback=callback, error_callback=error_callback)
+        check_callables(callback=callback, error_callback=error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(
             self, self._run_callback, callback, error_callback
         )
-        job = self._new_job(result, func, timeout, soft_timeout)
-        chunk = list(items)
-        job.size = len(chunk)
-        self._load(job, (EACH, func, chunk))
-        self._jobs.submit(job)
+        limits = self._limits.override(timeout, soft_timeout)
+        self._jobs.submit(self._make.each(result, func, list(items), limits))
         return result
-
-    def _new_job(
-        self,
-        owner: JobOwner,
-        func: Callable[..., Any],
-        timeout: float | None = None,
-        soft_timeout: float | None = None,
-        lost_timeout: float | None = None,
-    ) -> Job:
-        limits = self._timeout_handler
-        job = Job(owner, func, limits.t_hard, limits.t_soft, self._lost_worker_timeout)
-        if timeout is not None:
-            job.timeout = _seconds("timeout", timeout)
-        if soft_timeout is not None:
-            job.soft_timeout = _seconds("soft_timeout", soft_timeout)
-        if lost_timeout is not None:
-            job.lost_timeout = _seconds("lost_worker_timeout", lost_timeout, zero=True)
-        if job.timeout or job.soft_timeout:
-            limits.ensure_started()
-        return job
-
-    def _load(self, job: Job, message: tuple[Any, ...]) -> None:
-        """Pickle the message into the job; a job for which that fails will fail with the reason."""
-        try:
-            self._pack(job, message)
-        except Exception as exc:
-            exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            job.flaw = exc
-
-    def _pack(self, job: Job, message: tuple[Any, ...]) -> None:
-        job.pickled, buffers = pack(message)
-        if not buffers and len(job.pickled) <= INLINE:
-            return
-        if self._jobs.open_parcels < MAX_OPEN_PARCELS:
-            try:
-                job.parcel = Parcel(job.pickled, buffers)
-            except OSError:
-                pass  # no descriptor left now; it will be tried again when a worker is free
-            else:
-                job.pickled = b""
-                return
-        if buffers:
-            job.pickled = dumps(message)
 
     # ---- many calls at once
 
@@ -328,8 +277,9 @@ class Pool:
         wait: bool = False,
     ) -> MapResult:
         self._jobs.check_running()
+        check_callables(callback=callback, error_callback=error_callback)
         if chunksize is not None:
-            _check_count("chunksize", chunksize)
+            check_count("chunksize", chunksize)
         items = list(iterable)
         result = MapResult(
             self, self._run_callback, function_name(func), len(items), callback, error_callback
@@ -344,26 +294,9 @@ class Pool:
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(BUFFERED_PER_WORKER * workers)
-        jobs = self._map_jobs(result, mode, func, chunks)
+        jobs = self._make.chunks(result, mode, func, chunks, self._limits)
         self._feed(jobs, result, inline=wait or len(items) <= FIRST_CHUNKS * workers)
         return result
-
-    def _map_jobs(
-        self,
-        result: MapResult,
-        mode: int,
-        func: Callable[..., Any],
-        chunks: Iterable[list[Any]],
-    ) -> Iterator[Job]:
-        position = 0
-        for chunk in chunks:
-            job = self._new_job(result, func)
-            job.index, job.size = position, len(chunk)
-            position += len(chunk)
-            self._load(job, (mode, func, chunk))
-            if job.flaw is not None:
-                raise job.flaw
-            yield job
 
     def _feed(self, jobs: Iterator[Job], result: handlers.Output, inline: bool = False) -> None:
         """Have the jobs of an input made and submitted as there is room: by this thread, if it
@@ -427,30 +360,16 @@ class Pool:
         buffersize: int | None,
     ) -> Items:
         self._jobs.check_running()
-        _check_count("chunksize", chunksize)
+        check_count("chunksize", chunksize)
         if buffersize is None:
             buffersize = BUFFERED_PER_WORKER * self._staff.processes * chunksize
-        _check_count("buffersize", buffersize)
-        _seconds("lost_worker_timeout", lost_timeout, zero=True)
+        check_count("buffersize", buffersize)
+        limits = self._limits.override(lost_worker_timeout=lost_timeout)
         result = iterator_class(self, function_name(func), max(buffersize, chunksize), chunksize)
         result.items.on_cancel = self._jobs.check_done
-        jobs = self._imap_jobs(result.items, func, iter(iterable), chunksize, lost_timeout)
+        jobs = self._make.items(result.items, func, iter(iterable), chunksize, limits)
         self._feed(jobs, result.items)
         return result
-
-    def _imap_jobs(
-        self,
-        owner: JobOwner,
-        func: Callable[[Any], Any],
-        iterator: Iterator[Any],
-        chunksize: int,
-        lost_timeout: float | None,
-    ) -> Iterator[Job]:
-        for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
-            job = self._new_job(owner, func, lost_timeout=lost_timeout)
-            job.index, job.size = index, len(chunk)
-            self._load(job, (CALL if chunksize == 1 else EACH, func, chunk))
-            yield job
 
     # ---- the pool itself
 
@@ -461,7 +380,7 @@ class Pool:
 
     def grow(self, n: int = 1) -> None:
         """Add `n` workers."""
-        _check_count("n", n)
+        check_count("n", n)
         self._staff.resize(+n)
 
     def shrink(self, n: int = 1) -> None:
@@ -470,7 +389,7 @@ class Pool:
         Raises:
             ValueError: fewer than one worker would be left.
         """
-        _check_count("n", n)
+        check_count("n", n)
         self._staff.resize(-n)
 
     def restart(self) -> None:
@@ -545,33 +464,6 @@ def _terminate(staff: Staff, *own: handlers.Role) -> None:
     staff.request_termination()
     if not any(role.is_current for role in own) and not staff.jobs.lock._is_owned():  # type: ignore[attr-defined]
         staff.wait_until_ended()
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-def _check_callables(**functions: object) -> None:
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, not {function!r}")
-
-
-def _seconds(name: str, value: object, zero: bool = False) -> float | None:
-    """A time limit; None and infinity are none."""
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not (value > 0 or (zero and value == 0)):
-        raise ValueError(f"{name} must be more than 0 seconds, not {value}")
-    try:
-        return None if math.isinf(value) else float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is out of range: {value} seconds") from None
 
 
 def _left(deadline: float | None) -> float | None:

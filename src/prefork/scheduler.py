@@ -74,7 +74,7 @@ class Job:
         func: Callable[..., Any],
         timeout: float | None = None,
         soft_timeout: float | None = None,
-        lost_timeout: float | None = 10.0,
+        lost_timeout: float | None = None,
     ) -> None:
         self.id = next(Job._ids)
         self.owner = owner

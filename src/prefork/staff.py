@@ -19,7 +19,8 @@ from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 from prefork.channel import Channel
-from prefork.dispatcher import Dispatcher, State, Worker
+from prefork.crew import Worker
+from prefork.dispatcher import Dispatcher, State
 from prefork.errors import Terminated, describe_exit
 from prefork.messages import describe
 from prefork.process import Child, Process

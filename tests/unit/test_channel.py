@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import channel
-from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Parcel, Ring, Transport, WorkerEnd
+from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Ring, WorkerEnd
 from prefork.messages import ACCEPT, Kind, Report, load, pack
+from prefork.parcels import Parcel, Transport
 
 TRANSPORTS = [Transport(True, True), Transport(False, False)]
 SIZES = [1, 31, 32, 4095, 4096, 4097, INLINE - 1, INLINE, INLINE + 1, RING, 1 << 20]

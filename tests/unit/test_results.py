@@ -9,8 +9,9 @@ import weakref
 
 import pytest
 
+from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import Outcome
-from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult, Signal
+from prefork.results import ApplyResult, MapResult, Signal
 from prefork.scheduler import Job
 
 

@@ -282,5 +282,5 @@ def _map(
         ending = run(progress if output.is_terminal and isinstance(progress, Bar) else output)
         output.close()
     except OutputError as exc:
-        return Ending(problem=str(exc), closed=exc.is_closed)
+        return Ending(problem=str(exc), unwritten=True, closed=exc.is_closed)
     return ending

@@ -42,9 +42,10 @@ def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[st
         style = "bold red"
     if ending.signum is not None:
         totals, style = f"stopped by {signal.Signals(ending.signum).name}: {totals}", "bold yellow"
-    yield f"{totals}; results in {path}" if path else totals, style
+    if not ending.unwritten:
+        yield f"{totals}; results in {path}" if path else totals, style
     if path and (ending.signum is not None or ending.problem is not None):
-        yield "the same command with --resume does the rest", ""
+        yield f"{path} keeps what is done: the same command with --resume does the rest", ""
 
 
 def _totals(stats: Stats) -> str:

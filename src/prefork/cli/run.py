@@ -64,7 +64,8 @@ class Ending(NamedTuple):
 
     signum: int | None = None
     problem: str | None = None
-    closed: bool = False  # nobody reads the output any more
+    unwritten: bool = False  # records were lost: the output takes no more
+    closed: bool = False  # since nobody reads it any more
 
 
 @dataclass(slots=True)
@@ -206,7 +207,7 @@ class Run:
                 self._handle_events()
                 self._write()
             self._pool.close()
-            with self.signals.waiting(), contextlib.suppress(Stopped):
+            with contextlib.suppress(Stopped), self.signals.waiting():
                 self._pool.join(LEAVING)
             return Ending(problem=self._problem)
         except Stopped:
@@ -216,7 +217,7 @@ class Run:
             self._stop()
             return Ending(problem=str(exc))
         except OutputError as exc:
-            return Ending(problem=str(exc), closed=exc.is_closed)
+            return Ending(problem=str(exc), unwritten=True, closed=exc.is_closed)
 
     # ---- events
 

@@ -1,0 +1,64 @@
+"""Checks of what users pass in: a wrong argument gets its error at once, and by its name."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+__all__ = ["Limits", "check_callables", "check_count", "seconds"]
+
+
+class Limits(NamedTuple):
+    """Times that a job may take, in seconds; None is no limit."""
+
+    timeout: float | None = None
+    soft_timeout: float | None = None
+    lost_worker_timeout: float | None = 10.0
+
+    def override(
+        self,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        lost_worker_timeout: float | None = None,
+    ) -> Limits:
+        """These limits, but for what is not None; infinity is no limit.
+
+        Raises:
+            TypeError, ValueError: it is no number of seconds.
+        """
+        if timeout is None and soft_timeout is None and lost_worker_timeout is None:
+            return self
+        hard, soft, lost = self
+        return Limits(
+            hard if timeout is None else seconds("timeout", timeout),
+            soft if soft_timeout is None else seconds("soft_timeout", soft_timeout),
+            lost
+            if lost_worker_timeout is None
+            else seconds("lost_worker_timeout", lost_worker_timeout, zero=True),
+        )
+
+
+def check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def check_callables(**functions: object) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, not {function!r}")
+
+
+def seconds(name: str, value: object, zero: bool = False) -> float | None:
+    """A time limit as a float; infinity is None."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (value > 0 or (zero and value == 0)):
+        least = "at least" if zero else "more than"
+        raise ValueError(f"{name} must be {least} 0 seconds, not {value}")
+    try:
+        return None if math.isinf(value) else float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is out of range: {value} seconds") from None

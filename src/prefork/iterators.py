@@ -1,0 +1,180 @@
+"""Lazy iterators over results: `imap` and `imap_unordered`."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing import TimeoutError
+from typing import Any
+
+from prefork.messages import Outcome
+from prefork.results import Owner, Signal
+from prefork.scheduler import Job
+
+__all__ = ["IMapIterator", "IMapUnorderedIterator"]
+
+
+class _Items:
+    """What an iterator, the feeder of its jobs and the pool share.
+
+    Apart from the iterator itself, so that the pool keeps going only while a consumer holds it.
+    """
+
+    ordered = True
+
+    def __init__(self, pool: Owner, function: str, buffersize: int, chunksize: int) -> None:
+        self._pool: Owner | None = pool
+        self.function = function
+        self.buffersize = buffersize  # items
+        self.chunksize = chunksize  # items; of several, a job's result is a list of outcomes
+        self.sent = 0  # items handed to the pool
+        self.taken = 0  # items that the consumer has taken
+        self.jobs = 0
+        self.finished_jobs = 0
+        self.exhausted = False  # there will be no more jobs
+        self.cancelled = False  # nobody will take anything any more
+        self.input_error: BaseException | None = None  # to be raised once, at the end
+        self.on_cancel: Callable[[], object] = lambda: None
+        self.room = Signal()
+        self.news = Signal()
+        self._arrived: dict[int, list[Outcome]] = {}
+        self._ready: deque[Outcome] = deque()
+        self._next_job = 0
+        self._taking = threading.Lock()
+
+    # ---- the feeder's side
+
+    def has_room(self) -> bool:
+        """Whether the input may be read on: it must not run ahead of the consumer."""
+        return self.cancelled or self.sent - self.taken + self.chunksize <= self.buffersize
+
+    def bind(self, job: Job) -> None:
+        self.sent += job.size
+        self.jobs += 1
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The input has ended, by itself or with an exception; only the first call counts."""
+        if not self.exhausted:
+            self.input_error = error
+            self.exhausted = True
+            self.news.notify()
+
+    def cancel(self) -> None:
+        """The consumer has gone."""
+        self.cancelled = True
+        self._pool = None
+        self.room.notify()
+        self.news.notify()
+        self.on_cancel()
+
+    # ---- the pool's side
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        pass
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        outcomes = outcome.value if self.chunksize > 1 and outcome.ok else [outcome] * job.size
+        if not self.ordered:
+            self._ready.extend(outcomes)
+        else:
+            self._arrived[job.index] = outcomes
+            while self._next_job in self._arrived:
+                self._ready.extend(self._arrived.pop(self._next_job))
+                self._next_job += 1
+        self.finished_jobs += 1  # last: then the consumer finds what there is before the end
+        self.news.notify()
+
+    # ---- the consumer's side
+
+    def has_news(self) -> bool:
+        return bool(self._ready) or self._is_over()
+
+    def _is_over(self) -> bool:
+        return self.cancelled or (self.exhausted and self.finished_jobs == self.jobs)
+
+    def take(self, timeout: float | None) -> Outcome | None:
+        """The next outcome; None at the end."""
+        while True:
+            with self._taking:
+                if self._ready:
+                    outcome = self._ready.popleft()
+                    self.taken += 1
+                    break
+            if self._is_over() and not self._ready:
+                self._pool = None
+                return None
+            if (pool := self._pool) is not None:
+                pool.check_owner()
+            if not self.news.wait(self.has_news, timeout):
+                raise TimeoutError(f"no result arrived within {timeout:g} s")
+        # In batches, so that the feeder is not woken for each item.
+        if (self.sent - self.taken) * 2 <= self.buffersize:
+            self.room.notify()
+        return outcome
+
+
+class _ItemsUnordered(_Items):
+    ordered = False
+
+
+class IMapIterator(Iterator[Any]):
+    """The results of `imap`, one after another, in the order of the input.
+
+    The input is read as results are taken: at most `buffersize` items ahead. An iterator that is
+    dropped reads no more input.
+    """
+
+    _items_class: type[_Items] = _Items
+
+    def __init__(self, pool: Owner, function: str, buffersize: int, chunksize: int) -> None:
+        self._items = self._items_class(pool, function, buffersize, chunksize)
+
+    @property
+    def items(self) -> _Items:
+        """The pool's side of it."""
+        return self._items
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waiting for it at most `timeout` seconds.
+
+        Raises:
+            StopIteration: there are no more.
+            multiprocessing.TimeoutError: it is not here in time; call again for the same result.
+            Exception: what the task for this item raised, or what the input iterable raised
+                (that ends the iteration).
+        """
+        outcome = self._items.take(timeout)
+        if outcome is None:
+            error, self._items.input_error = self._items.input_error, None
+            raise error or StopIteration
+        if outcome.ok:
+            return outcome.value
+        raise outcome.value
+
+    def close(self) -> None:
+        """Take no more results: the input is read no further."""
+        self._items.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_items"):
+            self._items.cancel()
+
+    def __repr__(self) -> str:
+        items = self._items
+        return f"<{type(self).__name__} of {items.function}: {items.taken} items taken>"
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """The results of `imap_unordered`: like `imap`, but as they become ready."""
+
+    _items_class = _ItemsUnordered

@@ -1,0 +1,110 @@
+"""Makes jobs of calls: pickles them, and puts large ones into files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from prefork.arguments import Limits
+from prefork.channel import INLINE
+from prefork.chunks import fixed_chunks
+from prefork.messages import CALL, EACH, dumps, pack
+from prefork.parcels import Parcel
+from prefork.scheduler import Job, JobOwner
+
+__all__ = ["JobMaker"]
+
+MAX_OPEN_PARCELS = 128
+"""Large tasks whose files are made at once; more wait in memory, so that descriptors are left."""
+
+
+class JobMaker:
+    """Makes jobs of calls; one that cannot be pickled will fail with the reason (its `flaw`).
+
+    Args:
+        open_parcels: tells how many large jobs have files now.
+    """
+
+    def __init__(self, open_parcels: Callable[[], int]) -> None:
+        self._open_parcels = open_parcels
+
+    def call(
+        self,
+        owner: JobOwner,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        limits: Limits,
+    ) -> Job:
+        """One job of one call."""
+        message = (CALL, func, args, kwds) if kwds else (CALL, func, args)
+        return self._make(owner, func, message, limits)
+
+    def each(
+        self, owner: JobOwner, func: Callable[..., Any], items: list[Any], limits: Limits
+    ) -> Job:
+        """One job of several calls, each with an outcome of its own."""
+        return self._make(owner, func, (EACH, func, items), limits, len(items))
+
+    def chunks(
+        self,
+        owner: JobOwner,
+        mode: int,
+        func: Callable[..., Any],
+        chunks: Iterable[list[Any]],
+        limits: Limits,
+    ) -> Iterator[Job]:
+        """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
+        position = 0
+        for chunk in chunks:
+            job = self._make(owner, func, (mode, func, chunk), limits, len(chunk), position)
+            if job.flaw is not None:
+                raise job.flaw
+            position += len(chunk)
+            yield job
+
+    def items(
+        self,
+        owner: JobOwner,
+        func: Callable[[Any], Any],
+        iterator: Iterator[Any],
+        chunksize: int,
+        limits: Limits,
+    ) -> Iterator[Job]:
+        """The jobs of an `imap`."""
+        mode = CALL if chunksize == 1 else EACH
+        for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
+            yield self._make(owner, func, (mode, func, chunk), limits, len(chunk), index)
+
+    def _make(
+        self,
+        owner: JobOwner,
+        func: Callable[..., Any],
+        message: tuple[Any, ...],
+        limits: Limits,
+        size: int = 1,
+        index: int = 0,
+    ) -> Job:
+        job = Job(owner, func, *limits)
+        job.size, job.index = size, index
+        try:
+            self._load(job, message)
+        except Exception as exc:
+            exc.add_note(f"while pickling the call of {job.function} for a worker process")
+            job.flaw = exc
+        return job
+
+    def _load(self, job: Job, message: tuple[Any, ...]) -> None:
+        job.pickled, buffers = pack(message)
+        if not buffers and len(job.pickled) <= INLINE:
+            return
+        if self._open_parcels() < MAX_OPEN_PARCELS:
+            try:
+                job.parcel = Parcel(job.pickled, buffers)
+            except OSError:
+                pass  # no descriptor left now; it will be tried again when a worker is free
+            else:
+                job.pickled = b""
+                return
+        if buffers:
+            job.pickled = dumps(message)
