@@ -447,9 +447,13 @@ class Dispatcher:
                 self.stop(self.broken)
 
     def crash(self, reason: BaseException) -> None:
-        """A thread of the pool has failed, so the pool cannot go on: fail all jobs, here, now."""
+        """A thread of the pool has failed, so the pool cannot go on."""
         logger.critical("a thread of the pool failed", exc_info=reason)
         self.break_down(f"a thread of the pool failed: {describe(reason)}", reason)
+
+    def crash_and_tell(self, reason: BaseException) -> None:
+        """The result handler has failed, so the news must be told here, now."""
+        self.crash(reason)
         tell_owners(self._news)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "TimeoutError",
     "WorkerLostError",
     "describe_exit",
+    "type_name",
 ]
 
 
@@ -175,7 +176,7 @@ class MaybeDecodingError(PreforkError):
 
 
 class RemoteTraceback(Exception):
-    """The `__cause__` of a task's exception: the traceback in the worker, as text."""
+    """The `__cause__` of an exception from elsewhere: its traceback there, as text."""
 
     def __init__(self, traceback: str) -> None:
         super().__init__(traceback)

@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
 from prefork.crew import Worker
@@ -148,7 +148,7 @@ class TaskHandler(Role):
 
     def __init__(
         self,
-        taskqueue: Iterator[Job],
+        taskqueue: Generator[Job, None, None],
         put: Callable[[Job], object],
         outqueue: Output,
         pool: Dispatcher,
@@ -169,6 +169,7 @@ class TaskHandler(Role):
             error = exc
         finally:
             try:
+                self.taskqueue.close()  # and with it the user's generator
                 self.outqueue.end(error)
             finally:
                 self.pool.end_feed(self)
@@ -298,14 +299,9 @@ class Supervisor(Role):
         return self._wait
 
     def body(self) -> None:
-        try:
-            while self.pool.state is not State.ENDED:
-                self._handle(self.pool.exits.ready(self._wait))
-        except BaseException:
-            self.pool.kill_all()
-            raise
-        finally:
-            self.pool.release()
+        while self.pool.state is not State.ENDED:
+            self._handle(self.pool.exits.ready(self._wait))
+        self.pool.release()
 
     def handle_event(self) -> None:
         self._handle(self.pool.exits.ready(0))

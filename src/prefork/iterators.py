@@ -156,7 +156,7 @@ class IMapIterator(Iterator[Any]):
         outcome = self._items.take(timeout)
         if outcome is None:
             error, self._items.input_error = self._items.input_error, None
-            raise error or StopIteration
+            raise StopIteration if error is None else error
         if outcome.ok:
             return outcome.value
         raise outcome.value

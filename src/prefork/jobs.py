@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefork.arguments import Limits
 from prefork.channel import INLINE
 from prefork.chunks import fixed_chunks
-from prefork.messages import CALL, EACH, dumps, pack
+from prefork.errors import RemoteTraceback
+from prefork.messages import CALL, EACH, dumps, format_traceback, pack
 from prefork.parcels import Parcel
 from prefork.scheduler import Job, JobOwner
 
@@ -53,7 +54,7 @@ class JobMaker:
         func: Callable[..., Any],
         chunks: Iterable[list[Any]],
         limits: Limits,
-    ) -> Iterator[Job]:
+    ) -> Generator[Job, None, None]:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
         position = 0
         for chunk in chunks:
@@ -70,7 +71,7 @@ class JobMaker:
         iterator: Iterator[Any],
         chunksize: int,
         limits: Limits,
-    ) -> Iterator[Job]:
+    ) -> Generator[Job, None, None]:
         """The jobs of an `imap`."""
         mode = CALL if chunksize == 1 else EACH
         for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
@@ -91,7 +92,9 @@ class JobMaker:
             self._load(job, message)
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            job.flaw = exc
+            # As text: the frames themselves would keep the whole input alive.
+            exc.__cause__ = RemoteTraceback(format_traceback(exc))
+            job.flaw = exc.with_traceback(None)
         return job
 
     def _load(self, job: Job, message: tuple[Any, ...]) -> None:

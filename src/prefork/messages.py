@@ -147,7 +147,7 @@ def encode_result(value: object) -> tuple[Kind, bytes, list[memoryview]]:
 
 def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
     """The fields of a `Failure`; never raises."""
-    text = _format(exc)
+    text = format_traceback(exc)
     try:
         pickled = dumps(exc)
     except Exception as reason:
@@ -161,15 +161,15 @@ def _encoding_error(reason: Exception, value: object) -> MaybeEncodingError:
     return error
 
 
-def _format(exc: BaseException) -> str:
-    """The traceback, from the user's function on."""
+def format_traceback(exc: BaseException) -> str:
+    """The traceback as text, from the user's function on."""
     frames = exc.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(exc), exc, frames or exc.__traceback__))
 
 
-_OWN_MODULES = ("prefork.worker", "prefork.messages")
+_OWN_MODULES = ("prefork.worker", "prefork.messages", "prefork.jobs")
 
 
 def decode(report: Report) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -126,8 +126,8 @@ class Pool:
         try:
             for _ in range(self.processes):
                 staff.hire()
-            results.start(jobs.crash)
-            self._supervisor.start(jobs.crash)
+            results.start(jobs.crash_and_tell)
+            self._supervisor.start(staff.crash)
         except BaseException:
             jobs.stop(errors.Terminated("the pool could not be started"))
             staff.kill_all()
@@ -298,7 +298,9 @@ class Pool:
         self._feed(jobs, result, inline=wait or len(items) <= FIRST_CHUNKS * workers)
         return result
 
-    def _feed(self, jobs: Iterator[Job], result: handlers.Output, inline: bool = False) -> None:
+    def _feed(
+        self, jobs: Generator[Job, None, None], result: handlers.Output, inline: bool = False
+    ) -> None:
         """Have the jobs of an input made and submitted as there is room: by this thread, if it
         will wait for the result in any case."""
         feeder = self.TaskHandler(jobs, self._submit_fed, result, self._jobs)

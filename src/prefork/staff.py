@@ -275,8 +275,14 @@ class Staff:
         self._termination = why
         self.exits.bell.ring()
 
+    def crash(self, reason: BaseException) -> None:
+        """The supervisor has failed: end the pool without it."""
+        self.jobs.crash(reason)
+        self.kill_all()
+        self.release()
+
     def kill_all(self) -> None:
-        """The end without a supervisor."""
+        """Kill the workers and account for them, here and now."""
         with self.jobs.lock:
             for worker in list(self.jobs.workers):
                 worker.process.kill()

@@ -108,14 +108,15 @@ class _Worker:
     def _run_task(self, ticket: Ticket) -> None:
         end, job = self._end, ticket.job
         self._soft_timeout = ticket.soft_timeout
-        end.clock[1] = self._started = started = time.monotonic()
+        end.clock[1] = started = time.monotonic()
         end.board[0] = job
         if ticket.flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)
         try:
             try:
-                self._arm()
-                kind, pickled, buffers = self._call(*self._load(ticket))
+                call = self._load(ticket)
+                self._restart_clock()  # imports that unpickling took are not the task's own time
+                kind, pickled, buffers = self._call(*call)
             finally:
                 self._disarm()
         except BaseException as exc:

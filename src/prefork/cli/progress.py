@@ -82,6 +82,7 @@ class Stats:
     skipped_failed: int = 0  # of these, which had failed
     failures: list[Failure] = field(default_factory=list)  # the first ones
     started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
 
     def count(self) -> None:
         """One more input came through."""
@@ -105,7 +106,8 @@ class Stats:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """How long the run has taken, or took."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
 
 
 class Meter:
@@ -177,10 +179,14 @@ class Log:
         self.say(headline)
         self._meter.sample(time.monotonic(), 0)
 
-    def next_tick(self) -> float | None:
+    @property
+    def due(self) -> float:
+        """When the next line comes, in seconds from the start."""
         over = self._lines - len(LOG_AFTER)
-        due = LOG_AFTER[self._lines] if over < 0 else LOG_AFTER[-1] + 60 * (over + 1)
-        return max(0.0, due - self.stats.seconds)
+        return LOG_AFTER[self._lines] if over < 0 else LOG_AFTER[-1] + 60 * (over + 1)
+
+    def next_tick(self) -> float | None:
+        return max(0.0, self.due - self.stats.seconds)
 
     def tick(self) -> None:
         stats = self.stats

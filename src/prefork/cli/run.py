@@ -206,6 +206,7 @@ class Run:
             while self._concluded != self._expected:
                 self._handle_events()
                 self._write()
+            self._stats.ended = time.monotonic()  # whatever workers still do, it is not our work
             self._pool.close()
             with contextlib.suppress(Stopped), self.signals.waiting():
                 self._pool.join(LEAVING)
