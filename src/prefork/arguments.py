@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-__all__ = ["Limits", "check_callables", "check_count", "seconds"]
+__all__ = ["Limits", "check_callables", "check_count", "check_iterable", "seconds"]
 
 
 class Limits(NamedTuple):
@@ -49,6 +50,13 @@ def check_callables(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, not {function!r}")
+
+
+def check_iterable(name: str, value: Iterable[Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be iterable, not {value!r}") from None
 
 
 def seconds(name: str, value: object, zero: bool = False) -> float | None:

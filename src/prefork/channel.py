@@ -34,7 +34,7 @@ from prefork import forks
 from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
 from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
 
-BOARD = 64  # bytes
+BOARD = 64  # bytes: the job, then when its limits' clock started, then when it was taken
 RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
 BLACK_BOX = 1 << 16  # bytes for a crashing worker's Python stack
 _MEMORY = BOARD + RING + BLACK_BOX
@@ -241,8 +241,13 @@ class Channel:
     # ---- looking
 
     def running(self) -> tuple[int, float]:
-        """The job on the worker's board (0: none) and when it started (monotonic, seconds)."""
+        """The job on the worker's board (0: none), and when its clock started to run for the
+        limits (monotonic, seconds): each item of a chunk starts it anew."""
         return self._board[0], self._clock[1]
+
+    def accepted(self) -> float:
+        """When the worker took the job that is on its board (monotonic, seconds)."""
+        return self._clock[2]
 
     def stack(self) -> str:
         """What `faulthandler` wrote to the black box, or ""."""

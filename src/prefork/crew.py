@@ -36,6 +36,12 @@ class Worker(Seat):
         except ValueError:  # closed this very moment
             return 0, 0.0
 
+    def accepted(self) -> float:
+        try:
+            return self.channel.accepted()
+        except ValueError:
+            return 0.0
+
     def __repr__(self) -> str:
         state = "gone" if self.gone else "leaving" if self.leaving else "starting"
         if self.ready and not (self.leaving or self.gone):

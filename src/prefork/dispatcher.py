@@ -311,8 +311,9 @@ class Dispatcher:
 
     def _note_start(self, worker: Worker, job: Job) -> None:
         """What is known of a job that will not be reported."""
-        running, started = worker.running()
+        running, _ = worker.running()
         if running == job.id:
+            started = worker.accepted()
             job.pid, job.started, job.seconds = worker.pid, started, time.monotonic() - started
 
     def _fail(self, job: Job, reason: BaseException) -> None:

@@ -158,19 +158,19 @@ class TaskHandler(Role):
         self.put = put
         self.outqueue = outqueue
         self.pool = pool
+        self.error: BaseException | None = None  # what ended the input early
         self._has_all_room = False
 
     def body(self) -> None:
-        error: BaseException | None = None
         try:
             while self._wait_for_room() and (job := next(self.taskqueue, None)) is not None:
                 self.put(job)
         except BaseException as exc:  # of the user's iterable: it goes to who reads the results
-            error = exc
+            self.error = exc
         finally:
             try:
                 self.taskqueue.close()  # and with it the user's generator
-                self.outqueue.end(error)
+                self.outqueue.end(self.error)
             finally:
                 self.pool.end_feed(self)
 

@@ -126,12 +126,17 @@ def function_name(func: Callable[..., Any]) -> str:
     return f"{module}.{name}" if module else str(name)
 
 
+MAX_TEXT = 500
+
+
 def describe(exc: BaseException) -> str:
-    """Type and message of an exception; never raises."""
+    """Type and message of an exception, in at most some 500 characters; never raises."""
     try:
         text = str(exc)
     except Exception:
         text = "(its message cannot be had)"
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}… ({len(text)} characters)"
     return f"{type_name(exc)}: {text}" if text else type_name(exc)
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from prefork import errors, handlers, process
-from prefork.arguments import Limits, check_callables, check_count
+from prefork.arguments import Limits, check_callables, check_count, check_iterable
 from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
 from prefork.dispatcher import State
@@ -50,8 +50,8 @@ class Pool:
         soft_timeout: the soft limit, likewise: `SoftTimeLimitExceeded` is raised in the task.
         lost_worker_timeout: when a worker has died but a process that it forked could still
             send the result, how many seconds to wait for that.
-        context: a start method's context, as from `multiprocessing.get_context("spawn")`. None:
-            the default one.
+        context: a start method's context, as from `multiprocessing.get_context("spawn")`, or just
+            its name. None: the default one.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
@@ -77,7 +77,7 @@ class Pool:
         soft_timeout: float | None = None,
         lost_worker_timeout: float = 10.0,
         *,
-        context: BaseContext | None = None,
+        context: BaseContext | str | None = None,
     ) -> None:
         if processes is None:
             processes = available_cpus()
@@ -85,12 +85,16 @@ class Pool:
         if maxtasksperchild is not None:
             check_count("maxtasksperchild", maxtasksperchild)
         check_callables(initializer=initializer)
+        if context is None or isinstance(context, str):
+            context = multiprocessing.get_context(context)
+        elif not isinstance(context, BaseContext):
+            raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
         self._limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._staff = staff = Staff(
             Options(
                 processes,
-                WorkerOptions(initializer, tuple(initargs), maxtasksperchild),
-                context or multiprocessing.get_context(),
+                WorkerOptions(initializer, check_iterable("initargs", initargs), maxtasksperchild),
+                context,
                 self.Process,
             )
         )
@@ -308,6 +312,8 @@ class Pool:
             self._jobs.begin_feed(feeder)
             if inline:
                 feeder.body()
+                if feeder.error is not None and not isinstance(feeder.error, Exception):
+                    raise feeder.error  # KeyboardInterrupt: it is for this thread
             else:
                 feeder.start(self._jobs.crash)
         except BaseException:

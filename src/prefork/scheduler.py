@@ -105,8 +105,7 @@ class Job:
 
     def running_since(self) -> float | None:
         if self.started == 0.0 and (seat := self.seat) is not None:
-            job, started = seat.running()
-            return started if job == self.id else None
+            return seat.accepted() if seat.running()[0] == self.id else None
         return self.started or None
 
     def __repr__(self) -> str:
@@ -127,8 +126,12 @@ class Seat:
         self.group: dict[Seat, None] | None = None  # the scheduler's
 
     def running(self) -> tuple[int, float]:
-        """The id of the job that the worker runs (0: none yet) and when it started."""
+        """The id of the job that the worker runs (0: none yet), and when its clock started."""
         return 0, 0.0
+
+    def accepted(self) -> float:
+        """When the worker took that job."""
+        return 0.0
 
 
 class Scheduler:

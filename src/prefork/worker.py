@@ -108,7 +108,7 @@ class _Worker:
     def _run_task(self, ticket: Ticket) -> None:
         end, job = self._end, ticket.job
         self._soft_timeout = ticket.soft_timeout
-        end.clock[1] = started = time.monotonic()
+        end.clock[1] = end.clock[2] = started = time.monotonic()
         end.board[0] = job
         if ticket.flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)

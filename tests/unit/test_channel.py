@@ -166,8 +166,9 @@ def test_a_parcel_whose_ticket_was_taken_back_is_skipped(pair):
 def test_the_board_tells_what_runs_and_since_when(pair):
     pool, worker = pair
     assert pool.running() == (0, 0.0)
-    worker.clock[1], worker.board[0] = 12.5, 3
+    worker.clock[1], worker.clock[2], worker.board[0] = 12.5, 12.25, 3
     assert pool.running() == (3, 12.5)
+    assert pool.accepted() == 12.25
 
 
 def test_the_black_box_keeps_what_was_written(pair):
