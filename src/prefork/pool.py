@@ -25,7 +25,7 @@ from prefork.results import (
 )
 from prefork.scheduler import Job
 from prefork.staff import Options, Staff
-from prefork.worker import WorkerOptions
+from prefork.worker import Initializer, WorkerOptions
 
 __all__ = ["Pool"]
 
@@ -85,6 +85,7 @@ class Pool:
         if maxtasksperchild is not None:
             check_count("maxtasksperchild", maxtasksperchild)
         check_callables(initializer=initializer)
+        initargs = check_iterable("initargs", initargs)
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         elif not isinstance(context, BaseContext):
@@ -93,7 +94,9 @@ class Pool:
         self._staff = staff = Staff(
             Options(
                 processes,
-                WorkerOptions(initializer, check_iterable("initargs", initargs), maxtasksperchild),
+                WorkerOptions(
+                    Initializer(initializer, initargs) if initializer else None, maxtasksperchild
+                ),
                 context,
                 self.Process,
             )

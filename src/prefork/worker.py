@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -33,16 +34,36 @@ from prefork.messages import (
     pack,
 )
 
-__all__ = ["SOFT_SIGNAL", "WorkerOptions", "main"]
+__all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions", "main"]
 
 SOFT_SIGNAL = signal.SIGUSR1
 
 _EXITS = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
+class Initializer:
+    """A function and its arguments, to be called once in each worker.
+
+    Where it has to be pickled (not with fork), the worker unpickles it itself, when it can report
+    that this fails.
+    """
+
+    def __init__(self, func: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._call: tuple[Callable[..., object], tuple[Any, ...]] | bytes = func, args
+
+    def __getstate__(self) -> bytes:
+        return bytes(ForkingPickler.dumps(self._call))
+
+    def __setstate__(self, pickled: bytes) -> None:
+        self._call = pickled
+
+    def __call__(self) -> None:
+        func, args = load(self._call) if isinstance(self._call, bytes) else self._call
+        func(*args)
+
+
 class WorkerOptions(NamedTuple):
-    initializer: Callable[..., object] | None = None
-    initargs: tuple[Any, ...] = ()
+    initializer: Initializer | None = None
     maxtasksperchild: int | None = None
 
 
@@ -98,7 +119,7 @@ class _Worker:
         if self._options.initializer is None:
             return
         try:
-            self._options.initializer(*self._options.initargs)
+            self._options.initializer()
         except BaseException as exc:
             self._end.report(Kind.BROKEN, pickled=dumps(encode_failure(exc)))
             raise SystemExit(1) from None
