@@ -93,27 +93,30 @@ class Channel:
 
     def __init__(self, transport: Transport = BEST) -> None:
         self.transport = transport
+        self._inbox = -1  # until all is made
         with forks.creating(), contextlib.ExitStack() as undo:
-            inbox, self._inbox = _pipe(undo)
-            self._outbox, outbox = _pipe(undo)
-            self._taken_back = os.dup(inbox)
-            undo.callback(os.close, self._taken_back)
+            inbox, inbox_writer = _pipe(undo)
+            outbox_reader, outbox = _pipe(undo)
+            taken_back = os.dup(inbox)
+            undo.callback(os.close, taken_back)
             kind = socket.SOCK_SEQPACKET if transport.seqpacket else socket.SOCK_DGRAM
-            self._parcels, parcels = socket.socketpair(socket.AF_UNIX, kind)
+            own_parcels, parcels = socket.socketpair(socket.AF_UNIX, kind)
+            undo.callback(own_parcels.close)
             undo.callback(parcels.close)
-            undo.callback(self._parcels.close)
             memory = memory_file("prefork-channel", _MEMORY, transport)
             undo.callback(os.close, memory)
             self._memory = mmap.mmap(memory, _MEMORY)
+            undo.pop_all()
             self._worker_end: WorkerEnd | None = WorkerEnd(
                 inbox, outbox, parcels, memory, transport
             )
+            self._inbox, self._taken_back, self._outbox = inbox_writer, taken_back, outbox_reader
+            self._parcels = own_parcels
             forks.own(self)
-            undo.pop_all()
         os.set_blocking(inbox, False)
-        os.set_blocking(self._inbox, False)
-        os.set_blocking(self._outbox, False)
-        self._parcels.setblocking(False)
+        os.set_blocking(inbox_writer, False)
+        os.set_blocking(outbox_reader, False)
+        own_parcels.setblocking(False)
         self._ring = Ring(RING)
         self._board = memoryview(self._memory)[:BOARD].cast("Q")
         self._clock = memoryview(self._memory)[:BOARD].cast("d")

@@ -132,7 +132,11 @@ def send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
 def receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
     """The parcel of this job; parcels of jobs that were taken back meanwhile are thrown away."""
     while True:
-        data, fds, _, _ = socket.recv_fds(sock, _HEADER.size, 1)
+        try:
+            data, fds, _, _ = socket.recv_fds(sock, _HEADER.size, 1)
+        except ConnectionResetError:
+            # Said once when the other end has closed with parcels unread; those to us are here.
+            continue
         if not fds:
             raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
         if _HEADER.unpack(data) == (job,):

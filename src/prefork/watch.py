@@ -55,8 +55,12 @@ class Watch(Generic[T]):
 
     def __init__(self) -> None:
         with forks.creating():
-            self._selector = selectors.DefaultSelector()
             self.bell = Bell()
+            try:
+                self._selector = selectors.DefaultSelector()
+            except OSError:
+                self.bell.close()
+                raise
             forks.own(self)
         self._selector.register(self.bell, selectors.EVENT_READ)
 
@@ -87,3 +91,7 @@ class Watch(Generic[T]):
         self.bell.close()
 
     abandon = close
+
+    def __del__(self) -> None:
+        if hasattr(self, "_selector"):
+            self.close()

@@ -197,7 +197,7 @@ class _Worker:
             return False, encode_failure(exc)
         self._leave_if_forked()
         if kind == Kind.DONE:
-            return True, [pickled, *map(bytes, buffers)]
+            return True, [pickled, *map(bytearray, buffers)]
         return False, load(pickled)
 
     def _leave_if_forked(self) -> None:

@@ -226,3 +226,16 @@ def test_blocks_of_the_ring_never_overlap(steps):
     for key in list(held):
         ring.free(key)
     assert ring.allocate(-1, 1000) == 0
+
+
+def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
+    """The kernel reports the unread task to the pool as an error, before the result."""
+    pool, worker = pair
+    large = b"x" * (INLINE + 1)
+    pool.send([stage(pool, 1, large)])
+    assert pool.reclaim(1) == [1]
+    worker.report(Kind.DONE, 2, 0.0, 0.0, large)
+    worker.close()
+    (report,) = pool.receive()
+    assert report.job == 2
+    assert content(report.payload) == large

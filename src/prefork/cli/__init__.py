@@ -27,6 +27,7 @@ Only `command` and `progress` import click and rich: workers load neither.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import signal
@@ -63,7 +64,8 @@ def main() -> None:
 
 
 def end_by_signal(signum: int) -> None:
-    """End this process as if nobody had handled the signal."""
+    """End this process as if nobody had handled the signal, but not without tidying up."""
+    atexit._run_exitfuncs()  # forkserver's folder, for one; a signal's end would leave it behind
     signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])
     os.kill(os.getpid(), signum)

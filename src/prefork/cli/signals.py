@@ -28,8 +28,9 @@ class Stopped(Exception):
 class Signals:
     """While entered, SIGINT and SIGTERM are reported, not raised: nothing is interrupted half way.
 
-    The second one of a kind ends the process at once: the kernel then ends its workers. A signal
-    that this process was started to ignore (`nohup`, a background job of a script) stays ignored.
+    The second one of a kind ends the process at once: the kernel then ends its workers. They are
+    heeded even if the process was started with them ignored, as a script's background jobs are:
+    there, they do not come from the keyboard, but from somebody who means it.
 
     Args:
         report: called with the signal's number, from the handler.
@@ -43,8 +44,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         for signum in STOPPING:
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                self._before[signum] = signal.signal(signum, self._handle)
+            self._before[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(
