@@ -425,6 +425,8 @@ class Dispatcher:
                 return
             self.state = State.TERMINATE
             for worker in self.workers:
+                self.take_back(worker)
+                self.hear_out(worker)  # what is done is done
                 for job in worker.sent.values():
                     self._note_start(worker, job)
             self.scheduler.clear()

@@ -28,6 +28,7 @@ class JobMaker:
 
     def __init__(self, open_parcels: Callable[[], int]) -> None:
         self._open_parcels = open_parcels
+        self._is_short = False  # of descriptors
 
     def call(
         self,
@@ -101,13 +102,20 @@ class JobMaker:
         job.pickled, buffers = pack(message)
         if not buffers and len(job.pickled) <= INLINE:
             return
-        if self._open_parcels() < MAX_OPEN_PARCELS:
+        if self._may_open_parcel():
             try:
                 job.parcel = Parcel(job.pickled, buffers)
             except OSError:
-                pass  # no descriptor left now; it will be tried again when a worker is free
+                self._is_short = True
             else:
                 job.pickled = b""
                 return
         if buffers:
             job.pickled = dumps(message)
+
+    def _may_open_parcel(self) -> bool:
+        """If not, the job's file is made when a worker is free for it. Where descriptors have run
+        out, those that become free are left to jobs that have waited longer."""
+        count = self._open_parcels()
+        self._is_short = self._is_short and count > 0
+        return not self._is_short and count < MAX_OPEN_PARCELS

@@ -118,11 +118,14 @@ def pack(obj: object) -> tuple[bytes, list[memoryview]]:
 
 def function_name(func: Callable[..., Any]) -> str:
     """The qualified name for messages; follows partials and falls back on `repr`."""
-    inner = getattr(func, "func", func)
-    name = getattr(inner, "__qualname__", None)
+    try:
+        inner = getattr(func, "func", func)
+        name = getattr(inner, "__qualname__", None)
+        module = getattr(inner, "__module__", None)
+    except Exception:  # a proxy, for instance, may raise anything
+        name = None
     if name is None:
         return f"{type_name(func)} object"
-    module = getattr(inner, "__module__", None)
     return f"{module}.{name}" if module else str(name)
 
 

@@ -218,7 +218,8 @@ def _stdout_for_records(wanted: bool) -> Iterator[int]:
     try:
         yield records
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         with contextlib.suppress(OSError):
             os.dup2(records, 1)
             os.close(records)

@@ -23,9 +23,9 @@ import zlib
 from multiprocessing import reduction
 from typing import Any, NamedTuple
 
-__all__ = ["DONE", "FAILED", "TIMED_OUT", "Logbook", "Outcome", "Page"]
+__all__ = ["CUT_SHORT", "DONE", "FAILED", "Logbook", "Outcome", "Page"]
 
-DONE, FAILED, TIMED_OUT = range(3)
+DONE, FAILED, CUT_SHORT = range(3)
 
 SLOT = 1 << 32  # bytes of address space; only what is written takes room
 NOTE = struct.Struct("<QIId")  # job, index of the running input, process id, when it started
@@ -35,7 +35,7 @@ ENTRY = struct.Struct("<IQIIBdI")  # checksum of the rest; job, index, pid, kind
 class Outcome(NamedTuple):
     """What became of one input."""
 
-    kind: int  # DONE, FAILED or TIMED_OUT (by its soft limit)
+    kind: int  # DONE; FAILED; CUT_SHORT, by a time limit or its worker's end: try again
     text: bytes  # the result, or a description of the error, as JSON
     seconds: float
     pid: int

@@ -191,6 +191,8 @@ class Log:
     def tick(self) -> None:
         stats = self.stats
         self._lines += 1
+        while self.due <= stats.seconds:  # a slow reader of the records has kept us
+            self._lines += 1
         self._meter.sample(time.monotonic(), stats.done)
         text = f"{stats.handled}"
         if stats.total:

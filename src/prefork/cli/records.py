@@ -97,6 +97,8 @@ class Output:
         piece = self._pending[:] if self._is_file else self._pending[: select.PIPE_BUF]
         try:
             written = os.write(self._fd, piece)
+        except BlockingIOError:  # somebody who shares it has set it so, and was faster
+            return
         except OSError as exc:
             if self._is_file and self._open_line:
                 self._cut_open_line()

@@ -21,13 +21,19 @@ from typing import Any, NamedTuple
 
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
-from prefork.cli.logbook import DONE, FAILED, TIMED_OUT, Logbook, Outcome
+from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.progress import Progress
 from prefork.cli.records import Earlier, OutputError, Sink, record
 from prefork.cli.signals import Signals, Stopped
 from prefork.cli.target import Target
 from prefork.cli.work import Call, Work, describe, start_worker
-from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
+from prefork.errors import (
+    PoolBrokenError,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from prefork.pool import Pool
 
 __all__ = ["Ending", "Plan", "Run"]
@@ -224,10 +230,13 @@ class Run:
 
     def _handle_events(self) -> None:
         """Wait for one, and take those that are there already, but for no more than a batch."""
-        try:
-            event = self._events.get(timeout=self._progress.next_tick())
-        except queue.Empty:
+        patience = self._progress.next_tick()
+        if patience == 0:
             self._progress.tick()
+            return
+        try:
+            event = self._events.get(timeout=patience)
+        except queue.Empty:
             return
         size = 0
         with contextlib.suppress(queue.Empty):
@@ -265,7 +274,7 @@ class Run:
         self._submit.release(job)
         for item, (ok, outcome) in zip(job.items, value, strict=True):
             if not ok:
-                self._conclude(item, Outcome(FAILED, describe(outcome), 0.0, 0))
+                self._conclude(item, Outcome(_kind(outcome), describe(outcome), 0.0, 0))
             elif outcome is None:  # not run: the logbook had no room for it
                 self._resubmit([item])
             else:
@@ -282,12 +291,10 @@ class Run:
         rest = job.items[len(page.outcomes) :]
         if not rest or isinstance(error, (Terminated, PoolBrokenError)):
             return
-        lost = isinstance(error, (WorkerLostError, TimeLimitExceeded))
-        if lost or len(job.items) == 1:
+        if isinstance(error, (WorkerLostError, TimeLimitExceeded)) or len(job.items) == 1:
             seconds = time.monotonic() - page.started if page.started is not None else 0.0
             pid = getattr(error, "pid", page.pid) or 0
-            kind = TIMED_OUT if lost else FAILED
-            self._conclude(rest[0], Outcome(kind, describe(error), seconds, pid))
+            self._conclude(rest[0], Outcome(_kind(error), describe(error), seconds, pid))
             if rest[1:]:
                 self._resubmit(rest[1:])
         else:  # which one cannot be sent or cannot come back?
@@ -300,7 +307,7 @@ class Run:
 
     def _conclude(self, item: Item, outcome: Outcome) -> None:
         """An input has come through, has failed, or gets another try."""
-        if outcome.kind == TIMED_OUT and item.tries < self._plan.retries:
+        if outcome.kind == CUT_SHORT and item.tries < self._plan.retries:
             item.tries += 1
             self._resubmit([item])
             return
@@ -346,3 +353,8 @@ class Run:
         self._lines += [self._held[index] for index in sorted(self._held)]
         with contextlib.suppress(OutputError):
             self._output.write_within(self._take_lines(), STOPPING)
+
+
+def _kind(error: BaseException) -> int:
+    again = isinstance(error, (WorkerLostError, TimeLimitExceeded, SoftTimeLimitExceeded))
+    return CUT_SHORT if again else FAILED

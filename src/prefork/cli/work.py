@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from prefork.cli.jsontext import NotJSONError, to_json
-from prefork.cli.logbook import DONE, FAILED, TIMED_OUT, Logbook, Outcome
+from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.target import Target
 from prefork.errors import (
     SoftTimeLimitExceeded,
@@ -117,7 +117,7 @@ class Runner:
         return Outcome(DONE, text, time.monotonic() - started, self._pid)
 
     def _failure(self, exc: BaseException, frames: TracebackType | None, started: float) -> Outcome:
-        kind = TIMED_OUT if isinstance(exc, SoftTimeLimitExceeded) else FAILED
+        kind = CUT_SHORT if isinstance(exc, SoftTimeLimitExceeded) else FAILED
         seconds = time.monotonic() - started
         return Outcome(kind, describe(exc, frames), seconds, self._pid)
 
