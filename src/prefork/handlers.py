@@ -326,10 +326,16 @@ class CallbackRunner:
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="prefork-callbacks", daemon=True
-                    )
-                    self._thread.start()
+                    self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="prefork-callbacks", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the interpreter is ending, or the system has no more
+            logger.warning("a callback is not called: %s", exc)
+        else:
+            self._thread = thread
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:
