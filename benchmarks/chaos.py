@@ -131,6 +131,32 @@ class Killer(threading.Thread):
                     self.killed.append(victim)
 
 
+class Manager(threading.Thread):
+    """Has the pool come and go with its workers meanwhile: `restart`, `grow` and `shrink`."""
+
+    def __init__(self, rng: random.Random, pool: Pool, pause: float) -> None:
+        super().__init__(name="manager", daemon=True)
+        self._rng = rng
+        self._pool = pool
+        self._pause = pause
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        few = self._pool.processes
+        while not self._stopped.wait(self._rng.expovariate(1.0) * self._pause):
+            match self._rng.randrange(3):
+                case 0:
+                    self._pool.restart()
+                case 1 if self._pool.processes < few + 2:
+                    self._pool.grow()
+                case 2 if self._pool.processes > few:
+                    self._pool.shrink()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
 def start_seconds(method: str) -> float:
     """How long it takes to replace a worker."""
     with Pool(1, context=multiprocessing.get_context(method)) as pool:
@@ -148,16 +174,26 @@ class Bombardment(NamedTuple):
     seconds: float
 
 
-def bombard(method: str, kills: int, seed: int, processes: int, log: str) -> Bombardment:
+def bombard(args: argparse.Namespace, method: str, log: str) -> Bombardment:
     """Load a pool until so many of its workers have been killed. Nothing is judged here, except
     that every call returns."""
-    rng = random.Random(f"{seed} {method}")
-    killer = Killer(random.Random(rng.random()), kills, start_seconds(method))
+    rng = random.Random(f"{args.seed} {method}")
+    pause = start_seconds(method)
+    killer = Killer(random.Random(rng.random()), args.number, pause)
     numbers = itertools.count()
     batches: list[Batch] = []
     slowest, started = 0.0, time.monotonic()
-    context = multiprocessing.get_context(method)
-    pool = Pool(processes, open_log, (log,), lost_worker_timeout=NEVER, context=context)
+    pool = Pool(
+        args.processes,
+        open_log,
+        (log,),
+        lost_worker_timeout=NEVER,
+        maxtasksperchild=200 if args.turmoil else None,
+        context=multiprocessing.get_context(method),
+    )
+    manager = Manager(random.Random(rng.random()), pool, pause * args.processes)
+    if args.turmoil:
+        manager.start()
     killer.start()
     while killer.is_alive():
         faulthandler.dump_traceback_later(3 * HANG, exit=True)  # for the calls without a timeout
@@ -171,6 +207,8 @@ def bombard(method: str, kills: int, seed: int, processes: int, log: str) -> Bom
         slowest = max(slowest, time.monotonic() - began)
         if rng.random() < 0.3:
             time.sleep(rng.random() * 0.02)  # a time for victims that are idle
+    if args.turmoil:
+        manager.stop()
     pool.close()
     if not pool.join(HANG):
         raise TimeoutError("the closed pool does not end")
@@ -186,7 +224,7 @@ def kills(args: argparse.Namespace) -> list[str]:
     say_row("start method", "kills", "jobs", "failed", *PHASES, "slowest batch", "all")
     for method in args.methods:
         with tempfile.NamedTemporaryFile(prefix="prefork-chaos-") as log:
-            done = bombard(method, args.number, args.seed, args.processes, log.name)
+            done = bombard(args, method, log.name)
             accounts = Accounts(done.batches, done.killed, Log(log.name))
         breaches += [f"{method}: {breach}" for breach in accounts.breaches]
         say_row(
@@ -256,6 +294,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=lambda text: text.split(","),
         default=["fork", "forkserver"],
         help="start methods, with commas (fork,forkserver; there is spawn, too)",
+    )
+    parser.add_argument(
+        "--turmoil",
+        action="store_true",
+        help="kills: with restart, grow, shrink and maxtasksperchild at the same time",
     )
     parser.add_argument("--processes", type=int, default=4, help="of each pool (4)")
     args = parser.parse_args(argv)

@@ -27,6 +27,7 @@ TOKEN = "PREFORK_CHAOS"
 
 class Running(NamedTuple):
     pid: int
+    state: str  # as in ps: R, S, Z (a zombie), ...
     parent: int
     group: int
 
@@ -37,8 +38,8 @@ def running() -> list[Running]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has gone
             with open(f"/proc/{name}/stat") as stat:
-                _, parent, group, *_ = stat.read().rpartition(") ")[2].split()
-            found.append(Running(int(name), int(parent), int(group)))
+                state, parent, group, *_ = stat.read().rpartition(") ")[2].split()
+            found.append(Running(int(name), state, int(parent), int(group)))
     return found
 
 
@@ -46,7 +47,8 @@ def worker_pids() -> set[int]:
     """The workers of this process's pools: its children and a fork server's that lead a group."""
     processes = running()
     families = {os.getpid()} | {p.pid for p in processes if p.parent == os.getpid()}
-    return {p.pid for p in processes if p.parent in families and p.group == p.pid}
+    alive = [p for p in processes if p.parent in families and p.state != "Z"]
+    return {p.pid for p in alive if p.group == p.pid}
 
 
 # --- owners --------------------------------------------------------------------------------------

@@ -67,16 +67,15 @@ def check(folder: Path) -> bool:
 
 
 def summarise(results: dict[str, dict[str, Any]]) -> None:
-    valid = [result for result in results.values() if result["valid"]]
+    valid = {path: result for path, result in results.items() if result["valid"]}
     print("\nThe standard library")
-    for label, key in (("lines", "lines"), ("lines of code", "code"), ("classes", "classes"),
-                       ("functions", "functions"), ("bytes of bytecode", "bytecode")):  # fmt: skip
-        print(f"  {sum(result[key] for result in valid):>12,} {label}")
+    for key in ("lines", "code", "comments", "classes", "functions", "bytecode"):
+        label = {"code": "lines of code", "bytecode": "bytes of bytecode"}.get(key, key)
+        print(f"  {sum(result[key] for result in valid.values()):>12,} {label}")
     print(f"  {len(results) - len(valid):>12,} files that are no valid Python (test data)")
     print("\nIts most complex functions (branches)")
-    ranked = sorted(valid, key=lambda result: -result["worst"])[:5]
-    for result in ranked:
-        path = next(path for path in results if results[path] is result)
+    for path in sorted(valid, key=lambda path: -valid[path]["worst"])[:5]:
+        result = valid[path]
         print(f"  {result['worst']:>12,} {result['worst_function']} in {Path(path).name}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gate import Gate
 from helpers import METHODS, Script
 from prefork import Pool
 
@@ -45,3 +46,10 @@ def script() -> Iterator[Callable[..., Script]]:
     yield start
     for each in scripts:
         each.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Tasks wait at it until their test lets them go."""
+    with Gate() as gate:
+        yield gate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -69,6 +70,7 @@ class Running(NamedTuple):
     pid: int
     state: str  # as in ps: R, S, T, Z, ...
     parent: int
+    group: int
 
 
 def processes() -> list[Running]:
@@ -78,10 +80,10 @@ def processes() -> list[Running]:
 
 def process(pid: int) -> Running | None:
     try:
-        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        state, *ids = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:3]
     except OSError:
         return None
-    return Running(pid, state, int(parent))
+    return Running(pid, state, *map(int, ids))
 
 
 def has_ended(pid: int) -> bool:
@@ -100,21 +102,27 @@ def children() -> list[Running]:
     return [p for p in processes() if p.parent == os.getpid()]
 
 
+def workers_of(pid: int) -> list[int]:
+    """The workers of a process's pools: children of it or of a fork server that lead a group."""
+    found = processes()
+    families = {pid} | {p.pid for p in found if p.parent == pid}
+    return [p.pid for p in found if p.parent in families and p.group == p.pid]
+
+
 TOKEN = "PREFORK_TEST_TOKEN"
 """A variable in the environment of all processes that a script starts, directly or not."""
 
 
 class Script:
-    """A Python program in a process of its own, from source code.
+    """A Python program in a process of its own, from source code or, if it has tasks of its own,
+    from a file. It can import this module."""
 
-    It can import this module and the test modules' neighbours.
-    """
-
-    def __init__(self, source: str, *args: object) -> None:
+    def __init__(self, source: str | Path, *args: object) -> None:
         self.token = f"{os.getpid()}-{time.monotonic_ns()}"
+        program = [str(source)] if isinstance(source, Path) else ["-c", source]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", source, *map(str, args)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *program, *map(str, args)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -127,29 +135,36 @@ class Script:
             out, err = self.process.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # for the stacks, if it enabled faulthandler
+            self.process.wait()
+            left = self.leftovers()
+            self.kill()
             out, err = self.process.communicate()
-            raise AssertionError(f"the script does not end\n{out}\n{err}") from None
+            raise AssertionError(f"does not end, or leaves {left}\n{out}\n{err}") from None
         return self.process.returncode, out, err
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def leftovers(self) -> list[str]:
-        """The command lines of the processes that it started and that live on."""
+    def leftovers(self) -> dict[int, str]:
+        """The processes that run and belong to it: their command lines by their ids."""
         mark = f"{TOKEN}={self.token}".encode()
-        found = []
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+                    command = (folder / "cmdline").read_text().replace("\0", " ")
+                    found[int(folder.name)] = command
             except OSError:
                 pass  # it has ended, or is somebody else's
         return found
 
+    def kill(self) -> None:
+        """SIGKILL to it, and to all that it left."""
+        self.process.kill()
+        self.process.wait()
+        for pid in self.leftovers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.kill()
-        for pipe in (self.process.stdout, self.process.stderr):
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()

@@ -110,8 +110,9 @@ def test_killed_before_it_receives(lonely, tmp_path, size):
 
 
 class Plug:
-    """Its unpickling waits for `pulled`: so long the pool receives nothing."""
+    """Its unpickling waits for `pulled`; so long the pool receives nothing."""
 
+    plugged = threading.Event()
     pulled = threading.Event()
 
     def __reduce__(self):
@@ -119,13 +120,9 @@ class Plug:
 
 
 def _wait_until_pulled():
+    Plug.plugged.set()
     Plug.pulled.wait(DEADLINE)
     return "pulled"
-
-
-def send_a_plug(seen):
-    mark(seen)
-    return Plug()
 
 
 def send(path, number, size):
@@ -133,26 +130,28 @@ def send(path, number, size):
     return bytes([number]) * size
 
 
-def test_killed_while_sending(pool, tmp_path):
-    """The result before arrives, the one that was cut in the middle does not, the next runs."""
+def test_killed_while_sending(lonely, tmp_path):
+    """The result before it arrives, the one that was cut in its middle does not, the rest runs."""
     log = tmp_path / "log"
+    Plug.plugged.clear()
     Plug.pulled.clear()
-    plug = pool.apply_async(send_a_plug, (tmp_path / "plugged",))
-    marked(tmp_path / "plugged")
+    plug = lonely.apply_async(Plug)
+    assert Plug.plugged.wait(DEADLINE)
     try:
-        results = [pool.apply_async(send, (log, n, HALF)) for n in range(3)]
-        eventually(lambda: log.exists() and len(started(log)) >= 2, "two of them have started")
-        # The second result does not fit into the pipe, and nobody reads: its sender sleeps.
-        eventually(lambda: results[1].pid, "the second one runs")
-        victim = results[1].pid
+        # Two are sent at once; the second result does not fit into the pipe.
+        results = [lonely.apply_async(send, (log, n, HALF)) for n in range(3)]
+        eventually(lambda: log.exists() and len(started(log)) == 2, "two of them start")
+        guilty = results[1]
+        eventually(lambda: guilty.pid, "the second one runs")
+        victim = guilty.pid
         eventually(lambda: process(victim).state == "S", "its worker waits for room")
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: has_ended(victim), "its worker dies")
     finally:
         Plug.pulled.set()
     assert plug.get(DEADLINE) == "pulled"
-    error = lost(results[1])
-    assert (error.job, error.pid) == (results[1].job, victim)
+    error = lost(guilty)
+    assert (error.job, error.pid) == (guilty.job, victim)
     assert results[0].get(DEADLINE) == b"\0" * HALF
     assert results[2].get(DEADLINE) == b"\2" * HALF
     assert started(log) == [0, 1, 2]

@@ -1,0 +1,133 @@
+"""Functions for `prefork map` to run. Imported by the command and by its workers."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prefork import SoftTimeLimitExceeded
+
+print("functions.py is imported")
+
+NOT_CALLABLE = 42
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Shapes:
+    @staticmethod
+    def area(side: str) -> int:
+        return int(side) ** 2
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+async def coroutine(value: Any) -> Any:
+    return value
+
+
+def number(text: str) -> int:
+    return int(text)
+
+
+def shout(value: str) -> str:
+    print(f"I say {value}")
+    print(f"I complain of {value}", file=sys.stderr)
+    return value
+
+
+def behave(value: str) -> Any:
+    """Do what the input says."""
+    match value.partition(" "):
+        case "crash", _, _:
+            ctypes.string_at(0)
+        case "exit", _, code:
+            os._exit(int(code))
+        case "sys.exit", _, code:
+            sys.exit(int(code))
+        case "raise", _, text:
+            raise LookupError(text)
+        case "loop", _, _:
+            while True:
+                pass
+        case "hang", _, fifo:
+            Path(fifo).write_text(f"{os.getpid()}\n")
+            while True:
+                signal.pause()
+        case "sleep", _, seconds:
+            time.sleep(float(seconds))
+        case "wait", _, fifo:
+            return Path(fifo).read_text()
+        case "tell", _, fifo:
+            return Path(fifo).write_text("go")
+        case "fill", _, length:
+            return "x" * int(length)
+    return value
+
+
+def patient(value: str) -> str:
+    """Take the soft limit for an answer."""
+    try:
+        while True:
+            pass
+    except SoftTimeLimitExceeded:
+        return "cleaned up"
+
+
+def die_once(marker: str) -> str:
+    """End the process the first time, and return the next time."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "survived"
+    os._exit(1)
+
+
+def log_and_behave(value: str) -> Any:
+    """`file|what`: append `what` to the file, then behave so."""
+    path, _, what = value.partition("|")
+    with open(path, "a") as file:
+        file.write(f"{what}\n")
+    return behave(what)
+
+
+def not_json(kind: str) -> Any:
+    circle: list[Any] = []
+    circle.append(circle)
+    return {
+        "set": {1},
+        "bytes": b"abc",
+        "dataclass": Point(1, 2),
+        "object": Path("x"),
+        "nan": {"deep": [float("nan")]},
+        "circle": circle,
+        "key": {(1, 2): 3},
+        "iterator": iter([1]),
+    }[kind]
+
+
+def modules(value: str) -> list[str]:
+    """Which of the command line's own packages a worker has loaded."""
+    return sorted(name for name in ("click", "rich") if name in sys.modules)
+
+
+def stdin(value: str) -> str:
+    return sys.stdin.read()
+
+
+def fork_and_return(value: str) -> str:
+    """A child comes back from the function, too."""
+    os.fork()
+    return value

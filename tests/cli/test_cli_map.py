@@ -1,0 +1,328 @@
+"""`prefork map`: its inputs, its options, its records."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+METHODS = multiprocessing.get_all_start_methods()
+CHUNKSIZES = [1, 3]
+
+
+@pytest.fixture(params=CHUNKSIZES)
+def chunksize(request: pytest.FixtureRequest) -> tuple[str, int]:
+    return "--chunksize", request.param
+
+
+# ---- records and exit codes
+
+
+def test_a_record_for_each_input(prefork: Any) -> None:
+    done = prefork.run("number", "1", "22", "--processes", 1, "--", "-3", "-4")
+    assert done.code == 0
+    assert {given: record["result"] for given, record in done.by_input().items()} == {
+        "1": 1, "22": 22, "-3": -3, "-4": -4,
+    }  # fmt: skip
+    for record in done.records:
+        assert list(record) == ["input", "result", "seconds", "pid", "attempts"]
+        assert record["attempts"] == 1
+        assert record["seconds"] >= 0
+    assert len({record["pid"] for record in done.records}) == 1
+
+
+def test_a_failure_is_a_record_and_listed_at_the_end(prefork: Any) -> None:
+    done = prefork.run("number", "1", "one", "2")
+    assert done.code == 1
+    error = done.by_input()["one"]["error"]
+    assert error["type"] == "ValueError"
+    assert "invalid literal" in error["message"]
+    assert "functions.py" in error["traceback"]
+    assert "prefork/cli" not in error["traceback"]
+    assert "one: ValueError: invalid literal" in done.stderr
+    assert "2 of 3 inputs came through, 1 failed" in done.stderr
+
+
+def test_only_the_first_failures_are_listed(prefork: Any) -> None:
+    done = prefork.run("number", *(f"x{i}" for i in range(25)))
+    assert done.code == 1
+    assert done.stderr.count(": ValueError: ") == 20
+    assert "... and 5 more" in done.stderr
+    assert len(done.records) == 25
+
+
+def test_no_input_at_all_is_fine(prefork: Any) -> None:
+    assert prefork.run("same", "--lines", "-").code == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_guilty_input_fails(prefork: Any, method: str, chunksize: Any) -> None:
+    bad = ["crash", "exit 3", "sys.exit 4", "raise no [such] thing", "loop"]
+    good = [f"good {i}" for i in range(6)]
+    mixed = [text for pair in zip(bad, good[1:], strict=True) for text in pair]
+    done = prefork.run(
+        "behave", good[0], *mixed, "--timeout", 3, "--start-method", method, *chunksize
+    )
+    assert done.code == 1
+    records = done.by_input()
+    assert set(records) == {*bad, *good}
+    for given in good:
+        assert records[given]["result"] == given
+    errors = {given: records[given]["error"] for given in bad}
+    assert {given: error["type"] for given, error in errors.items()} == {
+        "crash": "WorkerLostError",
+        "exit 3": "WorkerLostError",
+        "sys.exit 4": "SystemExit",
+        "raise no [such] thing": "LookupError",
+        "loop": "TimeLimitExceeded",
+    }
+    assert "SIGSEGV" in errors["crash"]["message"]
+    assert "string_at" in errors["crash"]["traceback"]
+    assert "exited with code 3" in errors["exit 3"]["message"]
+    assert "3 s" in errors["loop"]["message"]
+    assert records["loop"]["seconds"] >= 3
+    assert "raise no [such] thing: LookupError: no [such] thing" in done.stderr
+    assert "crash: WorkerLostError: its worker process" in done.stderr
+
+
+def test_nothing_runs_twice(prefork: Any, tmp_path: Path, chunksize: Any) -> None:
+    log = tmp_path / "log"
+    what = [f"{i}" for i in range(8)]
+    what[3] = "crash"
+    what[5] = "raise it"
+    what[6] = "exit 1"
+    inputs = [f"{log}|{text}" for text in what]
+    done = prefork.run("log_and_behave", *inputs, "--ordered", *chunksize)
+    assert [record["input"] for record in done.records] == inputs
+    assert [i for i, record in enumerate(done.records) if "error" in record] == [3, 5, 6]
+    assert Counter(log.read_text().splitlines()) == Counter(what)
+
+
+def test_what_the_function_prints_is_not_among_the_records(prefork: Any) -> None:
+    done = prefork.run("shout", "a", "b")
+    assert [record["input"] for record in sorted(done.records, key=str)]
+    assert "functions.py is imported" in done.stderr
+    assert "I say a" in done.stderr
+    assert "I complain of b" in done.stderr
+
+
+def test_what_it_prints_goes_to_stdout_if_the_records_do_not(prefork: Any) -> None:
+    done = prefork.run("shout", "a", "-o", "out")
+    assert "I say a" in done.stdout
+    assert "I say" not in done.stderr
+
+
+def test_the_function_gets_no_standard_input(prefork: Any) -> None:
+    done = prefork.run("stdin", "--lines", "-", stdin="a\nb\n")
+    assert [record["result"] for record in done.records] == ["", ""]
+
+
+def test_a_child_that_the_function_forked_does_no_harm(prefork: Any, chunksize: Any) -> None:
+    done = prefork.run("fork_and_return", "a", "b", "c", "d", *chunksize)
+    assert done.code == 0
+    assert set(done.by_input()) == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("set", "type set; return sorted(...) or list(...) of it"),
+        ("bytes", "type bytes; return its .decode() or .hex()"),
+        ("dataclass", "functions.Point; return dataclasses.asdict(...) of it"),
+        ("object", "PosixPath; return str(...) of it"),
+        ("nan", "return None in place of NaN"),
+        ("circle", "Circular reference"),
+        ("key", "keys must be str"),
+        ("iterator", "list_iterator; return list(...) of it"),
+    ],
+)
+def test_a_result_that_is_not_json(prefork: Any, kind: str, advice: str) -> None:
+    done = prefork.run("not_json", kind)
+    assert done.code == 1
+    error = done.records[0]["error"]
+    assert error["type"] == "NotJSONError"
+    assert error["message"].startswith("the result is not JSON: ")
+    assert advice in error["message"]
+    assert "NotJSONError: the result is not JSON: " in done.stderr
+
+
+# ---- inputs
+
+
+def test_inputs_come_in_the_order_of_arguments_globs_lines_jsonl(
+    prefork: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("b.txt", "a.txt", "folder/c.txt", "folder/d.md"):
+        (tmp_path / name).touch()
+    (tmp_path / "lines").write_bytes(b"first\n\nthird\r\n naive \xc3\xaf\xff")
+    (tmp_path / "jsonl").write_text('{"b": [1.5, null]}\n\n"text"\n')
+    done = prefork.run(
+        "same",
+        "--jsonl",
+        "jsonl",
+        "--lines",
+        "lines",
+        "--glob",
+        "**/*.txt",
+        "argument",
+        "--ordered",
+    )
+    assert done.code == 0
+    assert [record["input"] for record in done.records] == [
+        "argument", "a.txt", "b.txt", "folder/c.txt",
+        "first", "", "third", " naive \u00ef\udcff",
+        {"b": [1.5, None]}, "text",
+    ]  # fmt: skip
+    assert all(record["result"] == record["input"] for record in done.records)
+    assert "over 11 inputs" in done.stderr  # an empty line of JSON Lines counts for nothing
+    assert "10 of 10 inputs" in done.stderr
+
+
+def test_a_glob_is_for_files_unless_it_ends_with_a_slash(prefork: Any, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert set(prefork.run("same", "--glob", "f*").by_input()) == {"file"}
+    assert set(prefork.run("same", "--glob", "f*/").by_input()) == {"folder/"}
+
+
+@pytest.mark.parametrize("option", ["--lines", "--jsonl"])
+def test_inputs_from_stdin(prefork: Any, option: str) -> None:
+    done = prefork.run("same", option, "-", stdin="1\n2\n3")
+    expected = [1, 2, 3] if option == "--jsonl" else ["1", "2", "3"]
+    assert sorted(record["result"] for record in done.records) == expected
+
+
+def test_a_byte_order_mark_is_no_part_of_the_input(prefork: Any, tmp_path: Path) -> None:
+    (tmp_path / "jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert prefork.run("same", "--jsonl", "jsonl").records[0]["result"] == {"a": 1}
+
+
+def test_inputs_from_a_named_pipe(prefork: Any, fifo: Path) -> None:
+    process = prefork.start("same", "--lines", fifo)
+    fifo.write_text("a\nb\n")
+    stdout, _ = process.communicate()
+    assert sorted(json.loads(line)["result"] for line in stdout.splitlines()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_stdin_is_read_lazily(prefork: Any, size: int) -> None:
+    process = prefork.start("same", "--lines", "-", "--chunksize", size)
+    for text in ("a", "b"):
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["result"] == text
+    process.communicate()
+    assert process.returncode == 0
+
+
+# ---- where the function is
+
+
+def test_a_module_of_the_current_directory(prefork: Any, tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tool.py").write_text(
+        "class Thing:\n    @classmethod\n    def twice(cls, x): return 2 * x\n"
+    )
+    for method in METHODS:
+        done = prefork.run("pkg.tool:Thing.twice", "ab", "--start-method", method)
+        assert done.records[0]["result"] == "abab"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file(prefork: Any, tmp_path: Path, method: str) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "helper.py").write_text("def twice(x): return 2 * x\n")
+    # Its name is a standard module's, and it imports a neighbour.
+    (tools / "json.py").write_text("from helper import twice\n")
+    done = prefork.run("tools/json.py:twice", "ab", "--start-method", method)
+    assert [record["result"] for record in done.records] == ["abab"], done.stderr
+
+
+def test_a_builtin_function(prefork: Any) -> None:
+    assert prefork.run("builtins:len", "four").records[0]["result"] == 4
+
+
+# ---- options
+
+
+def test_ordered_keeps_the_order_of_the_inputs(prefork: Any, fifo: Path) -> None:
+    inputs = [f"wait {fifo}", "a", "b", f"tell {fifo}", "c"]  # the first ends after the fourth
+    ordered = prefork.run("behave", *inputs, "--ordered", "--processes", 2)
+    assert [record["input"] for record in ordered.records] == inputs
+    unordered = prefork.run("behave", *inputs, "--processes", 2)
+    assert unordered.records[0]["input"] != inputs[0]
+    assert set(unordered.by_input()) == set(inputs)
+
+
+def test_processes(prefork: Any, fifo: Path) -> None:
+    # One can go on only when another one runs at the same time.
+    done = prefork.run("behave", f"wait {fifo}", f"tell {fifo}", "--processes", 2)
+    assert len({record["pid"] for record in done.records}) == 2
+    assert "in 2 processes" in done.stderr
+
+
+def test_a_time_limit_is_each_inputs_own(prefork: Any) -> None:
+    done = prefork.run(
+        "behave", *["sleep 0.3"] * 8, "--timeout", 2, "--chunksize", 8, "--processes", 1
+    )
+    assert done.code == 0, done.stderr
+    assert len(done.records) == 8
+
+
+def test_a_soft_limit_lets_the_function_clean_up(prefork: Any, chunksize: Any) -> None:
+    done = prefork.run("patient", "a", "b", "--soft-timeout", 0.2, "--timeout", 50, *chunksize)
+    assert [record["result"] for record in done.records] == ["cleaned up", "cleaned up"]
+
+
+def test_a_soft_limit_fails_the_input(prefork: Any, chunksize: Any) -> None:
+    done = prefork.run("behave", "loop", "a", "--soft-timeout", 0.2, "--retries", 1, *chunksize)
+    record = done.by_input()["loop"]
+    assert record["error"]["type"] == "SoftTimeLimitExceeded"
+    assert "functions.py" in record["error"]["traceback"]
+    assert record["attempts"] == 2
+
+
+def test_retries_after_a_lost_worker(prefork: Any, tmp_path: Path, chunksize: Any) -> None:
+    markers = [tmp_path / f"marker{i}" for i in range(4)]
+    done = prefork.run("die_once", *markers, "--retries", 1, *chunksize)
+    assert done.code == 0
+    assert [record["result"] for record in done.records] == ["survived"] * 4
+    assert [record["attempts"] for record in done.records] == [2] * 4
+
+
+def test_retries_come_to_an_end(prefork: Any, chunksize: Any) -> None:
+    done = prefork.run("behave", "exit 1", "a", "raise it", "loop", "--retries", 2,
+                       "--timeout", 0.5, *chunksize)  # fmt: skip
+    assert done.code == 1
+    attempts = {given: record["attempts"] for given, record in done.by_input().items()}
+    assert attempts == {"exit 1": 3, "a": 1, "raise it": 1, "loop": 3}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_start_method(prefork: Any, method: str) -> None:
+    done = prefork.run("modules", "a", "--start-method", method)
+    assert done.code == 0
+    if method != "fork":
+        assert done.records[0]["result"] == []  # workers load neither click nor rich
+
+
+def test_many_small_inputs_in_chunks(prefork: Any) -> None:
+    numbers = [f"{i}" for i in range(5000)]
+    done = prefork.run(
+        "number", "--lines", "-", "--chunksize", 40, "--ordered", stdin="\n".join(numbers)
+    )
+    assert [record["result"] for record in done.records] == list(range(5000))
+
+
+def test_large_inputs_and_results(prefork: Any) -> None:
+    big = "y" * 300_000
+    done = prefork.run("same", "--lines", "-", "--chunksize", 2, stdin=f"{big}\n{big}\n{big}\n")
+    assert [record["result"] for record in done.records] == [big] * 3
