@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from prefork import forks
-from prefork.channel import MAX_TICKETS
+from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
 from prefork.deadlines import Deadlines, Expiry
 from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
@@ -34,6 +34,10 @@ from prefork.worker import SOFT_SIGNAL
 __all__ = ["Dispatcher", "Feeder", "News", "State", "tell_owners"]
 
 logger = logging.getLogger("prefork")
+
+
+MAX_OPEN_PARCELS = 128
+"""Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
 
 
 class State(enum.Enum):
@@ -87,7 +91,8 @@ class Dispatcher:
         self.deadlines = Deadlines()
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.slot_free = Signal()
-        self._open_parcels = 0  # files of large tasks that are made and not settled
+        self._open_parcels = 0  # unsettled large jobs that have a file
+        self._bare_parcels = 0  # unsettled large jobs that have none yet
         self.starts = 0  # workers that have become ready
         self.broken: PoolBrokenError | None = None  # why there are no workers
         self.forked = False  # we are a copy in a child process
@@ -133,8 +138,7 @@ class Dispatcher:
 
     def _admit(self, job: Job) -> None:
         self.cache[job.id] = job
-        if job.parcel is not None:
-            self._open_parcels += 1
+        self._count_parcel(job, +1)
         job.owner.bind(job)
         if job.flaw is not None:
             self._fail(job, job.flaw)
@@ -167,8 +171,19 @@ class Dispatcher:
         self.check_owner()
         return self.state is not State.RUN or len(self.cache) < len(self.workers)
 
-    def count_parcels(self) -> int:
-        return self._open_parcels
+    def _count_parcel(self, job: Job, change: int) -> None:
+        if job.parcel is not None:
+            self._open_parcels += change
+        elif len(job.pickled) > INLINE:
+            self._bare_parcels += change
+
+    def may_open_parcel(self) -> bool:
+        """Whether the file of a large job may be made before a worker is free for it.
+
+        Not if jobs that came before have none: where descriptors are short, those that become
+        free are for them.
+        """
+        return self._bare_parcels == 0 and self._open_parcels < MAX_OPEN_PARCELS
 
     def begin_feed(self, feeder: Feeder) -> None:
         """An input is being read from now on; until it ends, the pool is not done."""
@@ -323,9 +338,9 @@ class Dispatcher:
         if self.cache.pop(job.id, None) is None:
             return
         job.seat = None
+        self._count_parcel(job, -1)
         if job.parcel is not None:
             job.parcel.close()
-            self._open_parcels -= 1
         job.pickled, job.parcel = b"", None
         self._tell(job, news)
 

@@ -15,20 +15,17 @@ from prefork.scheduler import Job, JobOwner
 
 __all__ = ["JobMaker"]
 
-MAX_OPEN_PARCELS = 128
-"""Large tasks whose files are made at once; more wait in memory, so that descriptors are left."""
-
 
 class JobMaker:
     """Makes jobs of calls; one that cannot be pickled will fail with the reason (its `flaw`).
 
     Args:
-        open_parcels: tells how many large jobs have files now.
+        may_open_parcel: tells whether a large job's file may be made now; if not, it will be made
+            when a worker is free for the job.
     """
 
-    def __init__(self, open_parcels: Callable[[], int]) -> None:
-        self._open_parcels = open_parcels
-        self._is_short = False  # of descriptors
+    def __init__(self, may_open_parcel: Callable[[], bool]) -> None:
+        self._may_open_parcel = may_open_parcel
 
     def call(
         self,
@@ -106,16 +103,9 @@ class JobMaker:
             try:
                 job.parcel = Parcel(job.pickled, buffers)
             except OSError:
-                self._is_short = True
+                pass  # no descriptor is left now
             else:
                 job.pickled = b""
                 return
         if buffers:
             job.pickled = dumps(message)
-
-    def _may_open_parcel(self) -> bool:
-        """If not, the job's file is made when a worker is free for it. Where descriptors have run
-        out, those that become free are left to jobs that have waited longer."""
-        count = self._open_parcels()
-        self._is_short = self._is_short and count > 0
-        return not self._is_short and count < MAX_OPEN_PARCELS

@@ -102,7 +102,7 @@ class Pool:
             )
         )
         self._jobs = jobs = staff.jobs
-        self._make = JobMaker(jobs.count_parcels)
+        self._make = JobMaker(jobs.may_open_parcel)
         self._run_callback = handlers.CallbackRunner()
         self._result_handler = self.ResultHandler(
             jobs.outboxes,
