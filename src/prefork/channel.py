@@ -106,6 +106,12 @@ class Channel:
             memory = memory_file("prefork-channel", _MEMORY, transport)
             undo.callback(os.close, memory)
             self._memory = mmap.mmap(memory, _MEMORY)
+            os.set_blocking(inbox, False)
+            os.set_blocking(inbox_writer, False)
+            os.set_blocking(outbox_reader, False)
+            own_parcels.setblocking(False)
+            self._board = memoryview(self._memory)[:BOARD].cast("Q")
+            self._clock = memoryview(self._memory)[:BOARD].cast("d")
             undo.pop_all()
             self._worker_end: WorkerEnd | None = WorkerEnd(
                 inbox, outbox, parcels, memory, transport
@@ -113,13 +119,7 @@ class Channel:
             self._inbox, self._taken_back, self._outbox = inbox_writer, taken_back, outbox_reader
             self._parcels = own_parcels
             forks.own(self)
-        os.set_blocking(inbox, False)
-        os.set_blocking(inbox_writer, False)
-        os.set_blocking(outbox_reader, False)
-        own_parcels.setblocking(False)
         self._ring = Ring(RING)
-        self._board = memoryview(self._memory)[:BOARD].cast("Q")
-        self._clock = memoryview(self._memory)[:BOARD].cast("d")
         self._unparsed = bytearray()
         self.eof = False
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator
 from typing import Protocol
@@ -60,8 +61,10 @@ def _after_in_child() -> None:
     _kept.obj = None
     for obj in list(_owned):
         if obj is not kept:
-            with contextlib.suppress(OSError):
+            try:
                 obj.abandon()
+            except Exception:  # a bug; the others must be abandoned all the same
+                traceback.print_exc()
 
 
 os.register_at_fork(
