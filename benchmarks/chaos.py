@@ -25,6 +25,7 @@ import contextlib
 import faulthandler
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import random
@@ -310,6 +311,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     command, _, what = COMMANDS[args.command]
+    logging.getLogger("prefork").setLevel(logging.ERROR)  # each death is a warning
     print(f"{args.number} {what}, with each start method; seed {args.seed}", flush=True)
     try:
         breaches = command(args)

@@ -265,7 +265,8 @@ class Staff:
         with self.jobs.lock:
             self.jobs.check_running()
             for worker in self._present():
-                self.jobs.dismiss(worker)
+                if worker.ready:  # else it is new already
+                    self.jobs.dismiss(worker)
         self.exits.bell.ring()
 
     # ---- the end
