@@ -31,6 +31,8 @@ __all__ = ["Pool"]
 
 Items = TypeVar("Items", bound=IMapIterator)
 
+CALLBACK_SECONDS = 5.0
+
 BUFFERED_PER_WORKER = 32
 """Items that `imap` reads ahead, per worker: enough for batches of short tasks."""
 
@@ -125,7 +127,7 @@ class Pool:
         results, limits = self._result_handler, self._timeout_handler
         jobs.limit_sent = limits.rearm
         # At the interpreter's exit, before multiprocessing waits for its children.
-        finalizer = util.Finalize(None, _terminate, (staff, results, limits), exitpriority=15)
+        finalizer = util.Finalize(None, _at_exit, (staff, self._run_callback), exitpriority=15)
         staff.at_end += [
             *(results.stop, results.join, limits.stop, limits.join),
             *(self._run_callback.stop, finalizer.cancel),
@@ -467,6 +469,13 @@ class Pool:
     def __repr__(self) -> str:
         state = self._jobs.state.value
         return f"<{type(self).__name__}: {state}, {self.processes} processes>"
+
+
+def _at_exit(staff: Staff, callbacks: handlers.CallbackRunner) -> None:
+    """Terminate a pool that was left behind. Its callbacks get a while to end: a thread that is
+    still printing when the interpreter is taken down would take the process down with it."""
+    _terminate(staff)
+    callbacks.join(CALLBACK_SECONDS)
 
 
 def _terminate(staff: Staff, *own: handlers.Role) -> None:
