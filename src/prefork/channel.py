@@ -61,8 +61,8 @@ class Ring:
     def __init__(self, size: int) -> None:
         self.size = size
         self._head = self._tail = 0
-        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
-        self._freed: set[int] = set()  # keys freed out of order
+        self._blocks: deque[_Block] = deque()  # oldest first; freed ones go when they are first
+        self._used: dict[int, _Block] = {}  # by key; its older blocks, freed, may still be above
 
     def allocate(self, key: int, length: int) -> int | None:
         """The offset of `length` consecutive bytes, or None when there is no room now."""
@@ -74,18 +74,24 @@ class Ring:
         if start + length - self._tail > self.size:
             return None
         self._head = start + length
-        self._blocks.append((key, self._head))
+        self._used[key] = block = _Block(self._head)
+        self._blocks.append(block)
         return start % self.size
 
     def free(self, key: int) -> None:
+        """The bytes that were allocated last with this key are not in use any more."""
+        self._used.pop(key).in_use = False
         blocks = self._blocks
-        if not blocks or blocks[0][0] != key:
-            self._freed.add(key)
-            return
-        self._tail = blocks.popleft()[1]
-        while blocks and blocks[0][0] in self._freed:
-            key, self._tail = blocks.popleft()
-            self._freed.discard(key)
+        while blocks and not blocks[0].in_use:
+            self._tail = blocks.popleft().end
+
+
+class _Block:
+    __slots__ = ("end", "in_use")
+
+    def __init__(self, end: int) -> None:
+        self.end = end  # position
+        self.in_use = True
 
 
 class Channel:

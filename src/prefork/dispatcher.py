@@ -290,9 +290,9 @@ class Dispatcher:
     def _account(self, worker: Worker, report: Report) -> None:
         kind = report.kind
         if kind in (Kind.DONE, Kind.FAILED, Kind.OUTCOMES):
-            worker.channel.forget(report.job)
             job = self.scheduler.finish(worker, report.job, report.seconds)
             if job is not None:
+                worker.channel.forget(job.id)
                 job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
                 self._settle(job, report)
         elif kind == Kind.ACCEPTED:
