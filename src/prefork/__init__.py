@@ -6,7 +6,9 @@ Layout, from the top; a module imports only from those below it:
 
     cli, __main__     `prefork map`: a function over many inputs, from the command line
     pool              `Pool`: the public verbs
-    handlers          the four roles of a running pool, each on a thread or in an event loop
+    engine            a running pool: its workers, its jobs, its roles, what drives them
+    drivers           threads, or an event loop, that have the roles do their work
+    handlers          the roles
     staff             the workers of a running pool: hired, watched, replaced, buried
     dispatcher        its jobs: sent to workers, collected, every one accounted for
     crew              one worker as the pool knows it

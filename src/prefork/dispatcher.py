@@ -62,6 +62,9 @@ News = Report | Outcome | Accepted | Expiry
 class Feeder(Protocol):
     """Somebody who reads an input and submits jobs."""
 
+    def handle_event(self) -> None:
+        """Submit as many jobs as there is room for."""
+
     def abort(self, reason: Exception) -> None:
         """Stop at once; does not wait, takes no lock of the pool's."""
 
@@ -70,6 +73,14 @@ class Feeder(Protocol):
 
     def is_needed(self) -> bool:
         """Whether anybody will take the results."""
+
+
+class Wait(Protocol):
+    """How to wait for a condition that other roles of the pool make true."""
+
+    def __call__(
+        self, signal: Signal, /, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool: ...
 
 
 class Dispatcher:
@@ -90,6 +101,7 @@ class Dispatcher:
         self.scheduler = Scheduler()
         self.deadlines = Deadlines()
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
+        self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
         self._open_parcels = 0  # unsettled large jobs that have a file
         self._bare_parcels = 0  # unsettled large jobs that have none yet
@@ -161,7 +173,7 @@ class Dispatcher:
     def submit_when_free(self, job: Job) -> None:
         """The same, once a worker has nothing to do."""
         while True:
-            self.slot_free.wait(self._has_slot)
+            self.wait_for(self.slot_free, self._has_slot)
             with self.lock:
                 if self._has_slot():
                     self.submit(job)

@@ -4,10 +4,12 @@
     ResultHandler    the workers' outboxes → results, to whoever waits for them
     TimeoutHandler   time limits → a signal, or a kill
     Supervisor       ends of workers → accounts and successors; the end of the pool
+    CallbackRunner   the users' callbacks, one after another
 
 A role has three faces. `fileno()` is readable when there is work (or `timeout()` says when there
 will be); `handle_event()` does what can be done now, without waiting; `body()` waits and handles
-events until the role is stopped, and is what the role's thread runs.
+events until the role is stopped, and is what the role's thread runs. Which of them are used, the
+pool's driver decides (`prefork.drivers`).
 
 Subclasses may override any of these, and are used by a pool whose class names them:
 `class MyPool(Pool): Supervisor = MySupervisor`.
@@ -15,6 +17,8 @@ Subclasses may override any of these, and are used by a pool whose class names t
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -61,24 +65,46 @@ class Role:
 
         name = f"prefork-{type(self).__name__}"
         self._thread = threading.Thread(target=run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter is ending, or the system has no more
+            self._thread = None
+            raise
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has a thread."""
+        return self._thread is not None
 
     @property
     def is_current(self) -> bool:
         """Whether this role's thread is what asks."""
         return self._thread is threading.current_thread()
 
+    def timeout(self) -> float | None:
+        """Seconds until `handle_event` is to be called in any case, or None."""
+        return None
+
+    def handle_event(self) -> None:
+        """Do what can be done now, without waiting."""
+        raise NotImplementedError
+
     def body(self) -> None:
+        """Wait and handle events until stopped."""
         raise NotImplementedError
 
     def stop(self) -> None:
         """Have `body` return soon."""
         self._stopped = True
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for the thread; a role that calls this on itself returns at once."""
-        if self._thread is not None and not self.is_current:
-            self._thread.join(timeout)
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the thread; a role that calls this on itself returns at once. Whether it has
+        ended, or never was."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
 
 
 class ResultHandler(Role):
@@ -160,26 +186,44 @@ class TaskHandler(Role):
         self.pool = pool
         self.error: BaseException | None = None  # what ended the input early
         self._has_all_room = False
+        self._ended = False
+        self._is_reading = False
 
     def body(self) -> None:
+        while not self._ended:
+            self.pool.wait_for(self.outqueue.room, self._can_go_on)
+            self.handle_event()
+
+    def handle_event(self) -> None:
+        """Submit as many jobs as there is room for."""
+        if self._is_reading or self._ended:  # the user's iterable has made the pool handle events
+            return
+        self._is_reading = True
         try:
-            while self._wait_for_room() and (job := next(self.taskqueue, None)) is not None:
+            while self._can_go_on():
+                if self._is_over() or (job := next(self.taskqueue, None)) is None:
+                    self._end()
+                    return
                 self.put(job)
         except BaseException as exc:  # of the user's iterable: it goes to who reads the results
             self.error = exc
+            self._end()
         finally:
-            try:
-                self.taskqueue.close()  # and with it the user's generator
-                self.outqueue.end(self.error)
-            finally:
-                self.pool.end_feed(self)
+            self._is_reading = False
 
-    def _wait_for_room(self) -> bool:
-        output = self.outqueue
-        output.room.wait(
-            lambda: self._stopped or self._has_all_room or output.cancelled or output.has_room()
-        )
-        return not (self._stopped or output.cancelled)
+    def _is_over(self) -> bool:
+        return self._stopped or self.outqueue.cancelled
+
+    def _can_go_on(self) -> bool:
+        return self._is_over() or self._has_all_room or self.outqueue.has_room()
+
+    def _end(self) -> None:
+        self._ended = True
+        try:
+            self.taskqueue.close()  # and with it the user's generator
+            self.outqueue.end(self.error)
+        finally:
+            self.pool.end_feed(self)
 
     def abort(self, reason: Exception) -> None:
         """End the results with this error, even while the user's iterable keeps us waiting."""
@@ -218,8 +262,6 @@ class LimitedProcesses(Protocol):
     def expired(self, now: float) -> list[Expiry]: ...
 
     def enforce(self, expiry: Expiry) -> None: ...
-
-    def crash(self, reason: BaseException) -> None: ...
 
 
 class TimeoutHandler(Role):
@@ -269,9 +311,7 @@ class TimeoutHandler(Role):
             self.processes.enforce(expiry)
 
     def rearm(self) -> None:
-        """The next limit may expire earlier than was known; the first one starts the thread."""
-        if self._thread is None:
-            self.start(self.processes.crash)
+        """The next limit may expire earlier than was known."""
         self._rearmed.notify()
 
     def stop(self) -> None:
@@ -299,60 +339,52 @@ class Supervisor(Role):
         return self._wait
 
     def body(self) -> None:
-        while self.pool.state is not State.ENDED:
+        while not self.pool.ended:
             self._handle(self.pool.exits.ready(self._wait))
-        self.pool.release()
 
     def handle_event(self) -> None:
-        self._handle(self.pool.exits.ready(0))
+        if not self.pool.ended:
+            self._handle(self.pool.exits.ready(0))
 
     def _handle(self, exited: Iterable[Worker]) -> None:
         self._wait = self.pool.tend(exited)
+        if self.pool.state is State.ENDED:
+            self.pool.release()
 
 
-class CallbackRunner:
-    """Runs the users' callbacks, one after another, on a thread that starts with the first.
+class CallbackRunner(Role):
+    """Runs the users' callbacks, one after another.
 
     A callback may call the pool, wait for other jobs, raise or block: no result waits for it.
     """
 
     def __init__(self) -> None:
+        super().__init__()
+        self.on_call: Callable[[], object] = lambda: None  # told of each call that comes in
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
 
     def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
-        self._queue.put(lambda: callback(*args, **kwargs))
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._start()
+        self._queue.put(functools.partial(callback, *args, **kwargs))
+        self.on_call()
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="prefork-callbacks", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as exc:  # the interpreter is ending, or the system has no more
-            logger.warning("a callback is not called: %s", exc)
-        else:
-            self._thread = thread
-
-    def _run(self) -> None:
+    def body(self) -> None:
         while (call := self._queue.get()) is not None:
-            try:
-                call()
-            except BaseException:
-                logger.exception("a callback raised; its job is not affected")
+            self.run(call)
             del call
+
+    def handle_event(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (call := self._queue.get_nowait()) is not None:
+                    self.run(call)
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Run one callback; what it raises is logged, and harms nothing."""
+        try:
+            call()
+        except BaseException:
+            logger.exception("a callback raised; its job is not affected")
 
     def stop(self) -> None:
         """End the thread after the callbacks that are waiting."""
         self._queue.put(None)
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until all callbacks have run, unless called by one of them."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-            return not thread.is_alive()
-        return True

@@ -107,9 +107,9 @@ class _Items:
             if self._is_over() and not self._ready:
                 self._pool = None
                 return None
-            if (pool := self._pool) is not None:
-                pool.check_owner()
-            if not self.news.wait(self.has_news, timeout):
+            if (pool := self._pool) is not None and not pool.wait_for(
+                self.news, self.has_news, timeout
+            ):
                 raise TimeoutError(f"no result arrived within {timeout:g} s")
         # In batches, so that the feeder is not woken for each item.
         if (self.sent - self.taken) * 2 <= self.buffersize:
@@ -159,6 +159,8 @@ class IMapIterator(Iterator[Any]):
             raise StopIteration if error is None else error
         if outcome.ok:
             return outcome.value
+        if isinstance(outcome.value, StopIteration):  # it would end the iteration (PEP 479)
+            raise RuntimeError("the task raised StopIteration") from outcome.value
         raise outcome.value
 
     def close(self) -> None:

@@ -1,11 +1,9 @@
-"""`Pool`: the public verbs. What they do is done by the roles in `prefork.handlers`."""
+"""`Pool`: the public verbs. What they do is done by the `Engine`."""
 
 from __future__ import annotations
 
 import multiprocessing
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from multiprocessing import util
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,24 +12,17 @@ from prefork import errors, handlers, process
 from prefork.arguments import Limits, check_callables, check_count, check_iterable
 from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
-from prefork.dispatcher import State
+from prefork.drivers import EventLoop, Loop
+from prefork.engine import Engine, RoleClasses
 from prefork.iterators import IMapIterator, IMapUnorderedIterator
-from prefork.jobs import JobMaker
 from prefork.messages import ACCEPT, MAP, STARMAP, Outcome, function_name
-from prefork.results import (
-    ApplyResult,
-    Callback,
-    MapResult,
-)
-from prefork.scheduler import Job
-from prefork.staff import Options, Staff
+from prefork.results import ApplyResult, Callback, MapResult, Signal
+from prefork.staff import Options
 from prefork.worker import Initializer, WorkerOptions
 
 __all__ = ["Pool"]
 
 Items = TypeVar("Items", bound=IMapIterator)
-
-CALLBACK_SECONDS = 5.0
 
 BUFFERED_PER_WORKER = 32
 """Items that `imap` reads ahead, per worker: enough for batches of short tasks."""
@@ -54,6 +45,8 @@ class Pool:
             send the result, how many seconds to wait for that.
         context: a start method's context, as from `multiprocessing.get_context("spawn")`, or just
             its name. None: the default one.
+        threads: False: the pool has no threads; it is driven by an event loop (`attach`) or by
+            hand (`handle_events`).
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
@@ -66,6 +59,7 @@ class Pool:
     TaskHandler = handlers.TaskHandler
     TimeoutHandler = handlers.TimeoutHandler
     Supervisor = handlers.Supervisor
+    CallbackRunner = handlers.CallbackRunner
     Process = process.Process
     SoftTimeLimitExceeded = errors.SoftTimeLimitExceeded
 
@@ -80,6 +74,7 @@ class Pool:
         lost_worker_timeout: float = 10.0,
         *,
         context: BaseContext | str | None = None,
+        threads: bool = True,
     ) -> None:
         if processes is None:
             processes = available_cpus()
@@ -92,8 +87,7 @@ class Pool:
             context = multiprocessing.get_context(context)
         elif not isinstance(context, BaseContext):
             raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
-        self._limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
-        self._staff = staff = Staff(
+        self._engine = engine = Engine(
             Options(
                 processes,
                 WorkerOptions(
@@ -101,47 +95,18 @@ class Pool:
                 ),
                 context,
                 self.Process,
-            )
+            ),
+            Limits().override(timeout, soft_timeout, lost_worker_timeout),
+            RoleClasses(
+                self.ResultHandler,
+                self.TaskHandler,
+                self.TimeoutHandler,
+                self.Supervisor,
+                self.CallbackRunner,
+            ),
+            threads,
         )
-        self._jobs = jobs = staff.jobs
-        self._make = JobMaker(jobs.may_open_parcel)
-        self._run_callback = handlers.CallbackRunner()
-        self._result_handler = self.ResultHandler(
-            jobs.outboxes,
-            jobs.collect,
-            jobs.cache,
-            jobs.outboxes.ready,
-            jobs.check_done,
-            jobs.slot_free,
-        )
-        self._timeout_handler = self.TimeoutHandler(
-            jobs, jobs.cache, self._limits.soft_timeout, self._limits.timeout
-        )
-        self._supervisor = self.Supervisor(staff)
-        self._start()
-
-    def _start(self) -> None:
-        """Hire the workers, then start the roles' threads: a fork is best done before there are
-        threads."""
-        jobs, staff = self._jobs, self._staff
-        results, limits = self._result_handler, self._timeout_handler
-        jobs.limit_sent = limits.rearm
-        # At the interpreter's exit, before multiprocessing waits for its children.
-        finalizer = util.Finalize(None, _at_exit, (staff, self._run_callback), exitpriority=15)
-        staff.at_end += [
-            *(results.stop, results.join, limits.stop, limits.join),
-            *(self._run_callback.stop, finalizer.cancel),
-        ]
-        try:
-            for _ in range(self.processes):
-                staff.hire()
-            results.start(jobs.crash_and_tell)
-            self._supervisor.start(staff.crash)
-        except BaseException:
-            jobs.stop(errors.Terminated("the pool could not be started"))
-            staff.kill_all()
-            staff.release()
-            raise
+        self._jobs, self._staff = engine.jobs, engine.staff
 
     # ---- one call
 
@@ -192,16 +157,18 @@ class Pool:
             timeout_callback=timeout_callback,
         )
         result: ApplyResult[Any] = ApplyResult(
-            self, self._run_callback, callback, error_callback, accept_callback, timeout_callback
+            self,
+            self._engine.callbacks,
+            callback,
+            error_callback,
+            accept_callback,
+            timeout_callback,
         )
-        limits = self._limits.override(timeout, soft_timeout, lost_worker_timeout)
-        job = self._make.call(result, func, args, kwds, limits)
+        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout)
+        job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             job.flags = ACCEPT
-        if waitforslot:
-            self._jobs.submit_when_free(job)
-        else:
-            self._jobs.submit(job)
+        self._engine.submit(job, when_free=waitforslot)
         return result
 
     def each_async(
@@ -223,10 +190,10 @@ class Pool:
         self._jobs.check_running()
         check_callables(callback=callback, error_callback=error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(
-            self, self._run_callback, callback, error_callback
+            self, self._engine.callbacks, callback, error_callback
         )
-        limits = self._limits.override(timeout, soft_timeout)
-        self._jobs.submit(self._make.each(result, func, list(items), limits))
+        limits = self._engine.limits.override(timeout, soft_timeout)
+        self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
         return result
 
     # ---- many calls at once
@@ -291,7 +258,7 @@ class Pool:
             check_count("chunksize", chunksize)
         items = list(iterable)
         result = MapResult(
-            self, self._run_callback, function_name(func), len(items), callback, error_callback
+            self, self._engine.callbacks, function_name(func), len(items), callback, error_callback
         )
         if not items:
             return result
@@ -303,30 +270,9 @@ class Pool:
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(BUFFERED_PER_WORKER * workers)
-        jobs = self._make.chunks(result, mode, func, chunks, self._limits)
-        self._feed(jobs, result, inline=wait or len(items) <= FIRST_CHUNKS * workers)
+        jobs = self._engine.make.chunks(result, mode, func, chunks, self._engine.limits)
+        self._engine.feed(jobs, result, here=wait or len(items) <= FIRST_CHUNKS * workers)
         return result
-
-    def _feed(
-        self, jobs: Generator[Job, None, None], result: handlers.Output, inline: bool = False
-    ) -> None:
-        """Have the jobs of an input made and submitted as there is room: by this thread, if it
-        will wait for the result in any case."""
-        feeder = self.TaskHandler(jobs, self._submit_fed, result, self._jobs)
-        try:
-            self._jobs.begin_feed(feeder)
-            if inline:
-                feeder.body()
-                if feeder.error is not None and not isinstance(feeder.error, Exception):
-                    raise feeder.error  # KeyboardInterrupt: it is for this thread
-            else:
-                feeder.start(self._jobs.crash)
-        except BaseException:
-            self._jobs.end_feed(feeder)
-            raise
-
-    def _submit_fed(self, job: Job) -> None:
-        self._jobs.submit(job, feeding=True)
 
     # ---- many calls, lazily
 
@@ -377,11 +323,11 @@ class Pool:
         if buffersize is None:
             buffersize = BUFFERED_PER_WORKER * self._staff.processes * chunksize
         check_count("buffersize", buffersize)
-        limits = self._limits.override(lost_worker_timeout=lost_timeout)
+        limits = self._engine.limits.override(lost_worker_timeout=lost_timeout)
         result = iterator_class(self, function_name(func), max(buffersize, chunksize), chunksize)
         result.items.on_cancel = self._jobs.check_done
-        jobs = self._make.items(result.items, func, iter(iterable), chunksize, limits)
-        self._feed(jobs, result.items)
+        jobs = self._engine.make.items(result.items, func, iter(iterable), chunksize, limits)
+        self._engine.feed(jobs, result.items)
         return result
 
     # ---- the pool itself
@@ -416,7 +362,7 @@ class Pool:
     def terminate(self) -> None:
         """Kill the workers with all that their tasks started; jobs that have not finished fail
         with `Terminated`."""
-        _terminate(self._staff, self._result_handler, self._timeout_handler, self._supervisor)
+        self._engine.terminate()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all jobs are done, all callbacks have run and all workers have left.
@@ -433,19 +379,50 @@ class Pool:
         Raises:
             ValueError: neither `close` nor `terminate` was called before.
         """
-        if self._jobs.state is State.RUN:
-            self._jobs.check_owner()
-            raise ValueError("the pool is still running: call close() or terminate() before join()")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._jobs.read_on()
-        if not self._staff.wait_until_ended(timeout):
-            return False
-        self._supervisor.join(_left(deadline))
-        return self._run_callback.join(_left(deadline))
+        return self._engine.join(timeout)
 
-    def check_owner(self) -> None:
-        """Raise RuntimeError in a forked child: this pool is its parent's."""
+    def wait_for(
+        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        """For the results: wait until `condition()`, at most `timeout` seconds.
+
+        Raises:
+            RuntimeError: in a forked child, where this pool is the parent's; or when called by
+                the pool itself, while it reads a result.
+        """
         self._jobs.check_owner()
+        return self._jobs.wait_for(signal, condition, timeout)
+
+    # ---- without threads
+
+    def attach(self, loop: Loop) -> None:
+        """Have an event loop drive this pool, which was made with `threads=False`.
+
+        Args:
+            loop: has `add_reader(fd, callback)`, `remove_reader(fd)` and `call_later(seconds,
+                callback)`, as asyncio's loops and kombu's hub have. Everything happens in its
+                thread, the callbacks included, and so must all calls of this pool. Attach it
+                again when the loop has forgotten its readers.
+
+        Raises:
+            RuntimeError: the pool has threads of its own.
+        """
+        self._event_loop().attach(loop)
+
+    def detach(self) -> None:
+        """Leave the loop; nothing happens until `handle_events` or another `attach`."""
+        self._event_loop().detach()
+
+    def handle_events(self, timeout: float | None = None) -> None:
+        """Drive this pool, which was made with `threads=False`, by one step: wait at most so many
+        seconds (None: as long as it takes) for something to happen, and handle it. Calls that
+        wait, such as `get()` and `join()`, do so by themselves."""
+        self._event_loop().handle_events(timeout)
+
+    def _event_loop(self) -> EventLoop:
+        if not isinstance(self._engine.driver, EventLoop):
+            raise RuntimeError("this pool has threads of its own: make it with threads=False")
+        return self._engine.driver
 
     def __enter__(self) -> Self:
         self._jobs.check_running()
@@ -460,8 +437,8 @@ class Pool:
         self.terminate()
 
     def __del__(self) -> None:
-        if hasattr(self, "_staff") and not self._staff.ended:
-            self._staff.request_termination("the pool object was dropped")
+        if hasattr(self, "_engine"):
+            self._engine.drop()
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise NotImplementedError("a pool cannot be passed between processes or pickled")
@@ -469,22 +446,3 @@ class Pool:
     def __repr__(self) -> str:
         state = self._jobs.state.value
         return f"<{type(self).__name__}: {state}, {self.processes} processes>"
-
-
-def _at_exit(staff: Staff, callbacks: handlers.CallbackRunner) -> None:
-    """Terminate a pool that was left behind. Its callbacks get a while to end: a thread that is
-    still printing when the interpreter is taken down would take the process down with it."""
-    _terminate(staff)
-    callbacks.join(CALLBACK_SECONDS)
-
-
-def _terminate(staff: Staff, *own: handlers.Role) -> None:
-    """Terminate a pool and wait for its end; unless one of its own threads asks for it, or a
-    finalizer that interrupted one: they would wait for themselves."""
-    staff.request_termination()
-    if not any(role.is_current for role in own) and not staff.jobs.lock._is_owned():  # type: ignore[attr-defined]
-        staff.wait_until_ended()
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -35,8 +35,14 @@ class Runner(Protocol):
 class Owner(Protocol):
     """The pool that a result comes from; results keep it alive until they are here."""
 
-    def check_owner(self) -> None:
-        """Raise RuntimeError in a forked child, where no result ever arrives."""
+    def wait_for(
+        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child, or inside of the pool.
+        """
 
 
 class Signal:
@@ -120,15 +126,13 @@ class _Handle(Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is here, at most `timeout` seconds."""
-        if self._outcome is not None:
+        if (pool := self._pool) is None:  # it is here
             return
-        if (pool := self._pool) is not None:
-            pool.check_owner()
         if self._signal is None:
             with self._making_signals:
                 if self._signal is None:
                     self._signal = Signal()
-        self._signal.wait(self.ready, timeout)
+        pool.wait_for(self._signal, self.ready, timeout)
 
     def get(self, timeout: float | None = None) -> T:
         """The result, waiting for it at most `timeout` seconds.

@@ -303,4 +303,4 @@ class Staff:
         self._ended.notify()
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
-        return self._ended.wait(lambda: self.ended or self.jobs.forked, timeout)
+        return self.jobs.wait_for(self._ended, lambda: self.ended or self.jobs.forked, timeout)

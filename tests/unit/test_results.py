@@ -16,7 +16,8 @@ from prefork.scheduler import Job
 
 
 class Pool:
-    def check_owner(self) -> None: ...
+    def wait_for(self, signal, condition, timeout=None) -> bool:
+        return signal.wait(condition, timeout)
 
 
 def call(callback, *args, **kwargs):

@@ -1,0 +1,139 @@
+"""A running pool from the inside: its workers, its jobs, its roles, and what drives them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from multiprocessing import util
+from typing import NamedTuple
+
+from prefork.arguments import Limits
+from prefork.dispatcher import State
+from prefork.drivers import Driver, EventLoop, Roles, Threads
+from prefork.errors import Terminated
+from prefork.handlers import (
+    CallbackRunner,
+    Output,
+    ResultHandler,
+    Supervisor,
+    TaskHandler,
+    TimeoutHandler,
+)
+from prefork.jobs import JobMaker
+from prefork.scheduler import Job
+from prefork.staff import Options, Staff
+
+__all__ = ["Engine", "RoleClasses"]
+
+CALLBACK_SECONDS = 5.0
+"""How long the callbacks of a pool that was left behind may take at the interpreter's exit."""
+
+
+class RoleClasses(NamedTuple):
+    """What the roles are made of; a subclass of the pool may name others."""
+
+    results: type[ResultHandler]
+    tasks: type[TaskHandler]
+    limits: type[TimeoutHandler]
+    supervisor: type[Supervisor]
+    callbacks: type[CallbackRunner]
+
+
+class Engine:
+    """Made running: the workers are hired first, as a fork is best done before there are threads.
+
+    Raises:
+        OSError: the system has no process, memory or descriptor left.
+    """
+
+    def __init__(
+        self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
+    ) -> None:
+        self.limits = limits
+        self.staff = staff = Staff(options)
+        self.jobs = jobs = staff.jobs
+        self.make = JobMaker(jobs.may_open_parcel)
+        self._task_handler = classes.tasks
+        self.callbacks = classes.callbacks()
+        roles = Roles(
+            classes.results(
+                jobs.outboxes,
+                jobs.collect,
+                jobs.cache,
+                jobs.outboxes.ready,
+                jobs.check_done,
+                jobs.slot_free,
+            ),
+            classes.limits(jobs, jobs.cache, limits.soft_timeout, limits.timeout),
+            classes.supervisor(staff),
+            self.callbacks,
+        )
+        self.driver: Driver = Threads(roles, staff) if threads else EventLoop(roles, staff)
+        jobs.wait_for = self.driver.wait
+        # At the interpreter's exit, before multiprocessing waits for its children.
+        finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
+        staff.at_end.append(finalizer.cancel)
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            for _ in range(self.staff.processes):
+                self.staff.hire()
+            self.driver.start()
+        except BaseException:
+            self.jobs.stop(Terminated("the pool could not be started"))
+            self.staff.kill_all()
+            self.staff.release()
+            raise
+
+    def submit(self, job: Job, when_free: bool = False) -> None:
+        if when_free:
+            self.jobs.submit_when_free(job)
+        else:
+            self.jobs.submit(job)
+
+    def feed(self, jobs: Generator[Job, None, None], result: Output, here: bool = False) -> None:
+        """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
+        who will wait for the result in any case."""
+        feeder = self._task_handler(jobs, self._submit_fed, result, self.jobs)
+        try:
+            self.jobs.begin_feed(feeder)
+            self.driver.feed(feeder, here)
+        except BaseException:
+            self.jobs.end_feed(feeder)
+            raise
+
+    def _submit_fed(self, job: Job) -> None:
+        self.jobs.submit(job, feeding=True)
+
+    # ---- the end
+
+    def terminate(self) -> None:
+        """Terminate and wait for the end; unless a role of the pool asks for it, or a finalizer
+        that interrupted one: they would wait for themselves."""
+        self.staff.request_termination()
+        if not self.driver.is_busy_here() and not self.jobs.lock._is_owned():  # type: ignore[attr-defined]
+            self.staff.wait_until_ended()
+
+    def join(self, timeout: float | None = None) -> bool:
+        if self.jobs.state is State.RUN:
+            self.jobs.check_owner()
+            raise ValueError("the pool is still running: call close() or terminate() before join()")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.jobs.read_on()
+        if not self.staff.wait_until_ended(timeout):
+            return False
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return self.driver.join(left)
+
+    def drop(self) -> None:
+        """Nobody holds the pool any more."""
+        if not self.staff.ended:
+            self.staff.request_termination("the pool object was dropped")
+            self.driver.dropped()
+
+    def _at_exit(self) -> None:
+        """Terminate a pool that was left behind. Its callbacks get a while to end: a thread that
+        is still printing when the interpreter is taken down would take the process down with it."""
+        self.terminate()
+        self.callbacks.join(CALLBACK_SECONDS)

@@ -1,0 +1,246 @@
+"""A pool without threads: driven by asyncio, by a loop that forgets its readers, or by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import os
+import signal
+import threading
+
+import pytest
+
+from gate import enter
+from helpers import DEADLINE, NEVER, eventually, has_ended
+from prefork import (
+    Pool,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    TimeoutError,
+    WorkerLostError,
+)
+
+SOON = 0.1
+
+
+def square(x):
+    return x * x
+
+
+def sleep_for_ever():
+    signal.sigwait([signal.SIGTERM])
+
+
+def spin():
+    while True:
+        pass
+
+
+@pytest.fixture
+def pool(make_pool):
+    before = threading.active_count()
+    pool = make_pool(2, threads=False)
+    yield pool
+    assert threading.active_count() == before
+
+
+def in_a_loop(pool, main):
+    """Run `await main()` in an asyncio loop that the pool is attached to."""
+
+    async def attached():
+        pool.attach(asyncio.get_running_loop())
+        try:
+            return await asyncio.wait_for(main(), DEADLINE)
+        finally:
+            pool.detach()
+
+    return asyncio.run(attached())
+
+
+def future_of(pool, func, *args, **options):
+    """The outcome as a future: what was called back with which value, in which thread."""
+    future = asyncio.get_running_loop().create_future()
+
+    def called(name, value):
+        future.set_result((name, value, threading.current_thread()))
+
+    pool.apply_async(
+        func,
+        args,
+        callback=functools.partial(called, "callback"),
+        error_callback=functools.partial(called, "error_callback"),
+        **options,
+    )
+    return future
+
+
+# --- under asyncio
+
+
+def test_results_arrive_in_the_thread_of_the_loop(pool):
+    async def main():
+        return await asyncio.gather(*[future_of(pool, square, x) for x in range(1000)])
+
+    here = threading.current_thread()
+    assert in_a_loop(pool, main) == [("callback", x * x, here) for x in range(1000)]
+
+
+def test_a_death_and_time_limits(pool):
+    async def main():
+        kill = future_of(pool, os._exit, 3)
+        hard = future_of(pool, sleep_for_ever, timeout=SOON)
+        soft = future_of(pool, spin, soft_timeout=SOON)
+        return [(await future)[:2] for future in (kill, hard, soft)]
+
+    names, errors = zip(*in_a_loop(pool, main), strict=True)
+    assert set(names) == {"error_callback"}
+    assert list(map(type, errors)) == [WorkerLostError, TimeLimitExceeded, SoftTimeLimitExceeded]
+    assert pool.apply(square, (3,)) == 9
+
+
+def test_accept_callback_comes_first(pool):
+    calls = []
+
+    async def main():
+        await future_of(pool, os.getpid, accept_callback=lambda *args: calls.append(args[0]))
+
+    in_a_loop(pool, main)
+    assert len(calls) == 1
+
+
+def test_a_loop_that_has_forgotten_its_readers(pool):
+    async def main():
+        loop = asyncio.get_running_loop()
+        future = future_of(pool, square, 3)
+        for fd in pool._engine.driver._fds:
+            loop.remove_reader(fd)
+        pool.attach(loop)
+        return (await future)[1]
+
+    assert in_a_loop(pool, main) == 9
+
+
+def test_callbacks_may_submit_wait_and_terminate(pool):
+    async def main():
+        done = asyncio.get_running_loop().create_future()
+
+        def first(value):
+            pool.apply_async(square, (value,), callback=second)
+
+        def second(value):
+            assert pool.apply(square, (value,)) == 256
+            pool.terminate()
+            done.set_result(value)
+
+        pool.apply_async(square, (2,), callback=first)
+        return await done
+
+    assert in_a_loop(pool, main) == 16
+    assert pool.join(DEADLINE)
+
+
+def test_a_closed_pool_ends_in_the_loop(pool):
+    async def main():
+        future = future_of(pool, square, 3)
+        pool.close()
+        value = (await future)[1]
+        while not pool._staff.ended:
+            await asyncio.sleep(0)
+        return value
+
+    assert in_a_loop(pool, main) == 9
+    assert pool.join(0)
+
+
+# --- by hand, and by calls that wait
+
+
+def test_calls_that_wait_handle_events(pool):
+    assert pool.apply(square, (3,)) == 9
+    assert pool.map(square, range(1000)) == [x * x for x in range(1000)]
+    assert pool.map_async(square, range(100), 7).get(DEADLINE) == [x * x for x in range(100)]
+    assert list(pool.imap(square, range(1000))) == [x * x for x in range(1000)]
+    assert sorted(pool.imap_unordered(square, range(100), 3)) == [x * x for x in range(100)]
+    assert list(itertools.islice(pool.imap(square, itertools.count()), 3)) == [0, 1, 4]
+    pool.close()
+    assert pool.join(DEADLINE)
+
+
+def test_waiting_for_a_slot(pool, gate):
+    handles = [pool.apply_async(enter, (gate,)) for _ in range(2)]
+    visitors = [gate.arrival() for _ in range(2)]
+    visitors[0].go()
+    assert pool.apply_async(square, (3,), waitforslot=True).get(DEADLINE) == 9
+    visitors[1].go()
+    for handle in handles:
+        handle.get(DEADLINE)
+
+
+def test_get_gives_up_in_time(pool, gate):
+    handle = pool.apply_async(enter, (gate,))
+    gate.arrival()
+    with pytest.raises(TimeoutError):
+        handle.get(0.01)
+    pool.terminate()
+    with pytest.raises(Terminated):
+        handle.get(0)
+
+
+def test_handle_events_runs_the_callbacks(pool):
+    calls = []
+    pool.apply_async(square, (3,), callback=calls.append)
+    while not calls:
+        pool.handle_events(DEADLINE)
+    assert calls == [9]
+
+
+def test_grow_shrink_and_restart(pool):
+    pids = {pool.apply(os.getpid)}
+    pool.grow(2)
+    pool.shrink(3)
+    pool.restart()
+    eventually(lambda: pool.apply(os.getpid) not in pids, "restarted")
+    assert pool.processes == 1
+
+
+def test_a_pool_that_is_dropped():
+    pool = Pool(1, threads=False)
+    pid = pool.apply(os.getpid)
+    del pool
+    eventually(lambda: has_ended(pid), "the worker of the dropped pool ends")
+
+
+def test_a_pool_with_threads_cannot_be_attached(make_pool):
+    pool = make_pool(1)
+    for call in (pool.handle_events, pool.detach):
+        with pytest.raises(RuntimeError, match="threads=False"):
+            call()
+
+
+# --- waiting for the pool inside of the pool
+
+
+class Greedy:
+    """Waits for the pool that it comes from while it is unpickled there."""
+
+    def __reduce__(self):
+        return wait_for_the_pool, (os.getpid(),)
+
+
+def wait_for_the_pool(made_in):
+    return the_pool.apply_async(square, (3,)).get(NEVER) if os.getpid() != made_in else None
+
+
+the_pool = None
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_result_that_waits_for_the_pool_fails_alone(make_pool, threads):
+    global the_pool
+    the_pool = pool = make_pool(1, threads=threads)
+    with pytest.raises(Exception, match="waits for the pool") as caught:
+        pool.apply_async(Greedy).get(DEADLINE)
+    assert "RuntimeError" in str(caught.value)
+    assert pool.apply(square, (3,)) == 9
