@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,19 +96,19 @@ def _draw(run: Run, title: str, panels: Sequence[Panel], path: Path) -> None:
 
 def _draw_panel(axis: Any, panel: Panel, bars: list[tuple[str, Figure]]) -> None:
     """The median of each, a line for the quartiles, and the median in words."""
-    names = [name for name, _ in bars]
+    names = [textwrap.fill(name, 22) for name, _ in bars]
     medians = [figure.median for _, figure in bars]
     spread = [
         [figure.median - figure.low for _, figure in bars],
         [figure.high - figure.median for _, figure in bars],
     ]
-    axis.barh(names, medians, color=[_colour(name) for name in names], height=0.7)
+    axis.barh(names, medians, color=[_colour(name) for name, _ in bars], height=0.7)
     axis.errorbar(medians, names, xerr=spread, fmt="none", ecolor="black", elinewidth=0.8)
     axis.set_xscale("log")
     axis.set_xlim(min(medians) / 3, max(medians) * 6)
     axis.set_xticks([])
     axis.set_xticks([], minor=True)
-    for name, figure in bars:
+    for name, (_, figure) in zip(names, bars, strict=True):
         axis.text(figure.high * 1.15, name, quantity(figure.median, panel.metric), va="center")
     axis.invert_yaxis()
     axis.set_title(panel.title, loc="left")

@@ -215,14 +215,14 @@ def forks(count: int) -> Metrics:
 
 
 def forked_memory() -> Metrics:
-    """A bare forked process that waits."""
+    """One of two bare forked processes that wait."""
     reader, writer = os.pipe()
 
     def wait() -> None:
         os.close(writer)
         os.read(reader, 1)
 
-    with forked(wait) as pid:
+    with forked(wait) as pid, forked(wait):
         time.sleep(0.1)
         total = memory_of(pid).total
         os.close(writer)

@@ -25,7 +25,7 @@ METRICS = {
     "cpu": ", CPU",
     "ideal": ", makespan / ideal",
     "peak": ", / what must exist",
-    "bytes": "",
+    "bytes": ", memory",
     "growth": ", time for a job / for one of the first 10,000",
     "wakeups": ", wake-ups",
 }

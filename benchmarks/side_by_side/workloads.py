@@ -176,7 +176,7 @@ def _start(workers: int, method: str) -> Workload:
 def _idle_memory(method: str) -> Workload:
     bare_fork: dict[str, Measure] = {"floor: a bare fork": lambda _: floors.forked_memory()}
     return Workload(
-        title=f"memory of an idle worker (PSS), {method}",
+        title=f"idle worker, {method}",
         measure=partial(measures.worker_memory, method=method),
         quick=int(method == "fork"),
         method=method,
