@@ -70,7 +70,7 @@ _CALLS = {
         measure=measures.map_default,
         needs="map",
         full=200_000,
-        quick=100_000,
+        quick=50_000,
         floors={"floor: a loop in one process": lambda bench: floors.in_one_process(bench.size)},
     ),
     "imap": Workload(
@@ -120,7 +120,7 @@ _PAYLOADS = {
         measure=measures.array_there,
         needs="call",
         full=10,
-        quick=3,
+        quick=2,
         floors={
             "floor: one copy": lambda bench: floors.copies(measures.new_array(), 1, bench.size)
         },
@@ -130,7 +130,7 @@ _PAYLOADS = {
         measure=measures.array_there_and_back,
         needs="call",
         full=10,
-        quick=2,
+        quick=1,
         floors={
             "floor: two copies": lambda bench: floors.copies(measures.new_array(), 2, bench.size)
         },
