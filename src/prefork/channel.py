@@ -147,7 +147,13 @@ class Channel:
     # ---- sending
 
     def stage(
-        self, job: int, soft_timeout: float, flags: int, pickled: bytes, parcel: Parcel | None
+        self,
+        job: int,
+        soft_timeout: float,
+        flags: int,
+        pickled: bytes,
+        parcel: Parcel | None = None,
+        function_length: int = 0,
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
@@ -159,7 +165,8 @@ class Channel:
                 return None
             start = BOARD + offset
             self._memory[start : start + len(pickled)] = pickled
-            return TICKET.pack(job, soft_timeout, offset, len(pickled), flags)
+            length = len(pickled)
+            return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
         own = parcel is None
         parcel = parcel or Parcel(pickled, transport=self.transport)
         try:
@@ -172,7 +179,7 @@ class Channel:
             if own:
                 parcel.close()
         self._ring.allocate(job, 0)
-        return TICKET.pack(job, soft_timeout, 0, 0, flags | PARCEL)
+        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | PARCEL)
 
     def send(self, tickets: list[bytes]) -> None:
         """Hand over at most `MAX_TICKETS` staged tasks, in one piece."""
@@ -180,7 +187,7 @@ class Channel:
 
     def dismiss(self) -> None:
         """Tell the worker to leave after what it has been sent."""
-        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, LEAVE))
+        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, LEAVE))
 
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
@@ -342,12 +349,13 @@ class WorkerEnd:
             ticket = Ticket._make(TICKET.unpack(data))
             return None if ticket.flags & LEAVE else ticket
 
-    def payload(self, ticket: Ticket) -> Any:
-        """The task's pickle, for `messages.load`."""
+    def payload(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
+        """The task's pickled call, and its buffers."""
         if ticket.flags & PARCEL:
-            return receive_parcel(self._parcels, ticket.job)
+            pickled, *buffers = receive_parcel(self._parcels, ticket.job)
+            return pickled, buffers
         start = BOARD + ticket.offset
-        return self._memory[start : start + ticket.length]
+        return self._memory[start : start + ticket.length], []
 
     def report(
         self,

@@ -6,10 +6,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefork.arguments import Limits
+from prefork.calls import CallPickler
 from prefork.channel import INLINE
 from prefork.chunks import fixed_chunks
 from prefork.errors import RemoteTraceback
-from prefork.messages import CALL, EACH, dumps, format_traceback, pack
+from prefork.messages import CALL, EACH, KEYWORDS, dumps, format_traceback
 from prefork.parcels import Parcel
 from prefork.scheduler import Job, JobOwner
 
@@ -26,6 +27,7 @@ class JobMaker:
 
     def __init__(self, may_open_parcel: Callable[[], bool]) -> None:
         self._may_open_parcel = may_open_parcel
+        self._calls = CallPickler()
 
     def call(
         self,
@@ -36,14 +38,15 @@ class JobMaker:
         limits: Limits,
     ) -> Job:
         """One job of one call."""
-        message = (CALL, func, args, kwds) if kwds else (CALL, func, args)
-        return self._make(owner, func, message, limits)
+        if kwds:
+            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits)
+        return self._make(owner, func, CALL, args, limits)
 
     def each(
         self, owner: JobOwner, func: Callable[..., Any], items: list[Any], limits: Limits
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
-        return self._make(owner, func, (EACH, func, items), limits, len(items))
+        return self._make(owner, func, EACH, items, limits, len(items))
 
     def chunks(
         self,
@@ -56,7 +59,7 @@ class JobMaker:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
         position = 0
         for chunk in chunks:
-            job = self._make(owner, func, (mode, func, chunk), limits, len(chunk), position)
+            job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
             if job.flaw is not None:
                 raise job.flaw
             position += len(chunk)
@@ -73,21 +76,22 @@ class JobMaker:
         """The jobs of an `imap`."""
         mode = CALL if chunksize == 1 else EACH
         for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
-            yield self._make(owner, func, (mode, func, chunk), limits, len(chunk), index)
+            yield self._make(owner, func, mode, chunk, limits, len(chunk), index)
 
     def _make(
         self,
         owner: JobOwner,
         func: Callable[..., Any],
-        message: tuple[Any, ...],
+        mode: int,
+        arguments: Any,
         limits: Limits,
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, func, *limits)
+        job = Job(owner, func, mode, limits)
         job.size, job.index = size, index
         try:
-            self._load(job, message)
+            self._load(job, func, arguments)
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             # As text: the frames themselves would keep the whole input alive.
@@ -95,8 +99,8 @@ class JobMaker:
             job.flaw = exc.with_traceback(None)
         return job
 
-    def _load(self, job: Job, message: tuple[Any, ...]) -> None:
-        job.pickled, buffers = pack(message)
+    def _load(self, job: Job, func: Callable[..., Any], arguments: Any) -> None:
+        job.pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
         if not buffers and len(job.pickled) <= INLINE:
             return
         if self._may_open_parcel():
@@ -108,4 +112,5 @@ class JobMaker:
                 job.pickled = b""
                 return
         if buffers:
-            job.pickled = dumps(message)
+            job.function_length = 0
+            job.pickled = dumps((func, arguments))

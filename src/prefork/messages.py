@@ -1,7 +1,7 @@
 """What travels between the pool and a worker, and how it is written down.
 
-A *task* goes out as a pickle (the function and its arguments) with a fixed-size `Ticket` that
-says where the pickle lies. A *report* comes back: a fixed-size header and a pickle.
+A *task* goes out as a pickled call (`calls.py`) with a fixed-size `Ticket` that says where it
+lies. A *report* comes back: a fixed-size header and a pickle.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ class Ticket(NamedTuple):
 
     job: int
     soft_timeout: float  # seconds; 0.0 is no limit
-    offset: int  # of the pickle in the shared memory
-    length: int  # bytes; 0 when the pickle comes as a parcel
+    offset: int  # of the pickled call in the shared memory
+    length: int  # bytes; 0 when it comes as a parcel
+    function_length: int  # bytes of it that are the function's pickle, if that has one of its own
     flags: int
 
 
-TICKET = struct.Struct("<QdIII4x")
+TICKET = struct.Struct("<QdIIII")
 
 # A ticket's flags.
 LEAVE = 1  # no task: finish and exit
 ACCEPT = 2  # report the start of the task
-PARCEL = 4  # the pickle travels in a file of its own
+PARCEL = 4  # the call travels in a file of its own
+LIMITED = 8  # it has a time limit
+KEYWORDS = 16  # the arguments are a pair, (args, kwargs)
 
-
-# How a worker applies a task's function to its arguments: the first item of the pickle. Plain
-# integers, because an enum's member takes longer to pickle than everything else in a small task.
-CALL = 0  # func(*args, **kwargs)
-MAP = 1  # [func(item) for item in items]; the first exception fails the chunk
-STARMAP = 2  # [func(*item) for item in items]; the same
-EACH = 3  # like MAP, but each item has an outcome of its own
+# How to apply the function to the arguments: one of these is among the flags, too.
+CALL = 0  # func(*args)
+MAP = 32  # [func(item) for item in items]; the first exception fails the chunk
+STARMAP = 64  # [func(*item) for item in items]; the same
+EACH = 96  # like MAP, but each item has an outcome of its own
+MODE = 96  # these bits
 
 
 class Kind(enum.IntEnum):
@@ -96,12 +98,19 @@ OUT_OF_BAND = 1 << 16
 copied once, into the file that they travel in."""
 
 
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types without buffers, as far as PEP 574 is concerned."""
+
+
 def dumps(obj: object) -> bytes:
     return pickle.dumps(obj, PROTOCOL)
 
 
 def pack(obj: object) -> tuple[bytes, list[memoryview]]:
     """Pickle an object: its pickle, and views of the large buffers that were left out of it."""
+    kind = type(obj)
+    if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, obj))):  # type: ignore[call-overload]
+        return pickle.dumps(obj, PROTOCOL), []
     buffers: list[memoryview] = []
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:

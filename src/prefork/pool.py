@@ -208,7 +208,7 @@ class Pool(MapFamily):
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            job.flags = ACCEPT
+            job.flags |= ACCEPT
         self._engine.submit(job, when_free=waitforslot)
         return result
 
