@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import signal
 import threading
 import time
 from collections import deque
@@ -25,7 +26,15 @@ from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
 from prefork.deadlines import Deadlines, Expiry
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
-from prefork.messages import Kind, Outcome, Report, decode, describe, load
+from prefork.messages import (
+    Kind,
+    Outcome,
+    Report,
+    decode,
+    decode_exit,
+    decode_reason,
+    describe,
+)
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
 from prefork.watch import Watch
@@ -296,7 +305,10 @@ class Dispatcher:
                 self.ring_staff()
             return False
         for report in reports:
-            self._account(worker, report)
+            try:
+                self._account(worker, report)
+            except ValueError as exc:
+                self._distrust(worker, str(exc))
         return True
 
     def hear_out(self, worker: Worker) -> None:
@@ -314,6 +326,8 @@ class Dispatcher:
                 worker.sentence = None  # if it was for this job, it came too late
                 job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
                 self._settle(job, report)
+            elif worker.lost is None or worker.lost.id != report.job:
+                self._distrust(worker, "it reported a job that it was not sent")
         elif kind == Kind.ACCEPTED:
             if job := self.cache.get(report.job):
                 self.tell(job, Accepted(worker.pid, report.started))
@@ -324,14 +338,38 @@ class Dispatcher:
             self.ring_staff()
         elif kind == Kind.EXITING:
             if job := worker.sent.get(report.job):
-                code, why = load(report.payload)
+                code, why = decode_exit(report)
                 self.lose(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
             worker.start_error = decode(report).value
             self.ring_staff()
         elif kind == Kind.LEAVING:
-            self.dismiss(worker, load(report.payload))
+            self.dismiss(worker, decode_reason(report))
             self.ring_staff()
+        elif kind == Kind.CORRUPTED:
+            self._distrust(worker, "it sent bytes that are no report")
+
+    def _distrust(self, worker: Worker, why: str) -> None:
+        """A task has written into its worker's channel. It is the oldest that is not reported,
+        since jobs run and are reported in the order of sending: it fails, and the worker goes.
+
+        If the worker has started others meanwhile, it finishes them first: they are innocent.
+        """
+        if worker.distrusted or worker.dying:
+            return
+        worker.distrusted = True
+        why = f"its channel was corrupted: {why}"
+        self.scheduler.shut(worker)
+        self.take_back(worker)
+        guilty, *innocent = worker.sent.values() or [None]
+        if innocent:
+            self.dismiss(worker, why)
+        else:
+            worker.kill(why)
+        if guilty is not None:
+            self.lose(worker, guilty, None if innocent else -signal.SIGKILL, note=why)
+        self.ring_staff()
+        self.distribute()
 
     def lose(
         self, worker: Worker, job: Job, exitcode: int | None, stack: str = "", note: str = ""
