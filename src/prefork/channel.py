@@ -179,9 +179,13 @@ class Channel:
         self._ring.allocate(job, 0)
         return TICKET.pack(job, soft_timeout, 0, 0, flags | PARCEL)
 
-    def send(self, tickets: list[bytes]) -> None:
-        """Hand over at most `MAX_TICKETS` staged tasks, in one piece."""
-        os.write(self._inbox, b"".join(tickets))
+    def send(self, tickets: list[bytes]) -> bool:
+        """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
+        try:
+            os.write(self._inbox, b"".join(tickets))
+        except BlockingIOError:
+            return False
+        return True
 
     def dismiss(self) -> None:
         """Tell the worker to leave after what it has been sent."""

@@ -27,6 +27,7 @@ from prefork.crew import Worker
 from prefork.deadlines import Deadlines, Expiry
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 from prefork.messages import (
+    TICKET,
     Kind,
     Outcome,
     Report,
@@ -264,8 +265,13 @@ class Dispatcher:
             tickets.append(ticket)
             if self.deadlines.concern(job) and self.deadlines.watch(job, time.monotonic()):
                 self.limit_sent()
-        if tickets:
-            seat.channel.send(tickets)
+        if tickets and not seat.channel.send(tickets):
+            # The kernel gives small pipes to users with many. This one holds unread tickets, so
+            # there will be a report, and then another try.
+            jobs = [TICKET.unpack(ticket)[0] for ticket in tickets]
+            for job_id in jobs:
+                seat.channel.forget(job_id)
+            self.scheduler.return_jobs(seat, jobs)
 
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import itertools
 import os
@@ -297,3 +298,17 @@ def test_sizes_around_each_threshold(pair, near):
             select.select([pool], [], [])
         sender.join()
         assert [(r.job, content(r.payload)) for r in reports] == [(size, data)]
+
+
+def test_a_full_inbox_takes_tickets_later(pair):
+    """Users with very many pipes get small ones."""
+    pool, worker = pair
+    fcntl.fcntl(pool._inbox, fcntl.F_SETPIPE_SZ, 4096)
+    tickets = [stage(pool, job) for job in range(MAX_TICKETS)]
+    assert pool.send(tickets)
+    more = stage(pool, MAX_TICKETS)
+    assert not pool.send([more])
+    for _ in tickets:
+        worker.receive()
+    assert pool.send([more])
+    assert worker.receive().job == MAX_TICKETS
