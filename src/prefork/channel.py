@@ -11,7 +11,8 @@ back there (*reclaim*) the worker has not started and never will. No lock is sha
 die holding one.
 
 The outbox has one writer and one reader. A death can cut its last report short, nothing else:
-the cut report belongs to the task that was running.
+the cut report belongs to the task that was running. But a task can write to any descriptor of its
+process: what arrives is checked, and the reports behind foreign bytes are found again.
 
 The shared memory starts with the *board*, on which the worker notes what it runs and since when;
 the pool can look at it at any time, whatever the worker is doing. Its last part is the *black
@@ -31,7 +32,7 @@ from multiprocessing import reduction
 from typing import Any
 
 from prefork import forks
-from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
+from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
 from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
 from prefork.stacks import BOX, BlackBox
 
@@ -78,6 +79,10 @@ class Ring:
         self._used[key] = block = _Block(self._head)
         self._blocks.append(block)
         return start % self.size
+
+    def holds(self, key: int) -> bool:
+        """Whether bytes were allocated with this key, and not freed."""
+        return key in self._used
 
     def free(self, key: int) -> None:
         """The bytes that were allocated last with this key are not in use any more."""
@@ -181,9 +186,13 @@ class Channel:
         self._ring.allocate(job, 0)
         return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | PARCEL)
 
-    def send(self, tickets: list[bytes]) -> None:
-        """Hand over at most `MAX_TICKETS` staged tasks, in one piece."""
-        os.write(self._inbox, b"".join(tickets))
+    def send(self, tickets: list[bytes]) -> bool:
+        """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
+        try:
+            os.write(self._inbox, b"".join(tickets))
+        except BlockingIOError:
+            return False
+        return True
 
     def dismiss(self) -> None:
         """Tell the worker to leave after what it has been sent."""
@@ -195,11 +204,12 @@ class Channel:
             data = os.read(self._taken_back, most * TICKET.size)
         except BlockingIOError:
             return []
-        tickets = list(TICKET.iter_unpack(data))
+        whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
+        tickets = list(TICKET.iter_unpack(data[:whole]))
         if tickets and tickets[-1][-1] & LEAVE:
             tickets.pop()
             self.dismiss()
-        jobs = [ticket[0] for ticket in tickets]
+        jobs = [ticket[0] for ticket in tickets if self._ring.holds(ticket[0])]
         for job in jobs:
             self.forget(job)
         return jobs
@@ -213,7 +223,8 @@ class Channel:
     def receive(self) -> list[Report] | None:
         """The reports that have arrived, or None if nothing has; never waits.
 
-        Sets `eof` when nobody is left who could send more.
+        Sets `eof` when nobody is left who could send more. Bytes that are no report are passed
+        over; a report of the kind CORRUPTED says where they were.
         """
         try:
             data = os.read(self._outbox, _READ)
@@ -238,18 +249,24 @@ class Channel:
         pending = self._unparsed
         if len(pending) < REPORT.size:
             return False
-        length: int = REPORT.unpack_from(pending)[3]
-        return len(pending) >= REPORT.size + length
+        length: int
+        *_, length, _, _, mark = REPORT.unpack_from(pending)
+        return bool(mark != MARK) or len(pending) >= REPORT.size + min(length, INLINE)
 
     def _parse(self, data: bytes) -> tuple[list[Report], int]:
         reports = []
-        position, size, header = 0, len(data), REPORT.size
-        while position + header <= size:
-            job, started, seconds, length, kind, is_parcel = REPORT.unpack_from(data, position)
-            end = position + header + length
+        position, size = 0, len(data)
+        while position + REPORT.size <= size:
+            header = REPORT.unpack_from(data, position)
+            job, started, seconds, length, kind, is_parcel, mark = header
+            if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
+                reports.append(Report(Kind.CORRUPTED, 0, 0.0, 0.0, None))
+                position = next_report(data, position + 1)
+                continue
+            end = position + REPORT.size + length
             if end > size:
                 break
-            payload: Any = data[position + header : end]
+            payload: Any = data[position + REPORT.size : end]
             if is_parcel:
                 try:
                     payload = receive_parcel(self._parcels, job)
@@ -372,7 +389,8 @@ class WorkerEnd:
             with contextlib.closing(Parcel(pickled, buffers, self._transport)) as sent:
                 send_parcel(self._parcels, job, sent)
             pickled = b""
-        frame = REPORT.pack(job, started, seconds, len(pickled), kind, parcel) + pickled
+        header = REPORT.pack(job, started, seconds, len(pickled), kind, parcel, MARK)
+        frame = header + pickled
         written = os.write(self._outbox, frame)
         while written < len(frame):
             written += os.write(self._outbox, frame[written:])

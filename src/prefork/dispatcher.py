@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +25,16 @@ from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
 from prefork.deadlines import Deadlines
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
-from prefork.messages import Kind, Outcome, Report, decode, describe, load
+from prefork.messages import (
+    TICKET,
+    Kind,
+    Outcome,
+    Report,
+    decode,
+    decode_exit,
+    decode_reason,
+    describe,
+)
 from prefork.news import Accepted, News
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
@@ -253,8 +263,13 @@ class Dispatcher:
             tickets.append(ticket)
             if self.deadlines.concern(job) and self.deadlines.watch(job, time.monotonic()):
                 self.limit_sent()
-        if tickets:
-            seat.channel.send(tickets)
+        if tickets and not seat.channel.send(tickets):
+            # The kernel gives small pipes to users with many. This one holds unread tickets, so
+            # there will be a report, and then another try.
+            jobs = [TICKET.unpack(ticket)[0] for ticket in tickets]
+            for job_id in jobs:
+                seat.channel.forget(job_id)
+            self.scheduler.return_jobs(seat, jobs)
 
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""
@@ -304,10 +319,15 @@ class Dispatcher:
                 seconds += report.seconds
                 if (job := worker.sent.pop(report.job, None)) is not None:
                     self._finish(worker, job, report)
+                elif worker.lost is None or worker.lost.id != report.job:
+                    self._distrust(worker, "it reported a job that it was not sent")
             else:
                 self.scheduler.note_finished(worker, count, seconds)
                 count, seconds = 0, 0.0
-                self._heed(worker, report)
+                try:
+                    self._heed(worker, report)
+                except ValueError as exc:
+                    self._distrust(worker, str(exc))
         self.scheduler.note_finished(worker, count, seconds)
         return True
 
@@ -336,14 +356,38 @@ class Dispatcher:
             self.ring_staff()
         elif kind == Kind.EXITING:
             if job := worker.sent.get(report.job):
-                code, why = load(report.payload)
+                code, why = decode_exit(report)
                 self.lose(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
             worker.start_error = decode(report).value
             self.ring_staff()
         elif kind == Kind.LEAVING:
-            self.dismiss(worker, load(report.payload))
+            self.dismiss(worker, decode_reason(report))
             self.ring_staff()
+        elif kind == Kind.CORRUPTED:
+            self._distrust(worker, "it sent bytes that are no report")
+
+    def _distrust(self, worker: Worker, why: str) -> None:
+        """A task has written into its worker's channel. It is the oldest that is not reported,
+        since jobs run and are reported in the order of sending: it fails, and the worker goes.
+
+        If the worker has started others meanwhile, it finishes them first: they are innocent.
+        """
+        if worker.distrusted or worker.dying:
+            return
+        worker.distrusted = True
+        why = f"its channel was corrupted: {why}"
+        self.scheduler.shut(worker)
+        self.take_back(worker)
+        guilty, *innocent = worker.sent.values() or [None]
+        if innocent:
+            self.dismiss(worker, why)
+        else:
+            worker.kill(why)
+        if guilty is not None:
+            self.lose(worker, guilty, None if innocent else -signal.SIGKILL, note=why)
+        self.ring_staff()
+        self.distribute()
 
     def lose(
         self, worker: Worker, job: Job, exitcode: int | None, stack: str = "", note: str = ""

@@ -65,6 +65,7 @@ class Kind(enum.IntEnum):
     EXITING = 5  # the task has the process exit; the payload is the pickled exit code and why
     BROKEN = 6  # the initializer failed; the payload is a pickled `Failure`
     LEAVING = 7  # the worker leaves of itself; the payload is why, pickled
+    CORRUPTED = 8  # is never sent: something came here that is no report
 
 
 class Report(NamedTuple):
@@ -75,7 +76,20 @@ class Report(NamedTuple):
     payload: Any  # bytes; a list of buffers, when it came as a parcel; why it could not come
 
 
-REPORT = struct.Struct("<QddQBB6x")  # job, started, seconds, length, kind, 1 if it is a parcel
+REPORT = struct.Struct("<QddQBB2x4s")
+"""A report's header: job, started, seconds, length, kind, 1 if it is a parcel, `MARK`."""
+
+MARK = b"\xc1PF\xfe"
+"""Ends each header, so that foreign bytes are told from reports, and the next report is found
+behind them. No task's text in UTF-8 contains it."""
+
+
+def next_report(data: bytes, position: int) -> int:
+    """Where a report may start, from this position on: where a mark says so, or at the end."""
+    mark = data.find(MARK, position + REPORT.size - len(MARK))
+    if mark < 0:
+        return max(position, len(data) - REPORT.size + 1)
+    return mark + len(MARK) - REPORT.size
 
 
 class Failure(NamedTuple):
@@ -199,6 +213,13 @@ def decode(report: Report) -> Outcome:
         return Outcome(False, report.payload)
     if report.kind == Kind.DONE:
         return decode_result(report.payload)
+    try:
+        return _decode_parts(report)
+    except BaseException as exc:  # these pickles are ours, so something has damaged this one
+        return Outcome(False, _decoding_error("report", exc))
+
+
+def _decode_parts(report: Report) -> Outcome:
     if report.kind == Kind.OUTCOMES:
         items = load(report.payload)
         return Outcome(
@@ -206,6 +227,23 @@ def decode(report: Report) -> Outcome:
             [decode_result(v) if ok else decode_failure(Failure(*v)) for ok, v in items],
         )
     return decode_failure(Failure(*load(report.payload)))
+
+
+def decode_exit(report: Report) -> tuple[int, str]:
+    """What an EXITING report says: the exit code, and why; ValueError if it says nothing."""
+    try:
+        code, why = load(report.payload)
+        return int(code), str(why)
+    except Exception as exc:
+        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+
+
+def decode_reason(report: Report) -> str:
+    """Why a worker leaves, as a LEAVING report says; ValueError if it says nothing."""
+    try:
+        return str(load(report.payload))
+    except Exception as exc:
+        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
 
 
 def decode_result(payload: Any) -> Outcome:
