@@ -11,32 +11,34 @@ import copyreg
 import pickle
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefork.messages import pack
 
-__all__ = ["CallPickler", "CallUnpickler", "PickledCall"]
+__all__ = ["CallPickler", "CallUnpickler"]
 
 MOST_FUNCTIONS = 1000  # to remember
-
-
-class PickledCall(NamedTuple):
-    pickled: bytes  # of the function and of the arguments, or of both together
-    function_length: int  # bytes, if the function has a pickle of its own; else 0
-    buffers: list[memoryview]  # that were left out of it (PEP 574)
 
 
 class CallPickler:
     def __init__(self) -> None:
         self._functions: dict[Callable[..., Any], bytes] = {}
 
-    def pickle(self, func: Callable[..., Any], arguments: Any) -> PickledCall:
-        """May raise whatever pickling raises."""
+    def pickle(
+        self, func: Callable[..., Any], arguments: Any
+    ) -> tuple[bytes, int, list[memoryview]]:
+        """May raise whatever pickling raises.
+
+        Returns:
+            The pickles of the function and of the arguments, or one of both together; the length
+            of the function's own, or 0; the buffers that were left out (PEP 574).
+        """
         function = self._by_name(func)
         if function is None:
-            return PickledCall(*_joint(func, arguments))
+            pickled, buffers = pack((func, arguments))
+            return pickled, 0, buffers
         pickled, buffers = pack(arguments)
-        return PickledCall(function + pickled, len(function), buffers)
+        return function + pickled, len(function), buffers
 
     def _by_name(self, func: Callable[..., Any]) -> bytes | None:
         """The pickle of a function that is pickled as nothing but its name."""
@@ -53,11 +55,6 @@ class CallPickler:
                 self._functions.clear()
             self._functions[func] = pickled
         return pickled
-
-
-def _joint(func: Callable[..., Any], arguments: Any) -> tuple[bytes, int, list[memoryview]]:
-    pickled, buffers = pack((func, arguments))
-    return pickled, 0, buffers
 
 
 class CallUnpickler:

@@ -63,41 +63,39 @@ class Ring:
     def __init__(self, size: int) -> None:
         self.size = size
         self._head = self._tail = 0
-        self._blocks: deque[_Block] = deque()  # oldest first; freed ones go when they are first
-        self._used: dict[int, _Block] = {}  # by key; its older blocks, freed, may still be above
+        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
+        self._used: dict[int, int] = {}  # where the block of a key ends; no other one is in use
 
     def allocate(self, key: int, length: int) -> int | None:
         """The offset of `length` consecutive bytes, or None when there is no room now."""
         if not self._blocks:
             self._head = self._tail = 0  # start again where the memory is warm
         start = self._head
-        if start % self.size + length > self.size:
-            start += self.size - start % self.size
-        if start + length - self._tail > self.size:
+        offset = start % self.size
+        if offset + length > self.size:
+            start += self.size - offset
+            offset = 0
+        end = start + length
+        if end - self._tail > self.size:
             return None
-        self._head = start + length
-        self._used[key] = block = _Block(self._head)
-        self._blocks.append(block)
-        return start % self.size
-
-    def holds(self, key: int) -> bool:
-        """Whether bytes were allocated with this key, and not freed."""
-        return key in self._used
+        self._head = self._used[key] = end
+        self._blocks.append((key, end))
+        return offset
 
     def free(self, key: int) -> None:
         """The bytes that were allocated last with this key are not in use any more."""
-        self._used.pop(key).in_use = False
-        blocks = self._blocks
-        while blocks and not blocks[0].in_use:
-            self._tail = blocks.popleft().end
+        blocks, used = self._blocks, self._used
+        del used[key]
+        while blocks:
+            key, end = blocks[0]
+            if used.get(key) == end:
+                return
+            self._tail = end
+            del blocks[0]
 
-
-class _Block:
-    __slots__ = ("end", "in_use")
-
-    def __init__(self, end: int) -> None:
-        self.end = end  # position
-        self.in_use = True
+    def holds(self, key: int) -> bool:
+        """Whether something is allocated with this key."""
+        return key in self._used
 
 
 class Channel:

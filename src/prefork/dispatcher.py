@@ -26,6 +26,7 @@ from prefork.crew import Worker
 from prefork.deadlines import Deadlines
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 from prefork.messages import (
+    LIMITED,
     TICKET,
     Kind,
     Outcome,
@@ -107,6 +108,7 @@ class Dispatcher:
         self.outboxes: Watch[Worker] = Watch()
         self.scheduler = Scheduler()
         self.deadlines = Deadlines(look_interval)
+        self._looks_always = look_interval is not None
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
@@ -158,13 +160,12 @@ class Dispatcher:
 
     def _admit(self, job: Job) -> None:
         self.cache[job.id] = job
-        self._count_parcel(job, +1)
+        if job.parcel is not None or len(job.pickled) > INLINE:
+            self._count_parcel(job, +1)
         job.owner.bind(job)
         if job.flaw is not None:
             self.fail(job, job.flaw)
-            return
-        seat = self.scheduler.submit(job)
-        if seat is not None:
+        elif (seat := self.scheduler.submit(job)) is not None:
             self._transmit(seat, [job])
 
     def _give_up(self, job: Job) -> None:
@@ -192,9 +193,10 @@ class Dispatcher:
         return self.state is not State.RUN or len(self.cache) < len(self.workers)
 
     def _count_parcel(self, job: Job, change: int) -> None:
+        """A large job has come or gone."""
         if job.parcel is not None:
             self._open_parcels += change
-        elif len(job.pickled) > INLINE:
+        else:
             self._bare_parcels += change
 
     def may_open_parcel(self) -> bool:
@@ -261,8 +263,8 @@ class Dispatcher:
                 self.scheduler.return_jobs(seat, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
-            if self.deadlines.concern(job) and self.deadlines.watch(job, time.monotonic()):
-                self.limit_sent()
+            if job.flags & LIMITED or self._looks_always:
+                self._watch(job)
         if tickets and not seat.channel.send(tickets):
             # The kernel gives small pipes to users with many. This one holds unread tickets, so
             # there will be a report, and then another try.
@@ -270,6 +272,10 @@ class Dispatcher:
             for job_id in jobs:
                 seat.channel.forget(job_id)
             self.scheduler.return_jobs(seat, jobs)
+
+    def _watch(self, job: Job) -> None:
+        if self.deadlines.watch(job, time.monotonic()):
+            self.limit_sent()
 
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""
@@ -377,6 +383,10 @@ class Dispatcher:
             return
         worker.distrusted = True
         why = f"its channel was corrupted: {why}"
+        if not worker.ready:  # it was the initializer
+            worker.start_error = RuntimeError(why)
+            self.ring_staff()
+            return
         self.scheduler.shut(worker)
         self.take_back(worker)
         guilty, *innocent = worker.sent.values() or [None]
@@ -436,10 +446,12 @@ class Dispatcher:
             self.finished += 1
         else:
             self.failed += 1
-        self._count_parcel(job, -1)
-        if job.parcel is not None:
-            job.parcel.close()
-        job.seat = job.parcel = None
+        if job.parcel is not None or len(job.pickled) > INLINE:
+            self._count_parcel(job, -1)
+            if job.parcel is not None:
+                job.parcel.close()
+                job.parcel = None
+        job.seat = None
         job.pickled = b""
         self.news.add(job, news)
 

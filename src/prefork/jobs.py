@@ -91,7 +91,11 @@ class JobMaker:
         job = Job(owner, func, mode, limits)
         job.size, job.index = size, index
         try:
-            self._load(job, func, arguments)
+            pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
+            if buffers or len(pickled) > INLINE:
+                self._wrap(job, func, arguments, pickled, buffers)
+            else:
+                job.pickled = pickled
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             # As text: the frames themselves would keep the whole input alive.
@@ -99,18 +103,22 @@ class JobMaker:
             job.flaw = exc.with_traceback(None)
         return job
 
-    def _load(self, job: Job, func: Callable[..., Any], arguments: Any) -> None:
-        job.pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
-        if not buffers and len(job.pickled) <= INLINE:
-            return
+    def _wrap(
+        self,
+        job: Job,
+        func: Callable[..., Any],
+        arguments: Any,
+        pickled: bytes,
+        buffers: list[memoryview],
+    ) -> None:
+        """Put a large call into a file, if that can be made now."""
         if self._may_open_parcel():
             try:
-                job.parcel = Parcel(job.pickled, buffers)
+                job.parcel = Parcel(pickled, buffers)
+                return
             except OSError:
                 pass  # no descriptor is left now
-            else:
-                job.pickled = b""
-                return
         if buffers:
             job.function_length = 0
-            job.pickled = dumps((func, arguments))
+            pickled = dumps((func, arguments))
+        job.pickled = pickled

@@ -68,6 +68,9 @@ class Kind(enum.IntEnum):
     CORRUPTED = 8  # is never sent: something came here that is no report
 
 
+_DONE = int(Kind.DONE)
+
+
 class Report(NamedTuple):
     kind: int
     job: int
@@ -211,15 +214,8 @@ def decode(report: Report) -> Outcome:
     """
     if isinstance(report.payload, OSError):
         return Outcome(False, report.payload)
-    if report.kind == Kind.DONE:
+    if report.kind == _DONE:
         return decode_result(report.payload)
-    try:
-        return _decode_parts(report)
-    except BaseException as exc:  # these pickles are ours, so something has damaged this one
-        return Outcome(False, _decoding_error("report", exc))
-
-
-def _decode_parts(report: Report) -> Outcome:
     if report.kind == Kind.OUTCOMES:
         items = load(report.payload)
         return Outcome(
@@ -248,7 +244,7 @@ def decode_reason(report: Report) -> str:
 
 def decode_result(payload: Any) -> Outcome:
     try:
-        return Outcome(True, load(payload))
+        return Outcome(True, pickle.loads(payload) if type(payload) is bytes else load(payload))
     except BaseException as exc:
         name = _first_global(payload if isinstance(payload, (bytes, memoryview)) else payload[0])
         return Outcome(False, _decoding_error(name, exc))

@@ -227,7 +227,9 @@ class Scheduler:
             else:
                 self.queue.append(job)
                 return None
-            self._assign(seat, job)
+            job.seat = seat
+            seat.sent[job.id] = job
+            self._classify(seat)
             return seat
         self.queue.append(job)
         return None
@@ -235,11 +237,6 @@ class Scheduler:
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
         return job.parcel is None
-
-    def _assign(self, seat: Seat, job: Job) -> None:
-        job.seat = seat
-        seat.sent[job.id] = job
-        self._classify(seat)
 
     def hand_out(self, seats: Iterable[Seat] | None = None) -> Iterator[tuple[Seat, list[Job]]]:
         """Batches to send now: to each of these seats (all) that runs low, its share."""
@@ -260,9 +257,12 @@ class Scheduler:
             job = self.queue[0]
             if seat.sent and not self._may_queue_behind(job):
                 break
-            self._assign(seat, self.queue.popleft())
+            self.queue.popleft()
             self._drop_withdrawn()
+            job.seat = seat
+            seat.sent[job.id] = job
             batch.append(job)
+        self._classify(seat)
         return batch
 
     def depth(self) -> int:
