@@ -40,24 +40,28 @@ Layout, from the top; a module imports only from those below it:
 
 from __future__ import annotations
 
-from prefork.errors import (
-    MaybeDecodingError,
-    MaybeEncodingError,
-    MemoryLimitExceeded,
-    PoolBrokenError,
-    PreforkError,
-    RemoteTraceback,
-    SoftTimeLimitExceeded,
-    Terminated,
-    TimeLimitExceeded,
-    TimeoutError,
-    WorkerLostError,
-)
-from prefork.iterators import IMapIterator, IMapUnorderedIterator
-from prefork.messages import Outcome
-from prefork.pool import Pool
-from prefork.results import ApplyResult, MapResult
-from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefork.errors import (
+        MaybeDecodingError,
+        MaybeEncodingError,
+        MemoryLimitExceeded,
+        PoolBrokenError,
+        PreforkError,
+        RemoteTraceback,
+        SoftTimeLimitExceeded,
+        Terminated,
+        TimeLimitExceeded,
+        TimeoutError,
+        WorkerLostError,
+    )
+    from prefork.iterators import IMapIterator, IMapUnorderedIterator
+    from prefork.messages import Outcome
+    from prefork.pool import Pool
+    from prefork.results import ApplyResult, MapResult
+    from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
 
 __version__ = "0.1.0"
 
@@ -84,3 +88,25 @@ __all__ = [
     "WorkerState",
     "WorkerStatistics",
 ]
+
+_HOMES = {
+    "prefork.iterators": ["IMapIterator", "IMapUnorderedIterator"],
+    "prefork.messages": ["Outcome"],
+    "prefork.pool": ["Pool"],
+    "prefork.results": ["ApplyResult", "MapResult"],
+    "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for, and only that: a worker process needs a third of it (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF.get(name, "prefork.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

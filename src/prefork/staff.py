@@ -28,7 +28,7 @@ from prefork.dispatcher import Dispatcher, State
 from prefork.errors import Terminated, describe_exit
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
-from prefork.process import Child, Process
+from prefork.process import Child, Process, preload
 from prefork.results import Signal
 from prefork.statistics import WorkerExit
 from prefork.watch import Watch
@@ -98,6 +98,7 @@ class Staff:
         self._pause_until = 0.0  # no worker is started before (monotonic)
         self._outdated: deque[Worker] = deque()  # to be replaced, one after another
         self._memory_kills = OutOfMemoryKills()
+        preload(options.context, main.__module__)
 
     @property
     def state(self) -> State:
