@@ -197,7 +197,9 @@ class Staff:
         self._fill_up()
         with self.jobs.lock:
             self._let_go()
-            if self.state is not State.RUN and not self.jobs.workers:
+            # A closed pool may have no worker for a moment, and jobs that the next one will run.
+            is_over = self.state is State.TERMINATE or self.jobs.is_done()
+            if is_over and not self.jobs.workers:
                 self.jobs.state = State.ENDED
             return self._next_time()
 

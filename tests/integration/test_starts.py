@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
 
-from helpers import Script
+from helpers import DEADLINE, Script
+from prefork import Pool
 
 HANGING_MAIN = """
 import sys, time
@@ -22,6 +26,24 @@ if __name__ == "__main__":
         print("not ready within" in str(exc))
     pool.terminate()
 """
+
+
+def die_at_first(log: Path, times: int) -> None:
+    """An initializer that is killed so many times."""
+    with log.open("a") as file:
+        file.write("x")
+    if log.stat().st_size <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_closed_pool_whose_worker_is_killed_at_its_start_again_and_again(
+    context: BaseContext, make_pool: Callable[..., Pool], tmp_path: Path
+) -> None:
+    pool = make_pool(1, die_at_first, (tmp_path / "log", 5), context=context)
+    result = pool.apply_async(abs, (-1,))
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert result.get(0) == 1
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
