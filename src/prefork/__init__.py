@@ -12,6 +12,7 @@ Layout, from the top; a module imports only from those below it:
     handlers          the roles
     observation       statistics, and the stacks of the workers
     staff             the workers of a running pool: hired, watched, replaced, buried
+    starts            the start of a worker, where it may take for ever
     enforcement       what ends single jobs: limits, `terminate`, `cancel`
     dispatcher        the jobs: sent to workers, collected, every one accounted for
     news              what is to be told about jobs, and to whom
