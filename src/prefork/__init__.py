@@ -15,6 +15,7 @@ Layout, from the top; a module imports only from those below it:
     starts            the start of a worker, where it may take for ever
     enforcement       what ends single jobs: limits, `terminate`, `cancel`
     dispatcher        the jobs: sent to workers, collected, every one accounted for
+    news              what is to be told about jobs, and to whom
     crew              one worker as the pool knows it
     jobs              makes jobs of calls
     worker            what runs in the child process
@@ -31,6 +32,7 @@ Layout, from the top; a module imports only from those below it:
     cpus, memory      how many CPUs may be used; how much memory is used
     cgroups           the control groups that limit both
     forks             what a forked child must not keep
+    calls             how a call is pickled
     arguments         checks of what users pass in
     statistics        what can be seen, as immutable snapshots
     messages          what travels
@@ -39,24 +41,28 @@ Layout, from the top; a module imports only from those below it:
 
 from __future__ import annotations
 
-from prefork.errors import (
-    MaybeDecodingError,
-    MaybeEncodingError,
-    MemoryLimitExceeded,
-    PoolBrokenError,
-    PreforkError,
-    RemoteTraceback,
-    SoftTimeLimitExceeded,
-    Terminated,
-    TimeLimitExceeded,
-    TimeoutError,
-    WorkerLostError,
-)
-from prefork.iterators import IMapIterator, IMapUnorderedIterator
-from prefork.messages import Outcome
-from prefork.pool import Pool
-from prefork.results import ApplyResult, MapResult
-from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefork.errors import (
+        MaybeDecodingError,
+        MaybeEncodingError,
+        MemoryLimitExceeded,
+        PoolBrokenError,
+        PreforkError,
+        RemoteTraceback,
+        SoftTimeLimitExceeded,
+        Terminated,
+        TimeLimitExceeded,
+        TimeoutError,
+        WorkerLostError,
+    )
+    from prefork.iterators import IMapIterator, IMapUnorderedIterator
+    from prefork.messages import Outcome
+    from prefork.pool import Pool
+    from prefork.results import ApplyResult, MapResult
+    from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
 
 __version__ = "0.1.0"
 
@@ -83,3 +89,25 @@ __all__ = [
     "WorkerState",
     "WorkerStatistics",
 ]
+
+_HOMES = {
+    "prefork.iterators": ["IMapIterator", "IMapUnorderedIterator"],
+    "prefork.messages": ["Outcome"],
+    "prefork.pool": ["Pool"],
+    "prefork.results": ["ApplyResult", "MapResult"],
+    "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for, and only that: a worker process needs a third of it (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF.get(name, "prefork.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -63,41 +63,39 @@ class Ring:
     def __init__(self, size: int) -> None:
         self.size = size
         self._head = self._tail = 0
-        self._blocks: deque[_Block] = deque()  # oldest first; freed ones go when they are first
-        self._used: dict[int, _Block] = {}  # by key; its older blocks, freed, may still be above
+        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
+        self._used: dict[int, int] = {}  # where the block of a key ends; no other one is in use
 
     def allocate(self, key: int, length: int) -> int | None:
         """The offset of `length` consecutive bytes, or None when there is no room now."""
         if not self._blocks:
             self._head = self._tail = 0  # start again where the memory is warm
         start = self._head
-        if start % self.size + length > self.size:
-            start += self.size - start % self.size
-        if start + length - self._tail > self.size:
+        offset = start % self.size
+        if offset + length > self.size:
+            start += self.size - offset
+            offset = 0
+        end = start + length
+        if end - self._tail > self.size:
             return None
-        self._head = start + length
-        self._used[key] = block = _Block(self._head)
-        self._blocks.append(block)
-        return start % self.size
-
-    def holds(self, key: int) -> bool:
-        """Whether bytes were allocated with this key, and not freed."""
-        return key in self._used
+        self._head = self._used[key] = end
+        self._blocks.append((key, end))
+        return offset
 
     def free(self, key: int) -> None:
         """The bytes that were allocated last with this key are not in use any more."""
-        self._used.pop(key).in_use = False
-        blocks = self._blocks
-        while blocks and not blocks[0].in_use:
-            self._tail = blocks.popleft().end
+        blocks, used = self._blocks, self._used
+        del used[key]
+        while blocks:
+            key, end = blocks[0]
+            if used.get(key) == end:
+                return
+            self._tail = end
+            del blocks[0]
 
-
-class _Block:
-    __slots__ = ("end", "in_use")
-
-    def __init__(self, end: int) -> None:
-        self.end = end  # position
-        self.in_use = True
+    def holds(self, key: int) -> bool:
+        """Whether something is allocated with this key."""
+        return key in self._used
 
 
 class Channel:
@@ -152,7 +150,13 @@ class Channel:
     # ---- sending
 
     def stage(
-        self, job: int, soft_timeout: float, flags: int, pickled: bytes, parcel: Parcel | None
+        self,
+        job: int,
+        soft_timeout: float,
+        flags: int,
+        pickled: bytes,
+        parcel: Parcel | None = None,
+        function_length: int = 0,
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
@@ -164,7 +168,8 @@ class Channel:
                 return None
             start = BOARD + offset
             self._memory[start : start + len(pickled)] = pickled
-            return TICKET.pack(job, soft_timeout, offset, len(pickled), flags)
+            length = len(pickled)
+            return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
         own = parcel is None
         parcel = parcel or Parcel(pickled, transport=self.transport)
         try:
@@ -177,7 +182,7 @@ class Channel:
             if own:
                 parcel.close()
         self._ring.allocate(job, 0)
-        return TICKET.pack(job, soft_timeout, 0, 0, flags | PARCEL)
+        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | PARCEL)
 
     def send(self, tickets: list[bytes]) -> bool:
         """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
@@ -189,7 +194,7 @@ class Channel:
 
     def dismiss(self) -> None:
         """Tell the worker to leave after what it has been sent."""
-        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, LEAVE))
+        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, LEAVE))
 
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
@@ -359,12 +364,13 @@ class WorkerEnd:
             ticket = Ticket._make(TICKET.unpack(data))
             return None if ticket.flags & LEAVE else ticket
 
-    def payload(self, ticket: Ticket) -> Any:
-        """The task's pickle, for `messages.load`."""
+    def payload(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
+        """The task's pickled call, and its buffers."""
         if ticket.flags & PARCEL:
-            return receive_parcel(self._parcels, ticket.job)
+            pickled, *buffers = receive_parcel(self._parcels, ticket.job)
+            return pickled, buffers
         start = BOARD + ticket.offset
-        return self._memory[start : start + ticket.length]
+        return self._memory[start : start + ticket.length], []
 
     def report(
         self,

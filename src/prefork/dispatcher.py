@@ -17,16 +17,16 @@ import logging
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from prefork import forks
 from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
-from prefork.deadlines import Deadlines, Expiry
+from prefork.deadlines import Deadlines
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 from prefork.messages import (
+    LIMITED,
     TICKET,
     Kind,
     Outcome,
@@ -36,14 +36,18 @@ from prefork.messages import (
     decode_reason,
     describe,
 )
+from prefork.news import Accepted, News
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
 from prefork.watch import Watch
 
-__all__ = ["Dispatcher", "Feeder", "News", "State", "tell_owners"]
+__all__ = ["Dispatcher", "Feeder", "State"]
 
 logger = logging.getLogger("prefork")
 
+
+RESULTS = frozenset(map(int, (Kind.DONE, Kind.FAILED, Kind.OUTCOMES)))
+"""Kinds of reports that end a job."""
 
 MAX_OPEN_PARCELS = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
@@ -58,16 +62,6 @@ class State(enum.Enum):
     CLOSE = "closed"  # no new jobs; workers leave when all are done
     TERMINATE = "terminated"  # no jobs at all; workers are being killed
     ENDED = "ended"  # no workers
-
-
-class Accepted(NamedTuple):
-    """News: a worker has started the job."""
-
-    pid: int
-    started: float
-
-
-News = Report | Outcome | Accepted | Expiry
 
 
 class Feeder(Protocol):
@@ -114,6 +108,7 @@ class Dispatcher:
         self.outboxes: Watch[Worker] = Watch()
         self.scheduler = Scheduler()
         self.deadlines = Deadlines(look_interval)
+        self._looks_always = look_interval is not None
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
@@ -124,7 +119,7 @@ class Dispatcher:
         self.broken: PoolBrokenError | None = None  # why there are no workers
         self.forked = False  # we are a copy in a child process
         self.ring_staff = staff_bell
-        self._news: deque[tuple[Job, News]] = deque()
+        self.news = News(self.outboxes.bell.ring)
         forks.own(self)
 
     def abandon(self) -> None:
@@ -165,13 +160,12 @@ class Dispatcher:
 
     def _admit(self, job: Job) -> None:
         self.cache[job.id] = job
-        self._count_parcel(job, +1)
+        if job.parcel is not None or len(job.pickled) > INLINE:
+            self._count_parcel(job, +1)
         job.owner.bind(job)
         if job.flaw is not None:
             self.fail(job, job.flaw)
-            return
-        seat = self.scheduler.submit(job)
-        if seat is not None:
+        elif (seat := self.scheduler.submit(job)) is not None:
             self._transmit(seat, [job])
 
     def _give_up(self, job: Job) -> None:
@@ -199,9 +193,10 @@ class Dispatcher:
         return self.state is not State.RUN or len(self.cache) < len(self.workers)
 
     def _count_parcel(self, job: Job, change: int) -> None:
+        """A large job has come or gone."""
         if job.parcel is not None:
             self._open_parcels += change
-        elif len(job.pickled) > INLINE:
+        else:
             self._bare_parcels += change
 
     def may_open_parcel(self) -> bool:
@@ -250,7 +245,12 @@ class Dispatcher:
         for position, job in enumerate(batch):
             try:
                 ticket = seat.channel.stage(
-                    job.id, job.soft_timeout or 0.0, job.flags, job.pickled, job.parcel
+                    job.id,
+                    job.soft_timeout or 0.0,
+                    job.flags,
+                    job.pickled,
+                    job.parcel,
+                    job.function_length,
                 )
             except OSError as exc:
                 ticket = None
@@ -263,8 +263,8 @@ class Dispatcher:
                 self.scheduler.return_jobs(seat, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
-            if self.deadlines.concern(job) and self.deadlines.watch(job, time.monotonic()):
-                self.limit_sent()
+            if job.flags & LIMITED or self._looks_always:
+                self._watch(job)
         if tickets and not seat.channel.send(tickets):
             # The kernel gives small pipes to users with many. This one holds unread tickets, so
             # there will be a report, and then another try.
@@ -272,6 +272,10 @@ class Dispatcher:
             for job_id in jobs:
                 seat.channel.forget(job_id)
             self.scheduler.return_jobs(seat, jobs)
+
+    def _watch(self, job: Job) -> None:
+        if self.deadlines.watch(job, time.monotonic()):
+            self.limit_sent()
 
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""
@@ -295,12 +299,16 @@ class Dispatcher:
 
     # ---- from the workers
 
-    def collect(self, workers: Iterable[Worker]) -> deque[tuple[Job, News]]:
-        """Read what these workers have reported, and send them more; the news, to be taken."""
+    def collect(self, workers: Iterable[Worker]) -> News:
+        """Read what these workers have reported, and send them more; for the result handler."""
         with self.lock:
-            spoke = [worker for worker in workers if not worker.gone and self.listen(worker)]
-            self.distribute(spoke)
-        return self._news
+            self.news.reader_is_here = True
+            try:
+                spoke = [worker for worker in workers if not worker.gone and self.listen(worker)]
+                self.distribute(spoke)
+            finally:
+                self.news.reader_is_here = False
+        return self.news
 
     def listen(self, worker: Worker) -> bool:
         """Account for what a worker says; False if it says nothing now. With the lock held."""
@@ -310,11 +318,23 @@ class Dispatcher:
                 self.outboxes.discard(worker.channel)
                 self.ring_staff()
             return False
+        count, seconds = 0, 0.0
         for report in reports:
-            try:
-                self._account(worker, report)
-            except ValueError as exc:
-                self._distrust(worker, str(exc))
+            if report.kind in RESULTS:
+                count += 1
+                seconds += report.seconds
+                if (job := worker.sent.pop(report.job, None)) is not None:
+                    self._finish(worker, job, report)
+                elif worker.lost is None or worker.lost.id != report.job:
+                    self._distrust(worker, "it reported a job that it was not sent")
+            else:
+                self.scheduler.note_finished(worker, count, seconds)
+                count, seconds = 0, 0.0
+                try:
+                    self._heed(worker, report)
+                except ValueError as exc:
+                    self._distrust(worker, str(exc))
+        self.scheduler.note_finished(worker, count, seconds)
         return True
 
     def hear_out(self, worker: Worker) -> None:
@@ -322,21 +342,19 @@ class Dispatcher:
         while self.listen(worker):
             pass
 
-    def _account(self, worker: Worker, report: Report) -> None:
+    def _finish(self, worker: Worker, job: Job, report: Report) -> None:
+        worker.channel.forget(job.id)
+        worker.tasks += 1
+        worker.sentence = None  # if it was for this job, it came too late
+        job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
+        self._settle(job, report, report.kind != Kind.FAILED)
+
+    def _heed(self, worker: Worker, report: Report) -> None:
+        """What a worker says about something else than a result."""
         kind = report.kind
-        if kind in (Kind.DONE, Kind.FAILED, Kind.OUTCOMES):
-            job = self.scheduler.finish(worker, report.job, report.seconds)
-            if job is not None:
-                worker.channel.forget(job.id)
-                worker.tasks += 1
-                worker.sentence = None  # if it was for this job, it came too late
-                job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
-                self._settle(job, report)
-            elif worker.lost is None or worker.lost.id != report.job:
-                self._distrust(worker, "it reported a job that it was not sent")
-        elif kind == Kind.ACCEPTED:
+        if kind == Kind.ACCEPTED:
             if job := self.cache.get(report.job):
-                self.tell(job, Accepted(worker.pid, report.started))
+                self.news.add(job, Accepted(worker.pid, report.started))
         elif kind == Kind.READY:
             worker.patience_ends = None
             self.scheduler.mark_ready(worker)
@@ -365,6 +383,10 @@ class Dispatcher:
             return
         worker.distrusted = True
         why = f"its channel was corrupted: {why}"
+        if not worker.ready:  # it was the initializer
+            worker.start_error = RuntimeError(why)
+            self.ring_staff()
+            return
         self.scheduler.shut(worker)
         self.take_back(worker)
         guilty, *innocent = worker.sent.values() or [None]
@@ -389,7 +411,7 @@ class Dispatcher:
         sentence = worker.sentence
         if sentence is not None and sentence.job is job:
             if sentence.expiry is not None:
-                self.tell(job, sentence.expiry)
+                self.news.add(job, sentence.expiry)
             job.pid = worker.pid
             self.fail(job, sentence.error(stack or NO_STACK))
         elif job.retries and job.id in self.cache:
@@ -415,26 +437,23 @@ class Dispatcher:
             job.pid, job.started, job.seconds = worker.pid, started, time.monotonic() - started
 
     def fail(self, job: Job, reason: BaseException) -> None:
-        self._settle(job, Outcome(False, reason))
+        self._settle(job, Outcome(False, reason), False)
 
-    def _settle(self, job: Job, news: Report | Outcome) -> None:
+    def _settle(self, job: Job, news: Report | Outcome, well: bool) -> None:
         if self.cache.pop(job.id, None) is None:
             return
-        job.seat = None
-        if news.kind == Kind.FAILED if isinstance(news, Report) else not news.ok:
-            self.failed += 1
-        else:
+        if well:
             self.finished += 1
-        self._count_parcel(job, -1)
-        if job.parcel is not None:
-            job.parcel.close()
-        job.pickled, job.parcel = b"", None
-        self.tell(job, news)
-
-    def tell(self, job: Job, news: News) -> None:
-        """Have the owner of a job told of it, in the order of things. With the lock held."""
-        self._news.append((job, news))
-        self.outboxes.bell.ring()
+        else:
+            self.failed += 1
+        if job.parcel is not None or len(job.pickled) > INLINE:
+            self._count_parcel(job, -1)
+            if job.parcel is not None:
+                job.parcel.close()
+                job.parcel = None
+        job.seat = None
+        job.pickled = b""
+        self.news.add(job, news)
 
     # ---- workers come and go (with the lock held)
 
@@ -514,26 +533,4 @@ class Dispatcher:
     def crash_and_tell(self, reason: BaseException) -> None:
         """The result handler has failed, so the news must be told here, now."""
         self.crash(reason)
-        tell_owners(self._news)
-
-
-def tell_owners(news: deque[tuple[Job, News]]) -> None:
-    """Pass news on to whom they concern; each job has one outcome among its news."""
-    while news:
-        job, item = news.popleft()
-        try:
-            _tell_owner(job, item)
-        except BaseException as exc:
-            job.owner.settle(job, Outcome(False, exc))
-            raise
-
-
-def _tell_owner(job: Job, news: News) -> None:
-    if isinstance(news, Report):
-        job.owner.settle(job, decode(news))
-    elif isinstance(news, Outcome):
-        job.owner.settle(job, news)
-    elif isinstance(news, Accepted):
-        job.owner.accept(job, news.pid, news.started)
-    else:
-        job.owner.expire(job, news.soft, news.timeout)
+        self.news.tell()

@@ -1,7 +1,7 @@
 """What travels between the pool and a worker, and how it is written down.
 
-A *task* goes out as a pickle (the function and its arguments) with a fixed-size `Ticket` that
-says where the pickle lies. A *report* comes back: a fixed-size header and a pickle.
+A *task* goes out as a pickled call (`calls.py`) with a fixed-size `Ticket` that says where it
+lies. A *report* comes back: a fixed-size header and a pickle.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ class Ticket(NamedTuple):
 
     job: int
     soft_timeout: float  # seconds; 0.0 is no limit
-    offset: int  # of the pickle in the shared memory
-    length: int  # bytes; 0 when the pickle comes as a parcel
+    offset: int  # of the pickled call in the shared memory
+    length: int  # bytes; 0 when it comes as a parcel
+    function_length: int  # bytes of it that are the function's pickle, if that has one of its own
     flags: int
 
 
-TICKET = struct.Struct("<QdIII4x")
+TICKET = struct.Struct("<QdIIII")
 
 # A ticket's flags.
 LEAVE = 1  # no task: finish and exit
 ACCEPT = 2  # report the start of the task
-PARCEL = 4  # the pickle travels in a file of its own
+PARCEL = 4  # the call travels in a file of its own
+LIMITED = 8  # it has a time limit
+KEYWORDS = 16  # the arguments are a pair, (args, kwargs)
 
-
-# How a worker applies a task's function to its arguments: the first item of the pickle. Plain
-# integers, because an enum's member takes longer to pickle than everything else in a small task.
-CALL = 0  # func(*args, **kwargs)
-MAP = 1  # [func(item) for item in items]; the first exception fails the chunk
-STARMAP = 2  # [func(*item) for item in items]; the same
-EACH = 3  # like MAP, but each item has an outcome of its own
+# How to apply the function to the arguments: one of these is among the flags, too.
+CALL = 0  # func(*args)
+MAP = 32  # [func(item) for item in items]; the first exception fails the chunk
+STARMAP = 64  # [func(*item) for item in items]; the same
+EACH = 96  # like MAP, but each item has an outcome of its own
+MODE = 96  # these bits
 
 
 class Kind(enum.IntEnum):
@@ -64,6 +66,9 @@ class Kind(enum.IntEnum):
     BROKEN = 6  # the initializer failed; the payload is a pickled `Failure`
     LEAVING = 7  # the worker leaves of itself; the payload is why, pickled
     CORRUPTED = 8  # is never sent: something came here that is no report
+
+
+_DONE = int(Kind.DONE)
 
 
 class Report(NamedTuple):
@@ -110,12 +115,41 @@ OUT_OF_BAND = 1 << 16
 copied once, into the file that they travel in."""
 
 
+_PLAIN = frozenset({type(None), bool, int, float, complex, str})
+"""Types without buffers."""
+_BYTES = frozenset({bytes, bytearray})
+
+
+class _Beside:
+    """Bytes or a bytearray: pickled as a buffer beside the pickle, and unpickled as themselves."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self._data), (pickle.PickleBuffer(self._data),)
+
+
+def _is_large(obj: object) -> bool:
+    return type(obj) in _BYTES and len(obj) >= OUT_OF_BAND  # type: ignore[arg-type]
+
+
 def dumps(obj: object) -> bytes:
     return pickle.dumps(obj, PROTOCOL)
 
 
 def pack(obj: object) -> tuple[bytes, list[memoryview]]:
-    """Pickle an object: its pickle, and views of the large buffers that were left out of it."""
+    """Pickle an object: its pickle, and views of the large buffers that were left out of it.
+
+    Bytes themselves, or in a tuple such as a call's arguments, are left out, too.
+    """
+    kind = type(obj)
+    if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, obj))):  # type: ignore[call-overload]
+        return pickle.dumps(obj, PROTOCOL), []
+    if _is_large(obj):
+        obj = _Beside(obj)  # type: ignore[arg-type]
+    elif kind is tuple and any(map(_is_large, obj)):  # type: ignore[call-overload]
+        obj = tuple(_Beside(o) if _is_large(o) else o for o in obj)  # type: ignore[attr-defined]
     buffers: list[memoryview] = []
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -202,15 +236,8 @@ def decode(report: Report) -> Outcome:
     """
     if isinstance(report.payload, OSError):
         return Outcome(False, report.payload)
-    if report.kind == Kind.DONE:
+    if report.kind == _DONE:
         return decode_result(report.payload)
-    try:
-        return _decode_parts(report)
-    except BaseException as exc:  # these pickles are ours, so something has damaged this one
-        return Outcome(False, _decoding_error("report", exc))
-
-
-def _decode_parts(report: Report) -> Outcome:
     if report.kind == Kind.OUTCOMES:
         items = load(report.payload)
         return Outcome(
@@ -239,7 +266,7 @@ def decode_reason(report: Report) -> str:
 
 def decode_result(payload: Any) -> Outcome:
     try:
-        return Outcome(True, load(payload))
+        return Outcome(True, pickle.loads(payload) if type(payload) is bytes else load(payload))
     except BaseException as exc:
         name = _first_global(payload if isinstance(payload, (bytes, memoryview)) else payload[0])
         return Outcome(False, _decoding_error(name, exc))

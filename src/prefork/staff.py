@@ -28,7 +28,7 @@ from prefork.dispatcher import Dispatcher, State
 from prefork.errors import Terminated, describe_exit
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
-from prefork.process import Child, Process
+from prefork.process import Child, Process, preload
 from prefork.results import Signal
 from prefork.starts import Start, is_passing
 from prefork.statistics import WorkerExit
@@ -99,6 +99,7 @@ class Staff:
         self._pause_until = 0.0  # no worker is started before (monotonic)
         self._outdated: deque[Worker] = deque()  # to be replaced, one after another
         self._memory_kills = OutOfMemoryKills()
+        preload(options.context, main.__module__)
         self.starts_aside = False  # workers are started on a thread of their own
         self._start: Start | None = None  # that is under way there
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)

@@ -42,7 +42,7 @@ def stage(pool: Channel, job: int, pickled: bytes = b"x", flags: int = 0) -> byt
 
 
 def content(payload) -> bytes:
-    return bytes(payload[0] if isinstance(payload, list) else payload)
+    return bytes(payload[0] if isinstance(payload, (list, tuple)) else payload)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -151,7 +151,8 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     packed, views = pack([*map(pickle.PickleBuffer, buffers), b"small"])
     assert len(views) == 3
     pool.send([pool.stage(1, 0.0, 0, b"", Parcel(packed, views, pool.transport))])
-    *arrived, small = load(worker.payload(worker.receive()))
+    pickled, received = worker.payload(worker.receive())
+    *arrived, small = load([pickled, *received])
     assert ([bytes(view) for view in arrived], small) == (buffers, b"small")
     arrived[0][0] ^= 1
     assert arrived[0] != buffers[0]
