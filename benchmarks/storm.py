@@ -17,6 +17,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -112,7 +113,7 @@ class Storm:
         except self.pool.silence as exc:
             return Told(task, Fate.SILENCE, repr(exc))
         except BaseException as exc:
-            return Told(task, self.pool.fate(exc), repr(exc)[:300], getattr(exc, "pid", None))
+            return Told(task, self.pool.fate(exc), repr(exc)[:300], _pid_in(exc))
         return Told(task, Fate.VALUE if value == answer(task) else Fate.WRONG, "its value")
 
     def _replace(self) -> None:
@@ -210,12 +211,20 @@ class Storm:
         }
 
 
+def _pid_in(error: BaseException) -> int | None:
+    """Which worker an error names."""
+    if hasattr(error, "pid"):
+        return int(error.pid)
+    found = re.search(r"worker process (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
 def main(argv: list[str]) -> None:
     name, method, *numbers, path = argv
     faults, seed, processes = map(int, numbers[:3])
     deadline, seconds = map(float, numbers[3:])
     logging.disable()
-    multiprocessing.set_forkserver_preload(["rivals", "prefork"])
+    multiprocessing.set_forkserver_preload(["storm", "prefork.pool", "prefork.worker"])
     began = time.monotonic()
     before = Possessions.now()
     with tempfile.NamedTemporaryFile(prefix="prefork-storm-") as log:

@@ -43,7 +43,8 @@ def storm(name: str, method: str, trial: Trial) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stderr=None if name == "prefork" else subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, TOKEN: token},
+            # A fork server finds what it is to import in advance by this alone.
+            env={**os.environ, TOKEN: token, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):

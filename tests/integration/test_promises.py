@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import tempfile
 import time
@@ -278,7 +279,8 @@ class Promises(RuleBasedStateMachine):
             assert value == handed.value
             assert set(handed.numbers) <= starts.keys(), "it has run"
         elif isinstance(error, Terminated):
-            assert self.ended.issuperset(handed.numbers) or pids & self.ended_on, error
+            named = {int(pid) for pid in re.findall(r"worker process (\d+)", str(error))}
+            assert self.ended.issuperset(handed.numbers) or (pids | named) & self.ended_on, error
         elif isinstance(error, WorkerLostError) and handed.error is not WorkerLostError:
             assert error.pid in self.hit, f"nobody has killed its worker: {error}"
         else:
