@@ -356,7 +356,8 @@ class Dispatcher:
             if job := self.cache.get(report.job):
                 self.news.add(job, Accepted(worker.pid, report.started))
         elif kind == Kind.READY:
-            worker.patience_ends = None
+            if not worker.dying:  # else that is waited for
+                worker.patience_ends = None
             self.scheduler.mark_ready(worker)
             self.starts += 1
             self.ring_staff()
