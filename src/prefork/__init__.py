@@ -6,11 +6,14 @@ Layout, from the top; a module imports only from those below it:
 
     cli, __main__     `prefork map`: a function over many inputs, from the command line
     pool              `Pool`: the public verbs
+    mapping           those of them that call a function many times
     engine            a running pool: its workers, its jobs, its roles, what drives them
     drivers           threads, or an event loop, that have the roles do their work
     handlers          the roles
+    observation       statistics, and the stacks of the workers
     staff             the workers of a running pool: hired, watched, replaced, buried
-    dispatcher        its jobs: sent to workers, collected, every one accounted for
+    enforcement       what ends single jobs: limits, `terminate`, `cancel`
+    dispatcher        the jobs: sent to workers, collected, every one accounted for
     crew              one worker as the pool knows it
     jobs              makes jobs of calls
     worker            what runs in the child process
@@ -22,10 +25,13 @@ Layout, from the top; a module imports only from those below it:
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
     parcels           large objects on their way to or from a child
+    stacks            the Python stack of a worker, whatever it is doing
     watch             waiting for many descriptors
-    cpus              how many CPUs may be used
+    cpus, memory      how many CPUs may be used; how much memory is used
+    cgroups           the control groups that limit both
     forks             what a forked child must not keep
     arguments         checks of what users pass in
+    statistics        what can be seen, as immutable snapshots
     messages          what travels
     errors            all exceptions
 """
@@ -35,6 +41,7 @@ from __future__ import annotations
 from prefork.errors import (
     MaybeDecodingError,
     MaybeEncodingError,
+    MemoryLimitExceeded,
     PoolBrokenError,
     PreforkError,
     RemoteTraceback,
@@ -48,6 +55,7 @@ from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import Outcome
 from prefork.pool import Pool
 from prefork.results import ApplyResult, MapResult
+from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
 
 __version__ = "0.1.0"
 
@@ -58,14 +66,19 @@ __all__ = [
     "MapResult",
     "MaybeDecodingError",
     "MaybeEncodingError",
+    "MemoryLimitExceeded",
     "Outcome",
     "Pool",
     "PoolBrokenError",
+    "PoolStatistics",
     "PreforkError",
     "RemoteTraceback",
     "SoftTimeLimitExceeded",
     "Terminated",
     "TimeLimitExceeded",
     "TimeoutError",
+    "WorkerExit",
     "WorkerLostError",
+    "WorkerState",
+    "WorkerStatistics",
 ]

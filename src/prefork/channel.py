@@ -15,7 +15,7 @@ the cut report belongs to the task that was running.
 
 The shared memory starts with the *board*, on which the worker notes what it runs and since when;
 the pool can look at it at any time, whatever the worker is doing. Its last part is the *black
-box*: `faulthandler` writes a crashing worker's Python stack there.
+box* for the worker's Python stack (`stacks.py`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from typing import Any
 from prefork import forks
 from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
 from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
+from prefork.stacks import BOX, BlackBox
 
 BOARD = 64  # bytes: the job, then when its limits' clock started, then when it was taken
 RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
-BLACK_BOX = 1 << 16  # bytes for a crashing worker's Python stack
-_MEMORY = BOARD + RING + BLACK_BOX
+_BLACK_BOX = BOARD + RING  # where it starts
+_MEMORY = _BLACK_BOX + BOX
 INLINE = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *parcel*."""
 MAX_TICKETS = select.PIPE_BUF // TICKET.size
@@ -111,6 +112,8 @@ class Channel:
             undo.callback(parcels.close)
             memory = memory_file("prefork-channel", _MEMORY, transport)
             undo.callback(os.close, memory)
+            own_memory = os.dup(memory)
+            undo.callback(os.close, own_memory)
             self._memory = mmap.mmap(memory, _MEMORY)
             os.set_blocking(inbox, False)
             os.set_blocking(inbox_writer, False)
@@ -118,12 +121,14 @@ class Channel:
             own_parcels.setblocking(False)
             self._board = memoryview(self._memory)[:BOARD].cast("Q")
             self._clock = memoryview(self._memory)[:BOARD].cast("d")
+            view = memoryview(self._memory)[_BLACK_BOX:]
+            self.black_box = BlackBox(own_memory, view, _BLACK_BOX)
             undo.pop_all()
             self._worker_end: WorkerEnd | None = WorkerEnd(
                 inbox, outbox, parcels, memory, transport
             )
             self._inbox, self._taken_back, self._outbox = inbox_writer, taken_back, outbox_reader
-            self._parcels = own_parcels
+            self._parcels, self._memory_fd = own_parcels, own_memory
             forks.own(self)
         self._ring = Ring(RING)
         self._unparsed = bytearray()
@@ -258,20 +263,16 @@ class Channel:
         """When the worker took the job that is on its board (monotonic, seconds)."""
         return self._clock[2]
 
-    def stack(self) -> str:
-        """What `faulthandler` wrote to the black box, or ""."""
-        text = self._memory[BOARD + RING :].partition(b"\0")[0]
-        return text.decode("utf-8", "replace")
-
     def close(self) -> None:
-        fds = (self._inbox, self._taken_back, self._outbox)
+        fds = (self._inbox, self._taken_back, self._outbox, self._memory_fd)
         if self._inbox < 0:
             return
         forks.disown(self)
-        self._inbox = self._taken_back = self._outbox = -1
+        self._inbox = self._taken_back = self._outbox = self._memory_fd = -1
         for fd in fds:
             os.close(fd)
         self._parcels.close()
+        self.black_box.close()
         self._board.release()
         self._clock.release()
         self._memory.close()
@@ -318,7 +319,7 @@ class WorkerEnd:
             self.close()
 
     def open(self) -> int:
-        """In the child: map the shared memory. Returns the descriptor of the black box."""
+        """In the child: map the shared memory. Returns the file of the black box."""
         memory = mmap.mmap(self._memory_fd, _MEMORY)
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
@@ -326,7 +327,6 @@ class WorkerEnd:
         self._parcels.setblocking(True)
         self._poll = select.poll()
         self._poll.register(self._inbox, select.POLLIN)
-        os.lseek(self._memory_fd, BOARD + RING, os.SEEK_SET)
         return self._memory_fd
 
     def receive(self) -> Ticket | None:

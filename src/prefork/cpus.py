@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+from prefork.cgroups import control_groups, read_text
+
 __all__ = ["available_cpus"]
 
 
@@ -27,38 +29,18 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _quota(root: Path) -> float | None:
-    quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            folder = root / "sys/fs/cgroup"
-            read = _quota_v2
-        elif "cpu" in controllers.split(","):
-            folder = root / "sys/fs/cgroup/cpu"
-            read = _quota_v1
-        else:
-            continue
-        own = folder / path.lstrip("/")
-        groups = [own, *own.parents]
-        for group in groups[: groups.index(folder) + 1] if folder in groups else []:
-            quota = read(group)
-            if quota is not None:
-                quotas.append(quota)
-    return min(quotas, default=None)
+    quotas = [
+        *map(_quota_v2, control_groups("", root)),
+        *map(_quota_v1, control_groups("cpu", root)),
+    ]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_v2(group: Path) -> float | None:
-    fields = _read(group / "cpu.max").split()
+    fields = read_text(group / "cpu.max").split()
     return int(fields[0]) / int(fields[1]) if fields and fields[0] != "max" else None
 
 
 def _quota_v1(group: Path) -> float | None:
-    quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+    quota, period = read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us")
     return int(quota) / int(period) if quota and period and int(quota) > 0 else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from prefork.channel import Channel
-from prefork.process import Child
-from prefork.scheduler import Seat
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
-__all__ = ["Worker"]
+from prefork.channel import Channel
+from prefork.deadlines import Expiry
+from prefork.memory import resident
+from prefork.process import Child
+from prefork.scheduler import Job, Seat
+from prefork.stacks import LAST_WORDS
+from prefork.statistics import WorkerState, WorkerStatistics
+
+__all__ = ["Sentence", "Worker"]
+
+LAST_WORDS_SECONDS = 0.1
+"""So long a worker that is to be killed has for writing its stack: some hundred times what it
+takes. One that blocks signals does not even begin."""
+
+
+class Sentence(NamedTuple):
+    """Why a worker is killed, or signalled, while it runs a job."""
+
+    job: Job
+    error: Callable[[str], Exception]  # what the job fails with, given the worker's last stack
+    expiry: Expiry | None = None  # to be told then
 
 
 class Worker(Seat):
@@ -24,11 +45,31 @@ class Worker(Seat):
         self.name = name
         self.ready = False  # it has run its initializer
         self.leaving = False  # it was told to leave, or has said so
+        self.farewell = False  # it has closed its channel
+        self.dying = False  # it will end at once, if the kernel can end it
+        self.killed = False  # with SIGKILL
         self.exited = False
         self.gone = False
+        self.reason = ""  # why it leaves or is killed, in words
         self.start_error: BaseException | None = None  # what its initializer raised
-        self.verdicts: dict[int, Exception] = {}  # why it was killed: for which job which error
+        self.sentence: Sentence | None = None
         self.patience_ends: float | None = None  # what it is waited for does not come later
+        self.tasks = 0  # that it has finished
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether it will take no more jobs."""
+        return self.leaving or self.dying or self.exited or self.quota <= 0
+
+    @property
+    def state(self) -> WorkerState:
+        if self.is_retiring:
+            return WorkerState.RETIRING
+        if not self.ready:
+            return WorkerState.STARTING
+        return WorkerState.BUSY if self.current_job() else WorkerState.IDLE
+
+    # ---- what it does
 
     def running(self) -> tuple[int, float]:
         try:
@@ -42,8 +83,42 @@ class Worker(Seat):
         except ValueError:
             return 0.0
 
+    def current_job(self) -> Job | None:
+        """The job that it has started and not reported yet, as far as is known."""
+        return self.sent.get(self.running()[0])
+
+    def statistics(self) -> WorkerStatistics:
+        job = self.current_job()
+        return WorkerStatistics(
+            self.pid,
+            self.name,
+            self.state,
+            job.id if job else None,
+            job.function if job else None,
+            self.accepted() if job else None,
+            self.tasks,
+            resident(self.pid),
+        )
+
+    # ---- its end
+
+    def kill(self, why: str = "") -> None:
+        """SIGKILL to it and to its group."""
+        self.reason = self.reason or why
+        self.dying = self.killed = True
+        self.process.kill()
+
+    def kill_after_last_words(self, why: str) -> None:
+        """Have it write its stack and end, even if it is stopped. If it has not by
+        `patience_ends`, it must be killed."""
+        self.reason = self.reason or why
+        self.dying = True
+        self.channel.black_box.rewind()
+        self.patience_ends = time.monotonic() + LAST_WORDS_SECONDS
+        self.process.signal(LAST_WORDS)
+        self.process.signal(signal.SIGCONT)
+
     def __repr__(self) -> str:
-        state = "gone" if self.gone else "leaving" if self.leaving else "starting"
-        if self.ready and not (self.leaving or self.gone):
-            state = f"{len(self.sent)} jobs"
-        return f"<{self.name} {self.pid}: {state}>"
+        job = self.current_job()
+        doing = f", runs job {job.id} ({job.function})" if job else ""
+        return f"<{self.name} {self.pid}: {self.state}{doing}>"

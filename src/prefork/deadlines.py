@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from prefork.scheduler import Job, Seat
 
-__all__ = ["Deadlines", "Expiry"]
+__all__ = ["MEMORY_SECONDS", "Deadlines", "Expiry", "Findings"]
+
+UNREAD_SECONDS = 2.0
+"""A job that its idle worker has not read by so long after its limit was sent to a process that
+does not run: one that was stopped, for instance."""
+
+MEMORY_SECONDS = 0.1
+"""How often the memory of busy workers is measured, if it is limited while they run."""
 
 
 class Expiry(NamedTuple):
@@ -23,34 +30,70 @@ class Expiry(NamedTuple):
     started: float  # of the job, or of the chunk's item, that has passed it (monotonic)
 
 
+class Findings(NamedTuple):
+    """What a look has shown."""
+
+    expired: list[Expiry]
+    unread: list[tuple[Seat, Job]]  # its worker does not even read it
+
+
 class Deadlines:
-    def __init__(self) -> None:
+    """
+    Args:
+        interval: look at least so often (seconds) while there is anything to look at; None: only
+            when something can expire.
+    """
+
+    def __init__(self, interval: float | None = None) -> None:
         self.next_look: float | None = None  # monotonic seconds; None: nothing can expire
+        self._interval = interval
         self._interrupted: dict[Seat, tuple[int, float]] = {}  # job and start: soft limit is done
+
+    def concern(self, job: Job) -> bool:
+        """Whether this job has to be watched."""
+        return bool(job.timeout or job.soft_timeout or self._interval)
 
     def watch(self, job: Job, now: float) -> bool:
         """A job was sent; True if the next look is now earlier than before."""
+        job.sent_at = now
         limit = _first_limit(job)
+        if limit is None or (self._interval is not None and self._interval < limit):
+            limit = self._interval
         if limit is None or (self.next_look is not None and self.next_look <= now + limit):
             return False
         self.next_look = now + limit
         return True
 
-    def look(self, seats: Iterable[Seat], now: float) -> list[Expiry]:
+    def look(self, seats: Iterable[Seat], now: float) -> Findings:
         """What has expired; sets `next_look`."""
-        expired: list[Expiry] = []
+        findings = Findings([], [])
         looks: list[float] = []
         for seat in seats:
             if not seat.sent:
                 continue
             running, started = seat.running()
+            if running not in seat.sent and seat.ready:
+                self._look_at_unread(seat, now, findings, looks)
             for job in seat.sent.values():
                 if job.id == running:
-                    self._look_at(seat, job, started, now, expired, looks)
+                    self._look_at(seat, job, started, now, findings.expired, looks)
                 elif (limit := _first_limit(job)) is not None:
                     looks.append(now + limit)
+            if self._interval is not None:
+                looks.append(now + self._interval)
         self.next_look = min(looks, default=None)
-        return expired
+        return findings
+
+    def _look_at_unread(
+        self, seat: Seat, now: float, findings: Findings, looks: list[float]
+    ) -> None:
+        job = next(iter(seat.sent.values()))
+        if (limit := _first_limit(job)) is None:
+            return
+        if now >= (latest := job.sent_at + limit + UNREAD_SECONDS):
+            findings.unread.append((seat, job))
+        else:
+            looks.append(latest)
 
     def _look_at(
         self,

@@ -24,12 +24,11 @@ from prefork import forks
 from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
 from prefork.deadlines import Deadlines, Expiry
-from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
+from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 from prefork.messages import Kind, Outcome, Report, decode, describe, load
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
 from prefork.watch import Watch
-from prefork.worker import SOFT_SIGNAL
 
 __all__ = ["Dispatcher", "Feeder", "News", "State", "tell_owners"]
 
@@ -38,6 +37,8 @@ logger = logging.getLogger("prefork")
 
 MAX_OPEN_PARCELS = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
+
+NO_STACK = "(no stack could be had: the process took no signals)"
 
 
 class State(enum.Enum):
@@ -89,9 +90,12 @@ class Dispatcher:
     Args:
         staff_bell: rung when the staff has something to look at: a worker that has said goodbye,
             an initializer that failed, the last job done.
+        look_interval: see `Deadlines`.
     """
 
-    def __init__(self, staff_bell: Callable[[], object]) -> None:
+    def __init__(
+        self, staff_bell: Callable[[], object], look_interval: float | None = None
+    ) -> None:
         self.lock = threading.RLock()  # re-entrant, as a finalizer may run inside
         self.state = State.RUN
         self.cache: dict[int, Job] = {}  # all jobs that are not settled
@@ -99,16 +103,17 @@ class Dispatcher:
         self.feeders: set[Feeder] = set()  # inputs that are still being read
         self.outboxes: Watch[Worker] = Watch()
         self.scheduler = Scheduler()
-        self.deadlines = Deadlines()
+        self.deadlines = Deadlines(look_interval)
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
         self._open_parcels = 0  # unsettled large jobs that have a file
         self._bare_parcels = 0  # unsettled large jobs that have none yet
         self.starts = 0  # workers that have become ready
+        self.finished = self.failed = self.retried = 0  # jobs
         self.broken: PoolBrokenError | None = None  # why there are no workers
         self.forked = False  # we are a copy in a child process
-        self._staff_bell = staff_bell
+        self.ring_staff = staff_bell
         self._news: deque[tuple[Job, News]] = deque()
         forks.own(self)
 
@@ -153,7 +158,7 @@ class Dispatcher:
         self._count_parcel(job, +1)
         job.owner.bind(job)
         if job.flaw is not None:
-            self._fail(job, job.flaw)
+            self.fail(job, job.flaw)
             return
         seat = self.scheduler.submit(job)
         if seat is not None:
@@ -164,11 +169,11 @@ class Dispatcher:
         worker = job.seat
         if worker is None:
             self.scheduler.withdraw(job)
-            self._fail(job, Terminated("the submission of this job was interrupted"))
+            self.fail(job, Terminated("the submission of this job was interrupted"))
         else:
             # It may have been sent, or not. When that worker has left, it will be known.
             assert isinstance(worker, Worker)
-            self.dismiss(worker)
+            self.dismiss(worker, "its inbox is uncertain after an interrupted submission")
 
     def submit_when_free(self, job: Job) -> None:
         """The same, once a worker has nothing to do."""
@@ -225,7 +230,7 @@ class Dispatcher:
     def check_done(self) -> None:
         """Jobs have finished: tell the staff if they were the last."""
         if self.is_done():
-            self._staff_bell()
+            self.ring_staff()
 
     # ---- to the workers (with the lock held)
 
@@ -242,13 +247,13 @@ class Dispatcher:
                 if next(iter(seat.sent)) == job.id:
                     # Nothing is running here whose end would be the time to try again.
                     del seat.sent[job.id]
-                    self._fail(job, exc)
+                    self.fail(job, exc)
                     continue
             if ticket is None:
                 self.scheduler.return_jobs(seat, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
-            if (job.timeout or job.soft_timeout) and self.deadlines.watch(job, time.monotonic()):
+            if self.deadlines.concern(job) and self.deadlines.watch(job, time.monotonic()):
                 self.limit_sent()
         if tickets:
             seat.channel.send(tickets)
@@ -288,7 +293,7 @@ class Dispatcher:
         if reports is None:
             if worker.channel.eof:
                 self.outboxes.discard(worker.channel)
-                self._staff_bell()
+                self.ring_staff()
             return False
         for report in reports:
             self._account(worker, report)
@@ -305,14 +310,18 @@ class Dispatcher:
             job = self.scheduler.finish(worker, report.job, report.seconds)
             if job is not None:
                 worker.channel.forget(job.id)
+                worker.tasks += 1
+                worker.sentence = None  # if it was for this job, it came too late
                 job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
                 self._settle(job, report)
         elif kind == Kind.ACCEPTED:
             if job := self.cache.get(report.job):
-                self._tell(job, Accepted(worker.pid, report.started))
+                self.tell(job, Accepted(worker.pid, report.started))
         elif kind == Kind.READY:
+            worker.patience_ends = None
             self.scheduler.mark_ready(worker)
             self.starts += 1
+            self.ring_staff()
         elif kind == Kind.EXITING:
             worker.leaving = True
             if job := worker.sent.get(report.job):
@@ -320,21 +329,39 @@ class Dispatcher:
                 self.lose(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
             worker.start_error = decode(report).value
-            self._staff_bell()
+            self.ring_staff()
+        elif kind == Kind.LEAVING:
+            self.dismiss(worker, load(report.payload))
+            self.ring_staff()
 
     def lose(
         self, worker: Worker, job: Job, exitcode: int | None, stack: str = "", note: str = ""
     ) -> None:
-        """Fail the job that a worker was running when it died. With the lock held."""
+        """A worker has died, or is about to, while it ran this job: fail the job, or have it run
+        again. With the lock held."""
         self._note_start(worker, job)
         worker.sent.pop(job.id, None)
         self.scheduler.shut(worker)
-        job.pid = worker.pid
-        self._fail(
-            job,
-            worker.verdicts.get(job.id)
-            or WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note),
-        )
+        sentence = worker.sentence
+        if sentence is not None and sentence.job is job:
+            if sentence.expiry is not None:
+                self.tell(job, sentence.expiry)
+            job.pid = worker.pid
+            self.fail(job, sentence.error(stack or NO_STACK))
+        elif job.retries and job.id in self.cache:
+            self._retry(job)
+        else:
+            job.pid = worker.pid
+            lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
+            self.fail(job, lost)
+
+    def _retry(self, job: Job) -> None:
+        job.retries -= 1
+        job.attempts += 1
+        self.retried += 1
+        job.pid, job.started, job.seconds = None, 0.0, 0.0
+        self.scheduler.put_back(job)
+        self.distribute()
 
     def _note_start(self, worker: Worker, job: Job) -> None:
         """What is known of a job that will not be reported."""
@@ -343,70 +370,27 @@ class Dispatcher:
             started = worker.accepted()
             job.pid, job.started, job.seconds = worker.pid, started, time.monotonic() - started
 
-    def _fail(self, job: Job, reason: BaseException) -> None:
+    def fail(self, job: Job, reason: BaseException) -> None:
         self._settle(job, Outcome(False, reason))
 
     def _settle(self, job: Job, news: Report | Outcome) -> None:
         if self.cache.pop(job.id, None) is None:
             return
         job.seat = None
+        if news.kind == Kind.FAILED if isinstance(news, Report) else not news.ok:
+            self.failed += 1
+        else:
+            self.finished += 1
         self._count_parcel(job, -1)
         if job.parcel is not None:
             job.parcel.close()
         job.pickled, job.parcel = b"", None
-        self._tell(job, news)
+        self.tell(job, news)
 
-    def _tell(self, job: Job, news: News) -> None:
+    def tell(self, job: Job, news: News) -> None:
+        """Have the owner of a job told of it, in the order of things. With the lock held."""
         self._news.append((job, news))
         self.outboxes.bell.ring()
-
-    # ---- time limits
-
-    def next_look(self) -> float | None:
-        """When the next limit can expire (monotonic, seconds); None: no limit runs."""
-        return self.deadlines.next_look
-
-    def expired(self, now: float) -> list[Expiry]:
-        with self.lock:
-            return self.deadlines.look(self.workers, now)
-
-    def enforce(self, expiry: Expiry) -> None:
-        """Interrupt or kill the worker that runs this job, unless the job has just finished."""
-        worker, job = expiry.seat, expiry.job
-        assert isinstance(worker, Worker)
-        with self.lock:
-            if worker.gone or worker.exited or job.id not in worker.sent:
-                return
-            if expiry.soft:
-                self._tell(job, expiry)
-                worker.process.signal(SOFT_SIGNAL)
-                return
-            if not self._isolate(worker, expiry):
-                return
-            logger.warning(
-                "killing worker %d: job %d (%s) exceeded its time limit of %g s",
-                *(worker.pid, job.id, job.function, expiry.timeout),
-            )
-            worker.verdicts[job.id] = TimeLimitExceeded(
-                expiry.timeout, job.id, job.function, worker.pid
-            )
-            self._tell(job, expiry)
-            worker.process.kill()
-
-    def _isolate(self, worker: Worker, expiry: Expiry) -> bool:
-        """Leave a worker with nothing but what has expired; False if that has finished meanwhile.
-
-        After this the worker can be killed without hitting another job: it has nothing to read.
-        """
-        self.scheduler.shut(worker)
-        self.take_back(worker)
-        self.hear_out(worker)
-        job = expiry.job
-        still_runs = job.id in worker.sent and worker.running() == (job.id, expiry.started)
-        if not still_runs and not worker.leaving:
-            self.scheduler.reopen(worker)
-        self.distribute()
-        return still_runs
 
     # ---- workers come and go (with the lock held)
 
@@ -417,12 +401,14 @@ class Dispatcher:
         self.slot_free.notify()
         self.distribute([worker])
 
-    def dismiss(self, worker: Worker) -> None:
+    def dismiss(self, worker: Worker, why: str) -> None:
         """Have a worker leave after the task that it runs."""
-        worker.leaving = True
+        worker.reason = worker.reason or why
         self.scheduler.shut(worker)
         self.take_back(worker)
-        worker.channel.dismiss()
+        if not worker.leaving:
+            worker.leaving = True
+            worker.channel.dismiss()
         self.distribute()
 
     def leave(self, worker: Worker) -> None:
@@ -443,7 +429,7 @@ class Dispatcher:
             if self.state is State.RUN:
                 self.state = State.CLOSE
         self.slot_free.notify()
-        self._staff_bell()
+        self.ring_staff()
 
     def stop(self, reason: Exception) -> None:
         """Fail all jobs, take no more, kill the workers."""
@@ -458,14 +444,14 @@ class Dispatcher:
                     self._note_start(worker, job)
             self.scheduler.clear()
             for job in list(self.cache.values()):
-                self._fail(job, reason)
+                self.fail(job, reason)
             for feeder in self.feeders:
                 feeder.abort(reason)
             for worker in self.workers:
                 if not worker.exited:
-                    worker.process.kill()
+                    worker.kill("the pool was terminated")
         self.slot_free.notify()
-        self._staff_bell()
+        self.ring_staff()
 
     def break_down(self, why: str, cause: BaseException | None = None) -> None:
         """Fail all jobs, now and later: the pool cannot go on."""

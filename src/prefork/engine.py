@@ -10,6 +10,7 @@ from typing import NamedTuple
 from prefork.arguments import Limits
 from prefork.dispatcher import State
 from prefork.drivers import Driver, EventLoop, Roles, Threads
+from prefork.enforcement import Enforcement
 from prefork.errors import Terminated
 from prefork.handlers import (
     CallbackRunner,
@@ -20,6 +21,7 @@ from prefork.handlers import (
     TimeoutHandler,
 )
 from prefork.jobs import JobMaker
+from prefork.observation import Observer
 from prefork.scheduler import Job
 from prefork.staff import Options, Staff
 
@@ -53,6 +55,8 @@ class Engine:
         self.staff = staff = Staff(options)
         self.jobs = jobs = staff.jobs
         self.make = JobMaker(jobs.may_open_parcel)
+        self.enforcement = Enforcement(jobs, options.max_memory_per_task)
+        self.observer = Observer(staff)
         self._task_handler = classes.tasks
         self.callbacks = classes.callbacks()
         roles = Roles(
@@ -64,7 +68,7 @@ class Engine:
                 jobs.check_done,
                 jobs.slot_free,
             ),
-            classes.limits(jobs, jobs.cache, limits.soft_timeout, limits.timeout),
+            classes.limits(self.enforcement, jobs.cache, limits.soft_timeout, limits.timeout),
             classes.supervisor(staff),
             self.callbacks,
         )

@@ -17,6 +17,7 @@ from typing import Any
 __all__ = [
     "MaybeDecodingError",
     "MaybeEncodingError",
+    "MemoryLimitExceeded",
     "PoolBrokenError",
     "PreforkError",
     "RemoteTraceback",
@@ -44,6 +45,7 @@ class WorkerLostError(PreforkError):
         exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of the signal
             that ended it, None is unknown (somebody else collected the child's status).
         stack: the Python stack at the moment of a crash, or "".
+        note: what else is known, such as a lack of memory, or "".
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class TimeLimitExceeded(PreforkError):
     Attributes:
         limit: the limit in seconds, counted from the moment the worker started the task.
         job, function, pid: which job, what it ran, in which process.
-        stack: the Python stack where the task was stuck, of all threads, or "".
+        stack: the Python stack where the task was stuck, of all threads; or why there is none,
+            in parentheses.
     """
 
     def __init__(
@@ -94,6 +97,35 @@ class TimeLimitExceeded(PreforkError):
         text = (
             f"job {self.job} ({self.function}) exceeded its time limit of {self.limit:g} s; "
             f"its worker process {self.pid} was killed"
+        )
+        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+
+
+class MemoryLimitExceeded(PreforkError):
+    """The job's worker had more memory resident than it may have, so it was killed.
+
+    Attributes:
+        limit: `max_memory_per_task`, KiB.
+        resident: what was measured, KiB.
+        job, function, pid: which job, what it ran, in which process.
+        stack: the Python stack where the task was, of all threads, likewise.
+    """
+
+    def __init__(
+        self, limit: int, resident: int, job: int, function: str, pid: int, stack: str = ""
+    ) -> None:
+        super().__init__(limit, resident, job, function, pid, stack)
+        self.limit = limit
+        self.resident = resident
+        self.job = job
+        self.function = function
+        self.pid = pid
+        self.stack = stack
+
+    def __str__(self) -> str:
+        text = (
+            f"job {self.job} ({self.function}) had {self.resident} KiB of memory resident, more "
+            f"than the {self.limit} KiB allowed; its worker process {self.pid} was killed"
         )
         return f"{text}\n{self.stack.rstrip()}" if self.stack else text
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
 from prefork.crew import Worker
-from prefork.deadlines import Expiry
 from prefork.dispatcher import Dispatcher, News, State, tell_owners
 from prefork.results import Signal
 from prefork.scheduler import Job
@@ -259,16 +258,14 @@ class LimitedProcesses(Protocol):
 
     def next_look(self) -> float | None: ...
 
-    def expired(self, now: float) -> list[Expiry]: ...
-
-    def enforce(self, expiry: Expiry) -> None: ...
+    def enforce(self, now: float) -> None: ...
 
 
 class TimeoutHandler(Role):
     """Enforces the time limits. It sleeps until the next one can expire; nothing is polled.
 
     Args:
-        processes: the workers, with what has expired on them.
+        processes: tells when a limit can expire, and does what follows when it has.
         cache: the unsettled jobs by id.
         t_soft, t_hard: the limits of jobs that ask for none, seconds; None is no limit.
     """
@@ -307,8 +304,7 @@ class TimeoutHandler(Role):
         next_look = self.processes.next_look()
         if next_look is None or now < next_look:
             return
-        for expiry in self.processes.expired(now):
-            self.processes.enforce(expiry)
+        self.processes.enforce(now)
 
     def rearm(self) -> None:
         """The next limit may expire earlier than was known."""

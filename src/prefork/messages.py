@@ -59,9 +59,10 @@ class Kind(enum.IntEnum):
     ACCEPTED = 1  # the task has started
     DONE = 2  # the payload is the pickled result
     FAILED = 3  # the payload is a pickled `Failure`
-    EXITING = 5  # the task has the process exit; the payload is why, UTF-8
     OUTCOMES = 4  # the payload is a pickled list: (True, pickled result) or (False, a `Failure`)
+    EXITING = 5  # the task has the process exit; the payload is the pickled exit code and why
     BROKEN = 6  # the initializer failed; the payload is a pickled `Failure`
+    LEAVING = 7  # the worker leaves of itself; the payload is why, pickled
 
 
 class Report(NamedTuple):

@@ -6,29 +6,32 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from prefork import errors, handlers, process
-from prefork.arguments import Limits, check_callables, check_count, check_iterable
-from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
+from prefork.arguments import (
+    Limits,
+    check_callables,
+    check_count,
+    check_counts,
+    check_iterable,
+    seconds,
+)
 from prefork.cpus import available_cpus
 from prefork.drivers import EventLoop, Loop
+from prefork.enforcement import Enforcement
 from prefork.engine import Engine, RoleClasses
-from prefork.iterators import IMapIterator, IMapUnorderedIterator
-from prefork.messages import ACCEPT, MAP, STARMAP, Outcome, function_name
-from prefork.results import ApplyResult, Callback, MapResult, Signal
+from prefork.mapping import MapFamily
+from prefork.messages import ACCEPT, Outcome
+from prefork.results import ApplyResult, Callback, Signal
 from prefork.staff import Options
-from prefork.worker import Initializer, WorkerOptions
+from prefork.statistics import PoolStatistics
+from prefork.worker import Initializer
 
 __all__ = ["Pool"]
 
-Items = TypeVar("Items", bound=IMapIterator)
 
-BUFFERED_PER_WORKER = 32
-"""Items that `imap` reads ahead, per worker: enough for batches of short tasks."""
-
-
-class Pool:
+class Pool(MapFamily):
     """A pool of worker processes that run functions.
 
     Args:
@@ -37,7 +40,8 @@ class Pool:
         initializer: called in each worker as `initializer(*initargs)` when it starts. If it
             raises, the pool fails with `PoolBrokenError`.
         initargs: its arguments.
-        maxtasksperchild: a worker is replaced after so many tasks; None: never.
+        maxtasksperchild: a worker is replaced after so many jobs (calls, or chunks of calls);
+            None: never.
         timeout: the hard time limit of each task, in seconds from its start; its worker is
             killed and the job fails with `TimeLimitExceeded`. None: no limit.
         soft_timeout: the soft limit, likewise: `SoftTimeLimitExceeded` is raised in the task.
@@ -47,6 +51,17 @@ class Pool:
             its name. None: the default one.
         threads: False: the pool has no threads; it is driven by an event loop (`attach`) or by
             hand (`handle_events`).
+        maxtasksperchild_jitter: each worker is replaced after up to so many jobs less, by
+            chance, so that they do not all leave at once.
+        max_memory_per_child: a worker that has more memory resident after a task is replaced.
+            KiB, as in celery; None: no limit.
+        max_memory_per_task: a worker that has more memory resident while it runs a task is
+            killed, and the job fails with `MemoryLimitExceeded`. It is measured ten times a
+            second. KiB; None: no limit.
+        max_restarts: after more than so many failed starts of workers in a row, with growing
+            pauses in between, the pool fails with `PoolBrokenError`.
+        start_timeout: how long a worker may take to start, its initializer included, in seconds.
+            One that takes longer is killed; if none has ever been ready, the pool fails.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
@@ -75,12 +90,24 @@ class Pool:
         *,
         context: BaseContext | str | None = None,
         threads: bool = True,
+        maxtasksperchild_jitter: int = 0,
+        max_memory_per_child: int | None = None,
+        max_memory_per_task: int | None = None,
+        max_restarts: int = 10,
+        start_timeout: float | None = 600.0,
     ) -> None:
         if processes is None:
             processes = available_cpus()
         check_count("processes", processes)
-        if maxtasksperchild is not None:
-            check_count("maxtasksperchild", maxtasksperchild)
+        check_counts(
+            maxtasksperchild=maxtasksperchild,
+            max_memory_per_child=max_memory_per_child,
+            max_memory_per_task=max_memory_per_task,
+        )
+        check_count("maxtasksperchild_jitter", maxtasksperchild_jitter, least=0)
+        if maxtasksperchild_jitter and maxtasksperchild_jitter >= (maxtasksperchild or 0):
+            raise ValueError("maxtasksperchild_jitter must be less than maxtasksperchild")
+        check_count("max_restarts", max_restarts, least=0)
         check_callables(initializer=initializer)
         initargs = check_iterable("initargs", initargs)
         if context is None or isinstance(context, str):
@@ -90,11 +117,15 @@ class Pool:
         self._engine = engine = Engine(
             Options(
                 processes,
-                WorkerOptions(
-                    Initializer(initializer, initargs) if initializer else None, maxtasksperchild
-                ),
                 context,
+                Initializer(initializer, initargs) if initializer else None,
                 self.Process,
+                maxtasksperchild,
+                maxtasksperchild_jitter,
+                max_memory_per_child,
+                max_memory_per_task,
+                max_restarts,
+                None if start_timeout is None else seconds("start_timeout", start_timeout),
             ),
             Limits().override(timeout, soft_timeout, lost_worker_timeout),
             RoleClasses(
@@ -115,9 +146,16 @@ class Pool:
         func: Callable[..., Any],
         args: Iterable[Any] = (),
         kwds: Mapping[str, Any] = {},
+        *,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
     ) -> Any:
-        """Call `func(*args, **kwds)` in a worker and return its result."""
-        return self.apply_async(func, args, kwds).get()
+        """Call `func(*args, **kwds)` in a worker and return its result; see `apply_async`."""
+        handle = self.apply_async(
+            func, args, kwds, soft_timeout=soft_timeout, timeout=timeout, retries=retries
+        )
+        return handle.get()
 
     def apply_async(
         self,
@@ -132,6 +170,8 @@ class Pool:
         soft_timeout: float | None = None,
         timeout: float | None = None,
         lost_worker_timeout: float | None = None,
+        *,
+        retries: int = 0,
     ) -> ApplyResult[Any]:
         """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
 
@@ -142,6 +182,7 @@ class Pool:
             timeout_callback: called as `timeout_callback(soft=…, timeout=…)` when a limit passes.
             waitforslot: wait until a worker has nothing to do before the job is handed in.
             soft_timeout, timeout, lost_worker_timeout: instead of the pool's, for this job.
+            retries: how often to run it again after its worker was lost.
 
         Callbacks run one after another on a thread of the pool; each is called at most once.
 
@@ -164,7 +205,7 @@ class Pool:
             accept_callback,
             timeout_callback,
         )
-        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout)
+        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             job.flags = ACCEPT
@@ -193,141 +234,7 @@ class Pool:
             self, self._engine.callbacks, callback, error_callback
         )
         limits = self._engine.limits.override(timeout, soft_timeout)
-        self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
-        return result
-
-    # ---- many calls at once
-
-    def map(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-    ) -> list[Any]:
-        """`[func(item) for item in iterable]`, in the workers.
-
-        Without `chunksize`, items are handed over in chunks that are sized by their measured run
-        time. The first error among the items is raised, when all chunks have finished.
-        """
-        return self._map_async(MAP, func, iterable, chunksize, wait=True).get()
-
-    def map_async(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-    ) -> MapResult:
-        """Like `map`, but returns at once with a handle of the list."""
-        return self._map_async(MAP, func, iterable, chunksize, callback, error_callback)
-
-    def starmap(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-    ) -> list[Any]:
-        """Like `map`, but each item is unpacked: `(a, b)` becomes `func(a, b)`."""
-        return self._map_async(STARMAP, func, iterable, chunksize, wait=True).get()
-
-    def starmap_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-    ) -> MapResult:
-        """Like `starmap`, but returns at once with a handle of the list."""
-        return self._map_async(STARMAP, func, iterable, chunksize, callback, error_callback)
-
-    def _map_async(
-        self,
-        mode: int,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-        wait: bool = False,
-    ) -> MapResult:
-        self._jobs.check_running()
-        check_callables(callback=callback, error_callback=error_callback)
-        if chunksize is not None:
-            check_count("chunksize", chunksize)
-        items = list(iterable)
-        result = MapResult(
-            self, self._engine.callbacks, function_name(func), len(items), callback, error_callback
-        )
-        if not items:
-            return result
-        workers = self._staff.processes
-        chunks: Iterable[list[Any]]
-        if chunksize is None:
-            chunks = adaptive = AdaptiveChunks(items, workers)
-            result.limit(FIRST_CHUNKS * workers, adaptive.measured)
-        else:
-            chunks = fixed_chunks(items, chunksize)
-            result.limit(BUFFERED_PER_WORKER * workers)
-        jobs = self._engine.make.chunks(result, mode, func, chunks, self._engine.limits)
-        self._engine.feed(jobs, result, here=wait or len(items) <= FIRST_CHUNKS * workers)
-        return result
-
-    # ---- many calls, lazily
-
-    def imap(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        lost_worker_timeout: float | None = None,
-        *,
-        buffersize: int | None = None,
-    ) -> IMapIterator:
-        """Like `map`, but lazy: an iterator over the results, in the order of the input.
-
-        Args:
-            chunksize: how many items are handed to a worker at once.
-            lost_worker_timeout: instead of the pool's.
-            buffersize: how many items the input is read ahead of the results that were taken;
-                None: 32 chunks per worker.
-        """
-        return self._imap(IMapIterator, func, iterable, chunksize, lost_worker_timeout, buffersize)
-
-    def imap_unordered(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        lost_worker_timeout: float | None = None,
-        *,
-        buffersize: int | None = None,
-    ) -> IMapUnorderedIterator:
-        """Like `imap`, but the results come as they become ready."""
-        return self._imap(
-            IMapUnorderedIterator, func, iterable, chunksize, lost_worker_timeout, buffersize
-        )
-
-    def _imap(
-        self,
-        iterator_class: type[Items],
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int,
-        lost_timeout: float | None,
-        buffersize: int | None,
-    ) -> Items:
-        self._jobs.check_running()
-        check_count("chunksize", chunksize)
-        if buffersize is None:
-            buffersize = BUFFERED_PER_WORKER * self._staff.processes * chunksize
-        check_count("buffersize", buffersize)
-        limits = self._engine.limits.override(lost_worker_timeout=lost_timeout)
-        result = iterator_class(self, function_name(func), max(buffersize, chunksize), chunksize)
-        result.items.on_cancel = self._jobs.check_done
-        jobs = self._engine.make.items(result.items, func, iter(iterable), chunksize, limits)
-        self._engine.feed(jobs, result.items)
+        self._engine.submit(self._engine.make.each(result, func, list(items), limits))
         return result
 
     # ---- the pool itself
@@ -352,8 +259,33 @@ class Pool:
         self._staff.resize(-n)
 
     def restart(self) -> None:
-        """Replace all workers; busy ones finish their task first."""
+        """Replace all workers, one after another: each goes after the task that it runs, when
+        its successor is ready. Returns at once."""
         self._staff.replace_all()
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> bool:
+        """End the job that a worker runs now; it fails with `Terminated`. No other job is hit.
+
+        Args:
+            pid: the process id of the worker.
+            signal: what to send to it, for instance SIGTERM; if the task survives that, the
+                worker leaves after it. None: it is killed, with all that the task started.
+
+        Returns:
+            Whether a worker of that number was running a job.
+        """
+        return self.enforcement.terminate_on(pid, signal)
+
+    # ---- what can be seen
+
+    def statistics(self) -> PoolStatistics:
+        """What there is now: workers, what they run, and counts of jobs; immutable."""
+        return self._engine.observer.statistics()
+
+    def dump_stacks(self) -> dict[int, str]:
+        """The Python stack of every worker by its process id, whatever it is doing, C code
+        included. The workers go on; one that cannot tell has the reason in parentheses."""
+        return self._engine.observer.stacks()
 
     def close(self) -> None:
         """Take no more jobs. The workers leave when all are done."""
@@ -380,6 +312,11 @@ class Pool:
             ValueError: neither `close` nor `terminate` was called before.
         """
         return self._engine.join(timeout)
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """For the results: what ends single jobs."""
+        return self._engine.enforcement
 
     def wait_for(
         self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
@@ -445,4 +382,7 @@ class Pool:
 
     def __repr__(self) -> str:
         state = self._jobs.state.value
-        return f"<{type(self).__name__}: {state}, {self.processes} processes>"
+        text = f"{type(self).__name__}: {state}, {self.processes} processes"
+        if unfinished := len(self._jobs.cache):
+            text += f", {unfinished} jobs unfinished"
+        return f"<{text}>"

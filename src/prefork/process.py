@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import reduction
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
+from pathlib import Path
 from typing import Any
 
 from prefork import forks
@@ -135,6 +136,15 @@ def _is_readable(fd: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
+def _status(thread: Path) -> dict[str, str]:
+    lines = (thread / "status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _has(status: dict[str, str], signals: str, signum: int) -> bool:
+    return bool(int(status.get(signals, "0"), 16) >> (signum - 1) & 1)
+
+
 def _run_tied(end: _LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
     end.hold()
     target(*args)
@@ -192,6 +202,27 @@ class Child:
                 signal.pidfd_send_signal(self._pidfd, signum)
             else:
                 os.kill(self.pid, signum)
+
+    def catches(self, signum: int) -> bool:
+        """Whether the process has a handler for this signal; False where that is not told."""
+        return any(_has(status, "SigCgt", signum) for status in self._threads())
+
+    def has_handled(self, signum: int) -> bool:
+        """Whether no such signal is waiting for the process, or being handled in it (while a
+        handler runs, its own signal is blocked)."""
+        sets = ("SigPnd", "ShdPnd", "SigBlk")
+        return not any(_has(status, name, signum) for status in self._threads() for name in sets)
+
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP, a debugger)."""
+        return any(status.get("State", "")[:1] in "Tt" for status in self._threads())
+
+    def _threads(self) -> list[dict[str, str]]:
+        """What /proc tells of each thread (proc(5)); nothing, once the process has gone."""
+        try:
+            return [_status(thread) for thread in Path(f"/proc/{self.pid}/task").iterdir()]
+        except OSError:
+            return []
 
     def kill(self) -> None:
         """SIGKILL for the process and its group."""

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from multiprocessing import TimeoutError
 from typing import Any, Generic, Protocol, TypeVar
 
+from prefork.errors import Terminated
 from prefork.messages import Outcome
-from prefork.scheduler import Job
+from prefork.scheduler import Job, JobOwner
 
 __all__ = ["ApplyResult", "Callback", "MapResult", "Owner", "Runner", "Signal"]
 
@@ -32,8 +33,24 @@ class Runner(Protocol):
     ) -> None: ...
 
 
+class JobEnder(Protocol):
+    """Ends single jobs; tells whether there was anything to end."""
+
+    def cancel(self, job: Job) -> bool:
+        """Only if it has not been started."""
+
+    def terminate(self, job: Job, signum: int | None = None) -> bool:
+        """In any case: with this signal to its worker, or by killing that."""
+
+    def terminate_all(self, owner: JobOwner) -> bool:
+        """All jobs whose results are this one's."""
+
+
 class Owner(Protocol):
     """The pool that a result comes from; results keep it alive until they are here."""
+
+    @property
+    def enforcement(self) -> JobEnder: ...
 
     def wait_for(
         self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
@@ -214,9 +231,37 @@ class ApplyResult(_Handle[T]):
         """How long the finished job ran, as its worker measured it."""
         return self._job.seconds if self._job and self.ready() else None
 
+    @property
+    def retries(self) -> int:
+        """How often the job was run again, since its worker was lost."""
+        return self._job.attempts if self._job else 0
+
     def accepted(self) -> bool:
         """Whether a worker has started the job."""
         return self.pid is not None
+
+    def cancel(self) -> bool:
+        """Have the job never run, unless it has been started; it fails with `Terminated`.
+
+        Returns:
+            Whether it was cancelled.
+        """
+        pool, job = self._pool, self._job
+        return pool is not None and job is not None and pool.enforcement.cancel(job)
+
+    def terminate(self, signal: int | None = None) -> bool:
+        """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
+
+        Args:
+            signal: what to send to the worker, if one runs the job. If the task survives that,
+                its own result counts, and the worker leaves after it. None: the worker is
+                killed, with all that the task started.
+
+        Returns:
+            Whether there was anything to end: False if the job had finished.
+        """
+        pool, job = self._pool, self._job
+        return pool is not None and job is not None and pool.enforcement.terminate(job, signal)
 
     # ---- the pool's side
 
@@ -274,6 +319,21 @@ class MapResult(_Handle[list[Any]]):
         self.cancelled = False
         if length == 0:
             self._finish(Outcome(True, []))
+
+    def terminate(self) -> bool:
+        """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
+        failed before.
+
+        Returns:
+            Whether there was anything to end: False if it was ready.
+        """
+        pool = self._pool
+        if pool is None:
+            return False
+        self.cancelled = True
+        self.room.notify()
+        self.end(Terminated(f"the map of {self._function} was terminated"))
+        return pool.enforcement.terminate_all(self)
 
     # ---- the feeder's side
 

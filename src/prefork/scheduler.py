@@ -14,7 +14,6 @@ round trip). The rest queues here, and is handed out in batches that hold about
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +47,7 @@ class Job:
     """One task on its way. Times are seconds."""
 
     __slots__ = (
+        "attempts",
         "flags",
         "flaw",
         "func",
@@ -58,12 +58,15 @@ class Job:
         "parcel",
         "pickled",
         "pid",
+        "retries",
         "seat",
         "seconds",
+        "sent_at",
         "size",
         "soft_timeout",
         "started",
         "timeout",
+        "withdrawn",
     )
 
     _ids = itertools.count(1)
@@ -75,6 +78,7 @@ class Job:
         timeout: float | None = None,
         soft_timeout: float | None = None,
         lost_timeout: float | None = None,
+        retries: int = 0,
     ) -> None:
         self.id = next(Job._ids)
         self.owner = owner
@@ -88,7 +92,11 @@ class Job:
         self.parcel: Any = None  # the pickle and its buffers, if they are large
         self.index = 0  # of its first item in the result
         self.size = 1  # how many items it is for
+        self.retries = retries  # how often it may be run again after its worker was lost
+        self.attempts = 0  # that ended with the loss of a worker
         self.seat: Seat | None = None  # where it was sent; None while queued
+        self.sent_at = 0.0  # when (monotonic), if it has a time limit
+        self.withdrawn = False  # not to be run any more
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0
         self.seconds = 0.0
@@ -138,7 +146,6 @@ class Scheduler:
     def __init__(self) -> None:
         self.queue: deque[Job] = deque()
         self.seats: list[Seat] = []
-        self.finished_jobs = 0
         self.mean_seconds: float | None = None
         # Seats by how many jobs they have; each seat is in one of them, or in none.
         self._idle: dict[Seat, None] = {}  # none, and may be sent some
@@ -229,6 +236,7 @@ class Scheduler:
             if seat.sent and not self._may_queue_behind(job):
                 break
             self._assign(seat, self.queue.popleft())
+            self._drop_withdrawn()
             batch.append(job)
         return batch
 
@@ -243,7 +251,6 @@ class Scheduler:
         job = seat.sent.pop(job_id, None)
         seat.quota -= 1
         self._classify(seat)
-        self.finished_jobs += 1
         mean = self.mean_seconds
         self.mean_seconds = seconds if mean is None else mean + _SMOOTHING * (seconds - mean)
         return job
@@ -266,10 +273,20 @@ class Scheduler:
     def idle_seats(self) -> list[Seat]:
         return list(self._idle)
 
+    def put_back(self, job: Job) -> None:
+        """Run this one again, before all others; no seat has it any more."""
+        job.seat = None
+        self.queue.appendleft(job)
+
     def withdraw(self, job: Job) -> None:
         """Forget a queued job."""
-        with contextlib.suppress(ValueError):
-            self.queue.remove(job)
+        job.withdrawn = True
+        self._drop_withdrawn()
+
+    def _drop_withdrawn(self) -> None:
+        """Only from the front, so that it costs little; the first one is always to be run."""
+        while self.queue and self.queue[0].withdrawn:
+            self.queue.popleft()
 
     def clear(self) -> list[Job]:
         """Forget all jobs."""

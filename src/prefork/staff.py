@@ -13,42 +13,68 @@ from __future__ import annotations
 
 import logging
 import math
+import random
+import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 from prefork.channel import Channel
 from prefork.crew import Worker
+from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import Dispatcher, State
 from prefork.errors import Terminated, describe_exit
+from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
 from prefork.process import Child, Process
 from prefork.results import Signal
+from prefork.scheduler import Job
+from prefork.statistics import WorkerExit
 from prefork.watch import Watch
-from prefork.worker import WorkerOptions, main
+from prefork.worker import Initializer, WorkerOptions, main
 
 __all__ = ["Options", "Staff"]
 
 logger = logging.getLogger("prefork")
 
-MAX_FAILED_STARTS = 10
-"""So many workers in a row may be killed before they are ready; then the pool gives up. From the
-third on it waits before the next try: `FIRST_PAUSE` seconds, then twice as long each time."""
-FIRST_PAUSE = 0.05
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""From the third failed start in a row on, so many seconds pass before the next one: twice as many
+each time, up to the longest."""
 
 EXIT_SECONDS = 10.0
 """A worker that has said goodbye has so long for its own exit: threads and processes that its
 tasks left behind are waited for there. Then it is killed."""
+
+GIVE_UP_SECONDS = 5.0
+"""A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
+for; then its job fails and the pool goes on without it."""
+
+KEPT_EXITS = 100
+"""How many ended workers are remembered."""
 
 
 class Options(NamedTuple):
     """What a pool's workers are made with."""
 
     processes: int
-    worker: WorkerOptions
     context: BaseContext
+    initializer: Initializer | None = None
     process_class: type[Process] = Process
+    max_tasks: int | None = None  # of one worker
+    tasks_jitter: int = 0  # so many fewer, at most, by chance
+    max_memory: int | None = None  # of a worker after a task, KiB
+    max_memory_per_task: int | None = None  # while it runs one, KiB
+    max_restarts: int = 10  # failed starts in a row
+    start_timeout: float | None = None  # seconds
+
+    def for_worker(self) -> WorkerOptions:
+        """What the next worker is to know."""
+        tasks = self.max_tasks
+        if tasks is not None:
+            tasks -= random.randint(0, self.tasks_jitter)
+        return WorkerOptions(self.initializer, tasks, self.max_memory)
 
 
 class Staff:
@@ -56,15 +82,19 @@ class Staff:
         self.options = options
         self.processes = options.processes  # how many workers there should be
         self.exits: Watch[Worker] = Watch()
-        self.jobs = Dispatcher(self.exits.bell.ring)
+        look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
+        self.jobs = Dispatcher(self.exits.bell.ring, look_interval)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
+        self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
         self._ended = Signal()
         self._termination = ""  # has been asked for, and why
         self._hired = 0
         self._good_starts = 0
         self._failed_starts = 0  # in a row
         self._pause_until = 0.0  # no worker is started before (monotonic)
+        self._outdated: deque[Worker] = deque()  # to be replaced, one after another
+        self._memory_kills = OutOfMemoryKills()
 
     @property
     def state(self) -> State:
@@ -82,6 +112,7 @@ class Staff:
         """
         self._hired += 1
         name = f"PreforkWorker-{self._hired}"
+        options = self.options.for_worker()
         channel = Channel()
         end = channel.take_worker_end()
         try:
@@ -91,19 +122,22 @@ class Staff:
                     self.options.context,
                     name,
                     main,
-                    (end, self.options.worker),
+                    (end, options),
                 )
         except BaseException:
             channel.close()
             raise
         worker = Worker(channel, process, name)
-        if self.options.worker.maxtasksperchild is not None:
-            worker.quota = self.options.worker.maxtasksperchild
+        if options.max_tasks is not None:
+            worker.quota = options.max_tasks
+        if self.options.start_timeout is not None:
+            worker.patience_ends = time.monotonic() + self.options.start_timeout
         with self.jobs.lock:
             self.exits.add(process, worker)
             self.jobs.join(worker)
             if self.state is State.TERMINATE:
-                process.kill()
+                worker.kill("the pool was terminated")
+        self.exits.bell.ring()  # its start may have to be watched
         logger.debug("started worker %d (%s)", worker.pid, name)
 
     def _fill_up(self) -> None:
@@ -122,10 +156,16 @@ class Staff:
     def _is_short_of_workers(self) -> bool:
         with self.jobs.lock:
             wanted = self.state in (State.RUN, State.CLOSE) and not self.jobs.is_done()
-            return wanted and len(self._present()) < self.processes
+            # First the dying are buried: their jobs' errors are waited for, and a fork takes long.
+            dying = sum(worker.dying for worker in self.jobs.workers)
+            return wanted and len(self._present()) + dying < self._wanted()
 
     def _present(self) -> list[Worker]:
-        return [w for w in self.jobs.workers if not (w.leaving or w.exited or w.quota <= 0)]
+        return [w for w in self.jobs.workers if not w.is_retiring]
+
+    def _wanted(self) -> int:
+        """One more while workers are replaced: the next one goes when its successor is ready."""
+        return self.processes + bool(self._outdated)
 
     # ---- watching
 
@@ -144,8 +184,12 @@ class Staff:
         with self.jobs.lock:
             for worker in exited:
                 self._note_exit(worker)
+            before = len(self.jobs.workers)
             for worker in list(self.jobs.workers):
                 self._review(worker)
+            buried = before > len(self.jobs.workers)
+        if buried:
+            time.sleep(0.0)  # a fork holds the interpreter for long: first the errors are told
         self._fill_up()
         with self.jobs.lock:
             self._let_go()
@@ -172,12 +216,15 @@ class Staff:
             self.jobs.hear_out(worker)
             if self._has_had_its_say(worker, now):
                 self._bury(worker)
-        elif worker.channel.eof:
+            return
+        if worker.channel.eof and not worker.farewell:
             self._see_out(worker, now)
+        if worker.patience_ends is not None and now >= worker.patience_ends:
+            self._end_by_force(worker, now)
 
     def _has_had_its_say(self, worker: Worker, now: float) -> bool:
         """Whether a dead worker's last result has come, or is not waited for any more."""
-        if worker.channel.eof or not worker.sent or worker.verdicts:
+        if worker.channel.eof or not worker.sent or worker.sentence:
             return True
         if worker.patience_ends is None:  # something that it forked can still send the result
             job = next(iter(worker.sent.values()))
@@ -188,51 +235,75 @@ class Staff:
 
     def _see_out(self, worker: Worker, now: float) -> None:
         """A worker has closed its channel, and its process goes on."""
-        worker.leaving = True
-        self.jobs.scheduler.shut(worker)
-        if worker.patience_ends is None:
-            self.jobs.take_back(worker)
-            self.jobs.distribute()
+        worker.farewell = True
+        self.jobs.dismiss(worker, "")
+        if worker.sentence is None:
             worker.patience_ends = now + EXIT_SECONDS
             if worker.sent:  # then it was the task that closed it
-                worker.process.kill()
-        elif now >= worker.patience_ends:
-            logger.warning(
-                "killing worker %d: it has not ended %g s after its last task; something that a "
-                "task started may still run",
-                *(worker.pid, EXIT_SECONDS),
-            )
-            worker.process.kill()
-            worker.patience_ends = now + EXIT_SECONDS
+                worker.kill("its task has closed the channel to the pool")
+
+    def _end_by_force(self, worker: Worker, now: float) -> None:
+        """A worker has not done in time what it was waited for."""
+        if worker.killed:
+            self._bury(worker)
+        elif not worker.ready and not worker.leaving:
+            self.jobs.dismiss(worker, f"it was not ready within {self.options.start_timeout:g} s")
+            worker.kill_after_last_words("")
+        else:
+            worker.kill(f"it has not ended {EXIT_SECONDS:g} s after its last task")
+            worker.patience_ends = now + GIVE_UP_SECONDS
 
     def _bury(self, worker: Worker) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
         self.jobs.take_back(worker)
-        stack = worker.channel.stack()
+        stack = worker.channel.black_box.text()
         exitcode = worker.process.collect()
-        for job in list(worker.sent.values()):
-            self.jobs.lose(worker, job, exitcode, stack)
+        note = self._note(worker, exitcode)
+        jobs = list(worker.sent.values())
+        for job in jobs:
+            self.jobs.lose(worker, job, exitcode, stack, note)
         self.jobs.leave(worker)
+        self.exits.discard(worker.process)
         worker.channel.close()
         worker.process.close()
-        expected = worker.leaving or worker.quota <= 0 or self.state is State.TERMINATE
-        level = logging.DEBUG if expected else logging.WARNING
-        logger.log(level, "worker %d %s", worker.pid, describe_exit(exitcode))
+        self._record(worker, exitcode, note, jobs)
         if not worker.ready and worker.start_error is None:
-            self._judge_failed_start(exitcode, stack)
+            self._judge_failed_start(worker, exitcode, stack)
 
-    def _judge_failed_start(self, exitcode: int | None, stack: str) -> None:
+    def _note(self, worker: Worker, exitcode: int | None) -> str:
+        if exitcode == -signal.SIGKILL and not worker.killed and self._memory_kills.any_new():
+            return "the kernel was out of memory"
+        return ""
+
+    def _record(self, worker: Worker, exitcode: int | None, note: str, jobs: list[Job]) -> None:
+        """Say once how and why a worker has ended."""
+        how = "was killed" if worker.dying else describe_exit(exitcode)
+        why = worker.reason or note
+        expected = (worker.leaving and worker.sentence is None) or worker.quota <= 0
+        if not why and worker.quota <= 0:
+            why = f"it has run {worker.tasks} tasks"
+        if not why and jobs:
+            why = f"it ran job {jobs[0].id} ({jobs[0].function})"
+        self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
+        level = logging.DEBUG if expected or self.state is State.TERMINATE else logging.WARNING
+        text = f"{how}: {why}" if why else how
+        logger.log(level, "worker %d (%s) %s", worker.pid, worker.name, text)
+
+    def _judge_failed_start(self, worker: Worker, exitcode: int | None, stack: str) -> None:
         """A worker ended before it was ready: its successor would probably, too."""
         if self.jobs.starts != self._good_starts:
             self._good_starts, self._failed_starts = self.jobs.starts, 0
         self._failed_starts += 1
-        if (exitcode is not None and exitcode >= 0) or self._failed_starts >= MAX_FAILED_STARTS:
+        left_of_itself = exitcode is not None and exitcode >= 0
+        was_too_slow = worker.leaving and not self.jobs.starts
+        if left_of_itself or was_too_slow or self._failed_starts > self.options.max_restarts:
+            how = worker.reason or f"it {describe_exit(exitcode)} before it was ready"
             self.jobs.break_down(
-                f"a worker process {describe_exit(exitcode)} before it was ready; failed starts "
-                f"in a row: {self._failed_starts}; see its error output\n{stack}".rstrip()
+                f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
+                f"{self._failed_starts}; see its error output\n{stack}".rstrip()
             )
         elif self._failed_starts > 2:
-            pause = FIRST_PAUSE * 2 ** (self._failed_starts - 3)
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failed_starts - 3))
             self._pause_until = time.monotonic() + pause
 
     def _next_time(self) -> float | None:
@@ -245,10 +316,24 @@ class Staff:
 
     def _let_go(self) -> None:
         """Dismiss those who are too many: all of them, once the pool is done."""
+        if self.jobs.is_done():
+            self._outdated.clear()
+            for worker in self._present():
+                self.jobs.dismiss(worker, "the pool is closed, and all is done")
+            return
+        self._replace_next()
         present = self._present()
-        surplus = len(present) if self.jobs.is_done() else len(present) - self.processes
+        surplus = len(present) - self._wanted()
         for worker in sorted(present, key=lambda w: len(w.sent))[: max(0, surplus)]:
-            self.jobs.dismiss(worker)
+            self.jobs.dismiss(worker, "fewer workers are wanted")
+
+    def _replace_next(self) -> None:
+        """Dismiss an outdated worker, if there is a new one to take its place."""
+        present = self._present()
+        while self._outdated and self._outdated[0] not in present:
+            self._outdated.popleft()
+        if self._outdated and len(present) > self.processes and all(w.ready for w in present):
+            self.jobs.dismiss(self._outdated.popleft(), "the workers are replaced")
 
     def resize(self, change: int) -> None:
         with self.jobs.lock:
@@ -261,12 +346,11 @@ class Staff:
         self.exits.bell.ring()
 
     def replace_all(self) -> None:
-        """Have all workers leave after the tasks that they run; successors are hired."""
+        """Replace all workers, one after another, after the tasks that they run."""
         with self.jobs.lock:
             self.jobs.check_running()
-            for worker in self._present():
-                if worker.ready:  # else it is new already
-                    self.jobs.dismiss(worker)
+            # Those that are starting are new already.
+            self._outdated = deque(worker for worker in self._present() if worker.ready)
         self.exits.bell.ring()
 
     # ---- the end
@@ -286,7 +370,7 @@ class Staff:
         """Kill the workers and account for them, here and now."""
         with self.jobs.lock:
             for worker in list(self.jobs.workers):
-                worker.process.kill()
+                worker.kill("the pool could not go on")
                 worker.process.wait(EXIT_SECONDS)
                 worker.exited = True
                 self.exits.discard(worker.process)

@@ -8,7 +8,6 @@ main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ti
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import time
@@ -17,8 +16,10 @@ from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any, NamedTuple
 
+from prefork import stacks
 from prefork.channel import WorkerEnd
 from prefork.errors import SoftTimeLimitExceeded
+from prefork.memory import ResidentMemory
 from prefork.messages import (
     ACCEPT,
     CALL,
@@ -63,18 +64,20 @@ class Initializer:
 
 
 class WorkerOptions(NamedTuple):
+    """How a worker works. `max_tasks` and `max_memory` (KiB resident, after a task) are when it
+    leaves, to be replaced by another one."""
+
     initializer: Initializer | None = None
-    maxtasksperchild: int | None = None
+    max_tasks: int | None = None
+    max_memory: int | None = None
 
 
 def main(end: WorkerEnd, options: WorkerOptions) -> None:
-    black_box = end.open()
-    os.register_at_fork(after_in_child=faulthandler.disable)  # the black box is ours
-    faulthandler.enable(black_box)
+    stacks.install(end.open())
     try:
         _Worker(end, options).run()
     finally:
-        faulthandler.disable()
+        stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
 
 
@@ -96,7 +99,8 @@ class _Worker:
         self._set_signals()
         self._initialise()
         self._end.report(Kind.READY)
-        tasks_left = self._options.maxtasksperchild
+        tasks_left = self._options.max_tasks
+        memory = ResidentMemory() if self._options.max_memory else None
         while tasks_left is None or tasks_left > 0:
             ticket = self._end.receive()
             if ticket is None:
@@ -104,6 +108,16 @@ class _Worker:
             self._run_task(ticket)
             if tasks_left is not None:
                 tasks_left -= 1
+            if memory is not None and self._has_outgrown(memory.now()):
+                return
+
+    def _has_outgrown(self, kib: int) -> bool:
+        limit = self._options.max_memory
+        if limit is None or kib <= limit:
+            return False
+        why = f"{kib} KiB of memory, more than {limit} KiB"
+        self._end.report(Kind.LEAVING, pickled=dumps(why))
+        return True
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""

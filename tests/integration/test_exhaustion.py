@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, METHODS
+from helpers import DEADLINE, METHODS, eventually
 from prefork import Pool
 
 # --- descriptors
@@ -336,8 +336,9 @@ global_pool = None
 def test_a_task_cannot_use_the_pool_that_runs_it(make_pool):
     global global_pool
     with make_pool(1) as global_pool:
-        global_pool.apply(abs, (1,))
+        old = global_pool.apply(os.getpid)
         global_pool.restart()  # the new worker finds the pool in its globals
+        eventually(lambda: global_pool.apply(os.getpid) != old, "the worker is replaced")
         assert "belongs to the process that made it" in global_pool.apply(use_global_pool, (1,))
 
 

@@ -176,7 +176,9 @@ def test_the_black_box_keeps_what_was_written(pair):
     worker = pool.take_worker_end()
     os.write(worker.open(), b"Fatal Python error")
     worker.close()
-    assert pool.stack() == "Fatal Python error"
+    assert pool.black_box.text() == "Fatal Python error"
+    pool.black_box.rewind()
+    assert pool.black_box.text() == ""
     pool.close()
 
 

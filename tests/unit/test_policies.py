@@ -38,7 +38,7 @@ def test_jobs_without_limits_need_no_look():
     deadlines = Deadlines()
     seat = Running()
     assert not deadlines.watch(sent(seat), 10.0)
-    assert deadlines.look([seat], 10.0) == []
+    assert deadlines.look([seat], 10.0).expired == []
     assert deadlines.next_look is None
 
 
@@ -48,12 +48,12 @@ def test_a_limit_counts_from_the_start_of_the_task():
     job = sent(seat, hard=2.0)
     assert deadlines.watch(job, 10.0)
     assert deadlines.next_look == 12.0
-    assert deadlines.look([seat], 12.0) == []  # has not started
+    assert deadlines.look([seat], 12.0).expired == []  # has not started
     assert deadlines.next_look == 14.0
     seat.run(job, 12.5)
-    assert deadlines.look([seat], 14.0) == []
+    assert deadlines.look([seat], 14.0).expired == []
     assert deadlines.next_look == 14.5
-    assert deadlines.look([seat], 14.5) == [Expiry(seat, job, False, 2.0, 12.5)]
+    assert deadlines.look([seat], 14.5).expired == [Expiry(seat, job, False, 2.0, 12.5)]
     assert deadlines.next_look is None
 
 
@@ -64,9 +64,9 @@ def test_the_soft_limit_fires_once_and_the_hard_one_follows():
     seat.run(job, 10.0)
     deadlines.watch(job, 10.0)
     assert deadlines.next_look == 11.0
-    assert deadlines.look([seat], 11.0) == [Expiry(seat, job, True, 1.0, 10.0)]
+    assert deadlines.look([seat], 11.0).expired == [Expiry(seat, job, True, 1.0, 10.0)]
     assert deadlines.next_look == 13.0
-    assert deadlines.look([seat], 13.0) == [Expiry(seat, job, False, 3.0, 10.0)]
+    assert deadlines.look([seat], 13.0).expired == [Expiry(seat, job, False, 3.0, 10.0)]
 
 
 def test_each_item_of_a_chunk_has_the_limit_for_itself():
@@ -75,12 +75,12 @@ def test_each_item_of_a_chunk_has_the_limit_for_itself():
     job = sent(seat, soft=1.0)
     job.size = 2
     seat.run(job, 10.0)
-    assert len(deadlines.look([seat], 11.0)) == 1
-    assert deadlines.look([seat], 11.1) == []
+    assert len(deadlines.look([seat], 11.0).expired) == 1
+    assert deadlines.look([seat], 11.1).expired == []
     assert deadlines.next_look == 12.1  # the next item cannot expire before
     seat.run(job, 11.5)
-    assert deadlines.look([seat], 12.1) == []
-    assert len(deadlines.look([seat], 12.5)) == 1
+    assert deadlines.look([seat], 12.1).expired == []
+    assert len(deadlines.look([seat], 12.5).expired) == 1
 
 
 def test_only_an_earlier_limit_changes_the_next_look():
