@@ -112,9 +112,11 @@ class Dispatcher:
         self.starts = 0  # workers that have become ready
         self.finished = self.failed = self.retried = 0  # jobs
         self.broken: PoolBrokenError | None = None  # why there are no workers
+        self.on_broken: Callable[[PoolBrokenError], object] = lambda why: None
         self.forked = False  # we are a copy in a child process
         self.ring_staff = staff_bell
         self._news: deque[tuple[Job, News]] = deque()
+        self._collecting = False
         forks.own(self)
 
     def abandon(self) -> None:
@@ -283,8 +285,12 @@ class Dispatcher:
     def collect(self, workers: Iterable[Worker]) -> deque[tuple[Job, News]]:
         """Read what these workers have reported, and send them more; the news, to be taken."""
         with self.lock:
-            spoke = [worker for worker in workers if not worker.gone and self.listen(worker)]
-            self.distribute(spoke)
+            self._collecting = True
+            try:
+                spoke = [worker for worker in workers if not worker.gone and self.listen(worker)]
+                self.distribute(spoke)
+            finally:
+                self._collecting = False
         return self._news
 
     def listen(self, worker: Worker) -> bool:
@@ -390,7 +396,8 @@ class Dispatcher:
     def tell(self, job: Job, news: News) -> None:
         """Have the owner of a job told of it, in the order of things. With the lock held."""
         self._news.append((job, news))
-        self.outboxes.bell.ring()
+        if not self._collecting:  # else whoever collects tells them in a moment
+            self.outboxes.bell.ring()
 
     # ---- workers come and go (with the lock held)
 
@@ -461,6 +468,7 @@ class Dispatcher:
                 self.broken.__cause__ = cause
                 logger.error("%s", self.broken)
                 self.stop(self.broken)
+                self.on_broken(self.broken)
 
     def crash(self, reason: BaseException) -> None:
         """A thread of the pool has failed, so the pool cannot go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
@@ -76,7 +77,7 @@ class Pool(MapFamily):
     Supervisor = handlers.Supervisor
     CallbackRunner = handlers.CallbackRunner
     Process = process.Process
-    SoftTimeLimitExceeded = errors.SoftTimeLimitExceeded
+    SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
 
     def __init__(
         self,
@@ -126,6 +127,7 @@ class Pool(MapFamily):
                 max_memory_per_task,
                 max_restarts,
                 None if start_timeout is None else seconds("start_timeout", start_timeout),
+                self.SoftTimeLimitExceeded,
             ),
             Limits().override(timeout, soft_timeout, lost_worker_timeout),
             RoleClasses(
@@ -329,6 +331,21 @@ class Pool(MapFamily):
         """
         self._jobs.check_owner()
         return self._jobs.wait_for(signal, condition, timeout)
+
+    def call_soon(self, call: Callable[..., object], *args: object) -> None:
+        """Have this called like the callbacks of jobs, after those that are waiting. Safe from any
+        thread, and from signal handlers."""
+        self._engine.call_soon(call, *args)
+
+    def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:
+        """Have this called, like the callbacks of jobs, if the pool gives up."""
+        self._jobs.on_broken = functools.partial(self._engine.call_soon, call)
+
+    def is_busy_here(self) -> bool:
+        """Whether this is called by the pool's own work, as from a signal handler that has
+        interrupted it: then nothing may be waited for, and `call_soon` is the way to change
+        something."""
+        return self._engine.is_busy_here()
 
     # ---- without threads
 

@@ -70,6 +70,7 @@ class WorkerOptions(NamedTuple):
     initializer: Initializer | None = None
     max_tasks: int | None = None
     max_memory: int | None = None
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
 
 
 def main(end: WorkerEnd, options: WorkerOptions) -> None:
@@ -98,6 +99,7 @@ class _Worker:
     def run(self) -> None:
         self._set_signals()
         self._initialise()
+        signal.signal(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         self._end.report(Kind.READY)
         tasks_left = self._options.max_tasks
         memory = ResidentMemory() if self._options.max_memory else None
@@ -190,18 +192,21 @@ class _Worker:
     ) -> tuple[int, bytes, list[memoryview]]:
         if mode == CALL:
             value = func(*args, **kwargs) if kwargs else func(*args)
-            return encode_result(value)
+            return self._encode(value)
         if mode == EACH:
             return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in args])
         if mode == MAP:
-            return encode_result([func(item) for item in self._timed(args)])
-        return encode_result([func(*item) for item in self._timed(args)])
+            return self._encode([func(item) for item in self._timed(args)])
+        return self._encode([func(*item) for item in self._timed(args)])
+
+    def _encode(self, value: object) -> tuple[Kind, bytes, list[memoryview]]:
+        return encode_result(value, self._options.soft_limit)
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
         try:
             try:
                 self._restart_clock()
-                kind, pickled, buffers = encode_result(func(item))
+                kind, pickled, buffers = self._encode(func(item))
             finally:
                 self._disarm()
         except _EXITS:
@@ -246,4 +251,4 @@ class _Worker:
         if 0.0 < self._soft_deadline <= time.monotonic():
             self._soft_deadline = 0.0
             limit = self._soft_timeout
-            raise SoftTimeLimitExceeded(f"the soft time limit of {limit:g} s has passed")
+            raise self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")
