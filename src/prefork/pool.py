@@ -338,8 +338,12 @@ class Pool(MapFamily):
         self._engine.call_soon(call, *args)
 
     def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:
-        """Have this called, like the callbacks of jobs, if the pool gives up."""
-        self._jobs.on_broken = functools.partial(self._engine.call_soon, call)
+        """Have this called, like the callbacks of jobs, if the pool gives up; at once if it has."""
+        with self._jobs.lock:
+            broken = self._jobs.broken
+            self._jobs.on_broken = functools.partial(self._engine.call_soon, call)
+        if broken is not None:
+            call(broken)
 
     def is_busy_here(self) -> bool:
         """Whether this is called by the pool's own work, as from a signal handler that has
