@@ -69,5 +69,5 @@ $(INSTALLED): pyproject.toml
 	    'install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	@echo 'Setting up $(VENV)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --editable '.[cli,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[celery,cli,dev]'
 	@touch $@

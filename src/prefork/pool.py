@@ -345,6 +345,11 @@ class Pool(MapFamily):
         if broken is not None:
             call(broken)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pool has given up, since its workers cannot start."""
+        return self._jobs.broken is not None
+
     def is_busy_here(self) -> bool:
         """Whether this is called by the pool's own work, as from a signal handler that has
         interrupted it: then nothing may be waited for, and `call_soon` is the way to change
