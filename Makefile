@@ -13,7 +13,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench bench-full clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -21,7 +21,7 @@ export PIP_NO_INPUT := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.12   the interpreter to make a new $(VENV) with'
 	@echo '  JOBS=4              how many tests to run at once (2)'
@@ -54,6 +54,16 @@ format: $(INSTALLED) ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+BENCH_INSTALLED := $(VENV)/.installed-bench
+
+# BENCH passes options on, as in: make bench BENCH='--only apply imap --rounds 5'
+bench: $(BENCH_INSTALLED) ## Measure beside other pools: two minutes (all of it: make bench-full)
+	$(BIN)/python -m benchmarks.side_by_side run $(if $(FULL),--full) $(BENCH)
+	$(BIN)/python -m benchmarks.side_by_side charts
+
+bench-full: ## All workloads, in full size
+	@$(MAKE) --no-print-directory bench FULL=1
+
 clean: ## Remove all that the other targets made
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -70,4 +80,9 @@ $(INSTALLED): pyproject.toml
 	@echo 'Setting up $(VENV)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[celery,cli,dev]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	@echo 'Adding what the benchmarks need'
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@

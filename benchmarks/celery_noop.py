@@ -25,7 +25,7 @@ import uuid
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests" / "celery"))
+sys.path.insert(0, str(HERE.parent / "tests" / "celery_worker"))
 
 import redis  # noqa: E402
 from servers import Redis  # noqa: E402

@@ -45,6 +45,7 @@ class Worker(Seat):
         self.name = name
         self.ready = False  # it has run its initializer
         self.leaving = False  # it was told to leave, or has said so
+        self.late = False  # it was not ready in time
         self.farewell = False  # it has closed its channel
         self.dying = False  # it will end at once, if the kernel can end it
         self.killed = False  # with SIGKILL
@@ -55,11 +56,18 @@ class Worker(Seat):
         self.sentence: Sentence | None = None
         self.patience_ends: float | None = None  # what it is waited for does not come later
         self.tasks = 0  # that it has finished
+        self.lost: Job | None = None  # the job that was lost with it
 
     @property
     def is_retiring(self) -> bool:
         """Whether it will take no more jobs."""
-        return self.leaving or self.dying or self.exited or self.quota <= 0
+        return self.leaving or self.farewell or self.dying or self.exited or self.quota <= 0
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its process will end in a moment, if the kernel can end it."""
+        broke_off = self.farewell and (bool(self.sent) or not self.ready)
+        return (self.dying or broke_off) and not self.exited
 
     @property
     def state(self) -> WorkerState:

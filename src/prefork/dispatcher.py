@@ -329,7 +329,6 @@ class Dispatcher:
             self.starts += 1
             self.ring_staff()
         elif kind == Kind.EXITING:
-            worker.leaving = True
             if job := worker.sent.get(report.job):
                 code, why = load(report.payload)
                 self.lose(worker, job, code, note=why)
@@ -347,6 +346,7 @@ class Dispatcher:
         again. With the lock held."""
         self._note_start(worker, job)
         worker.sent.pop(job.id, None)
+        worker.lost = job
         self.scheduler.shut(worker)
         sentence = worker.sentence
         if sentence is not None and sentence.job is job:

@@ -31,7 +31,6 @@ from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
 from prefork.process import Child, Process
 from prefork.results import Signal
-from prefork.scheduler import Job
 from prefork.statistics import WorkerExit
 from prefork.watch import Watch
 from prefork.worker import Initializer, WorkerOptions, main
@@ -47,6 +46,10 @@ each time, up to the longest."""
 EXIT_SECONDS = 10.0
 """A worker that has said goodbye has so long for its own exit: threads and processes that its
 tasks left behind are waited for there. Then it is killed."""
+
+CLOSED_SECONDS = 0.1
+"""A process that dies closes its channel first, some moments before. After so long, it was the task
+that closed it, and the worker is killed."""
 
 GIVE_UP_SECONDS = 5.0
 """A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
@@ -165,9 +168,10 @@ class Staff:
     def _is_short_of_workers(self) -> bool:
         with self.jobs.lock:
             wanted = self.state in (State.RUN, State.CLOSE) and not self.jobs.is_done()
-            # First the dying are buried: their jobs' errors are waited for, and a fork takes long.
-            dying = sum(worker.dying for worker in self.jobs.workers)
-            return wanted and len(self._present()) + dying < self._wanted()
+            # First those who end are buried: their jobs' errors are waited for, a fork takes long,
+            # and they may be the reason not to start another one.
+            ending = sum(worker.is_ending for worker in self.jobs.workers)
+            return wanted and len(self._present()) + ending < self._wanted()
 
     def _present(self) -> list[Worker]:
         return [w for w in self.jobs.workers if not w.is_retiring]
@@ -243,24 +247,33 @@ class Staff:
         return now >= worker.patience_ends
 
     def _see_out(self, worker: Worker, now: float) -> None:
-        """A worker has closed its channel, and its process goes on."""
+        """A worker has closed its channel, and its process goes on, for a moment at least."""
         worker.farewell = True
-        self.jobs.dismiss(worker, "")
-        if worker.sentence is None:
-            worker.patience_ends = now + EXIT_SECONDS
-            if worker.sent:  # then it was the task that closed it
-                worker.kill("its task has closed the channel to the pool")
+        self.jobs.scheduler.shut(worker)
+        self.jobs.take_back(worker)
+        self.jobs.distribute()
+        if not worker.dying:
+            worker.patience_ends = now + (CLOSED_SECONDS if worker.sent else EXIT_SECONDS)
 
     def _end_by_force(self, worker: Worker, now: float) -> None:
         """A worker has not done in time what it was waited for."""
         if worker.killed:
             self._bury(worker)
-        elif not worker.ready and not worker.leaving:
-            self.jobs.dismiss(worker, f"it was not ready within {self.options.start_timeout:g} s")
-            worker.kill_after_last_words("")
-        else:
+            return
+        if worker.dying:
+            worker.kill()
+        elif worker.farewell and worker.sent:
+            worker.kill("its task has closed the channel to the pool")
+        elif worker.farewell:
             worker.kill(f"it has not ended {EXIT_SECONDS:g} s after its last task")
-            worker.patience_ends = now + GIVE_UP_SECONDS
+        else:
+            worker.late = True
+            self.jobs.scheduler.shut(worker)
+            self.jobs.take_back(worker)
+            self.jobs.distribute()
+            worker.kill_after_last_words(f"not ready within {self.options.start_timeout:g} s")
+            return
+        worker.patience_ends = now + GIVE_UP_SECONDS
 
     def _bury(self, worker: Worker) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
@@ -268,14 +281,13 @@ class Staff:
         stack = worker.channel.black_box.text()
         exitcode = worker.process.collect()
         note = self._note(worker, exitcode)
-        jobs = list(worker.sent.values())
-        for job in jobs:
+        for job in list(worker.sent.values()):
             self.jobs.lose(worker, job, exitcode, stack, note)
         self.jobs.leave(worker)
         self.exits.discard(worker.process)
         worker.channel.close()
         worker.process.close()
-        self._record(worker, exitcode, note, jobs)
+        self._record(worker, exitcode, note)
         if not worker.ready and worker.start_error is None:
             self._judge_failed_start(worker, exitcode, stack)
 
@@ -284,16 +296,17 @@ class Staff:
             return "the kernel was out of memory"
         return ""
 
-    def _record(self, worker: Worker, exitcode: int | None, note: str, jobs: list[Job]) -> None:
+    def _record(self, worker: Worker, exitcode: int | None, note: str) -> None:
         """Say once how and why a worker has ended."""
         how = "was killed" if worker.dying else describe_exit(exitcode)
         why = worker.reason or note
-        expected = (worker.leaving and worker.sentence is None) or worker.quota <= 0
-        if not why and worker.quota <= 0:
+        if not why and worker.lost is not None:
+            why = f"it ran job {worker.lost.id} ({worker.lost.function})"
+        elif not why and worker.quota <= 0:
             why = f"it has run {worker.tasks} tasks"
-        if not why and jobs:
-            why = f"it ran job {jobs[0].id} ({jobs[0].function})"
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
+        left = worker.leaving or worker.quota <= 0
+        expected = left and (exitcode == 0 or worker.lost is None)
         level = logging.DEBUG if expected or self.state is State.TERMINATE else logging.WARNING
         text = f"{how}: {why}" if why else how
         logger.log(level, "worker %d (%s) %s", worker.pid, worker.name, text)
@@ -304,9 +317,9 @@ class Staff:
             self._good_starts, self._failed_starts = self.jobs.starts, 0
         self._failed_starts += 1
         left_of_itself = exitcode is not None and exitcode >= 0
-        was_too_slow = worker.leaving and not self.jobs.starts
-        if left_of_itself or was_too_slow or self._failed_starts > self.options.max_restarts:
-            how = worker.reason or f"it {describe_exit(exitcode)} before it was ready"
+        are_all_late = worker.late and not self.jobs.starts
+        if left_of_itself or are_all_late or self._failed_starts > self.options.max_restarts:
+            how = worker.reason or f"{describe_exit(exitcode)} before it was ready"
             self.jobs.break_down(
                 f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
                 f"{self._failed_starts}; see its error output\n{stack}".rstrip()

@@ -29,7 +29,9 @@ def missing() -> list[str]:
 
 
 def find(program: str) -> str | None:
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/rabbitmq/bin")
+    return shutil.which(
+        program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib/rabbitmq/bin"
+    )
 
 
 class Server:

@@ -1,0 +1,241 @@
+"""The same work with no pool: as little as Python and the kernel can do it with.
+
+What a floor leaves out is what a pool is for: it knows beforehand who gets what, and has one thread
+and no worker that could die.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from statistics import median
+from typing import TypeVar
+
+from benchmarks.side_by_side import tasks
+from benchmarks.side_by_side.meters import Cost, memory_of
+
+Metrics = dict[str, float]
+Item = TypeVar("Item")
+
+PROCESSES = 2
+BATCH = 100  # calls in one message, for floors that batch
+MESSAGE = b"x" * 64
+
+
+@contextlib.contextmanager
+def forked(body: Callable[[], object]) -> Iterator[int]:
+    """A process that runs `body` and ends."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            body()
+        finally:
+            os._exit(0)
+    try:
+        yield pid
+    finally:
+        os.waitpid(pid, 0)
+
+
+# --- one call after another
+
+
+def _ping_pong(size: int, send: Callable[[bytes], int], receive: Callable[[int], bytes]) -> Metrics:
+    seconds = []
+    with Cost() as cost:
+        for _ in range(size):
+            begin = time.perf_counter()
+            send(MESSAGE)
+            receive(len(MESSAGE))
+            seconds.append(time.perf_counter() - begin)
+    return {**cost.per(size), "p50": median(seconds)}
+
+
+def socket_ping_pong(size: int) -> Metrics:
+    """64 bytes to another process and back, over a pair of AF_UNIX sockets."""
+    ours, theirs = socket.socketpair()
+
+    def echo() -> None:
+        ours.close()
+        while message := theirs.recv(64):
+            theirs.send(message)
+
+    with forked(echo):
+        theirs.close()
+        try:
+            return _ping_pong(size, ours.send, ours.recv)
+        finally:
+            ours.close()
+
+
+def pipe_ping_pong(size: int) -> Metrics:
+    """The same over two pipes."""
+    (read_there, write_here), (read_here, write_there) = os.pipe(), os.pipe()
+
+    def echo() -> None:
+        os.close(write_here)
+        while message := os.read(read_there, 64):
+            os.write(write_there, message)
+
+    with forked(echo):
+        os.close(write_there)
+        try:
+            return _ping_pong(
+                size, lambda data: os.write(write_here, data), lambda n: os.read(read_here, n)
+            )
+        finally:
+            os.close(write_here)
+
+
+# --- many calls
+
+
+def _serve(connection: Connection) -> None:
+    """Run batches of pickled calls: each is unpickled, and its result pickled, by itself."""
+    with contextlib.suppress(EOFError):
+        while True:
+            results = []
+            for pickled in connection.recv():
+                func, args = pickle.loads(pickled)
+                results.append(pickle.dumps(func(*args)))
+            connection.send(results)
+
+
+@contextlib.contextmanager
+def _servers() -> Iterator[list[Connection]]:
+    with contextlib.ExitStack() as stack:
+        ours: list[Connection] = []
+        for _ in range(PROCESSES):
+            here, there = (Connection(end.detach()) for end in socket.socketpair())
+
+            def serve(here: Connection = here, there: Connection = there) -> None:
+                for connection in [here, *ours]:
+                    connection.close()
+                _serve(there)
+
+            stack.enter_context(forked(serve))
+            there.close()
+            ours.append(here)
+        try:
+            yield ours
+        finally:
+            for connection in ours:
+                connection.close()
+
+
+def batched_calls(size: int) -> Metrics:
+    """Calls pickled one by one, sent to two processes over sockets, 100 in a message."""
+    with _servers() as servers, Cost() as cost:
+        calls = iter(range(0, size, BATCH))
+
+        def send(server: Connection) -> bool:
+            if (start := next(calls, None)) is None:
+                return False
+            count = range(start, min(size, start + BATCH))
+            server.send([pickle.dumps((tasks.noop, (i,))) for i in count])
+            return True
+
+        busy = {server for server in servers if send(server)}
+        while busy:
+            for server in wait_for(list(busy)):
+                assert isinstance(server, Connection)
+                for result in server.recv():
+                    pickle.loads(result)
+                if not send(server):
+                    busy.discard(server)
+    return cost.per(size)
+
+
+def in_one_process(size: int) -> Metrics:
+    """A loop in one process: nothing is handed over."""
+    items = list(range(size))
+    with Cost() as cost:
+        list(map(tasks.noop, items))
+    return cost.per(size)
+
+
+# --- tasks that take time
+
+
+def two_processes(func: Callable[[Item], object], share: Iterable[Item]) -> float:
+    """Seconds that two bare processes take which call a function with the items of a share each."""
+
+    def work() -> None:
+        for item in share:
+            func(item)
+
+    begin = time.perf_counter()
+    with forked(work), forked(work):
+        pass
+    return time.perf_counter() - begin
+
+
+# --- large objects
+
+
+def copies(array: object, copies: int, repeats: int) -> Metrics:
+    """The array copied so often into fresh memory, and read there."""
+    import numpy as np
+
+    assert isinstance(array, np.ndarray)
+    with Cost() as cost:
+        for _ in range(repeats):
+            for _ in range(copies):
+                tasks.touch(array.copy())
+    return cost.per(repeats)
+
+
+def bytes_copies(data: bytes, repeats: int) -> Metrics:
+    """The bytes copied twice into fresh memory."""
+    with Cost() as cost:
+        for _ in range(repeats):
+            bytes(memoryview(bytes(memoryview(data))))
+    return cost.per(repeats)
+
+
+# --- processes
+
+
+def forks(count: int) -> Metrics:
+    """So many forks, until the last process has said a byte."""
+    reader, writer = os.pipe()
+    with Cost() as cost, contextlib.ExitStack() as all_of_them:
+        for _ in range(count):
+            all_of_them.enter_context(forked(lambda: os.write(writer, b"!")))
+        said = 0
+        while said < count:
+            said += len(os.read(reader, count))
+    return {"wall": cost.wall}
+
+
+def forked_memory() -> Metrics:
+    """One of two bare forked processes that wait."""
+    reader, writer = os.pipe()
+
+    def wait() -> None:
+        os.close(writer)
+        os.read(reader, 1)
+
+    with forked(wait) as pid, forked(wait):
+        time.sleep(0.1)
+        total = memory_of(pid).total
+        os.close(writer)
+    return {"bytes": total}
+
+
+# --- queued jobs
+
+
+def pickled_and_kept(size: int) -> Metrics:
+    """The calls pickled, and the pickles kept in a list."""
+    kept = []
+    with Cost() as cost:
+        for i in range(size):
+            kept.append(pickle.dumps((tasks.noop, (i,))))
+    return {"wall": cost.wall / size}

@@ -1,0 +1,106 @@
+"""One run: every workload with every pool, in rounds, so that what else happens on the machine
+meets all of them alike. Each sample is a process of its own, one at a time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.side_by_side import tasks
+from benchmarks.side_by_side.peers import PEERS, versions
+from benchmarks.side_by_side.sample import OK, Task, take
+from benchmarks.side_by_side.workloads import CORE, FULL, QUICK, WORKLOADS
+
+DEADLINE = {QUICK: 20.0, FULL: 120.0}  # seconds for one sample
+
+
+class Plan(NamedTuple):
+    mode: str
+    rounds: int
+    workloads: list[str]
+    peers: list[str]
+
+
+def contenders(name: str, plan: Plan, turn: int) -> list[str]:
+    """The pools and floors that are measured with this workload in this round."""
+    workload = WORKLOADS[name]
+    if not workload.size(plan.mode) or (workload.steady and turn > 0):
+        return []
+    pools = [peer for peer in plan.peers if workload.suits(peer, PEERS[peer])]
+    if plan.mode == QUICK and turn > 0:
+        pools = [peer for peer in pools if peer in CORE]  # the others once: there is no more time
+    return [*pools, *workload.floors]
+
+
+def order(plan: Plan) -> Iterator[tuple[int, str, str]]:
+    """Round, workload and contender of each sample. Who comes first changes with the round."""
+    for turn in range(plan.rounds):
+        for name in plan.workloads:
+            names = contenders(name, plan, turn)
+            for i in range(len(names)):
+                yield turn, name, names[(i + turn) % len(names)]
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Measure; returns what is to be written as JSON."""
+    begin = time.time()
+    loops = loops_for_a_millisecond()
+    samples: list[dict[str, Any]] = []
+    given_up: set[tuple[str, str]] = set()
+    for turn, workload, contender in order(plan):
+        if (workload, contender) in given_up:
+            continue
+        task = Task(workload, contender, plan.mode, loops)
+        start = time.monotonic()
+        found = take(task, DEADLINE[plan.mode])
+        found["seconds"] = round(time.monotonic() - start, 2)  # with the start of its process
+        if found["status"] != OK:
+            given_up.add((workload, contender))
+        samples.append({"round": turn, "workload": workload, "contender": contender, **found})
+        _show(samples[-1])
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(begin)),
+        "seconds": round(time.time() - begin),
+        "mode": plan.mode,
+        "rounds": plan.rounds,
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **versions()},
+        "samples": samples,
+    }
+
+
+def _show(sample: dict[str, Any]) -> None:
+    metrics = sample.get("metrics", {})
+    what = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+    print(
+        f"{sample['round'] + 1}  {sample['workload']:20} {sample['contender']:20} "
+        f"{what or sample['status']}",
+        flush=True,
+    )
+
+
+def loops_for_a_millisecond() -> int:
+    loops = 100_000
+    fastest = min(_seconds(loops) for _ in range(10))
+    return round(loops / fastest / 1000)
+
+
+def _seconds(loops: int) -> float:
+    begin = time.perf_counter()
+    tasks.burn(loops)
+    return time.perf_counter() - begin
+
+
+def machine() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+    }

@@ -1,0 +1,45 @@
+"""What the workers are given to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def noop(_: object = None) -> None:
+    """Costs nothing, so that what is measured is the pool."""
+
+
+def identity(value: T) -> T:
+    return value
+
+
+def nap(seconds: float) -> None:
+    """Takes time but no CPU, so that the pool's own work has the CPUs to itself."""
+    time.sleep(seconds)
+
+
+def burn(loops: int) -> None:
+    """Takes CPU: always the same work, however busy the machine is."""
+    for _ in range(loops):
+        pass
+
+
+def touch(array: Any) -> float:
+    """Read one number of each page of an array of float64: it must really be there."""
+    return float(array[::512].sum())
+
+
+def own_pid(seconds: float) -> int:
+    """Stay long enough that every worker gets one of these."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def stay(fifo: str) -> None:
+    """Until somebody opens the other end: keeps a worker busy at no cost."""
+    with open(fifo, "rb"):
+        pass

@@ -1,0 +1,217 @@
+"""What is measured, with whom: the list of all workloads, their sizes and their floors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from benchmarks.side_by_side import floors, measures, tasks
+from benchmarks.side_by_side.floors import Metrics
+from benchmarks.side_by_side.measures import Bench
+from benchmarks.side_by_side.peers import Peer
+
+FULL, QUICK = "full", "quick"
+
+CORE = ("prefork", "multiprocessing", "concurrent.futures", "billiard")
+
+Measure = Callable[[Bench], Metrics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    title: str
+    measure: Measure
+    needs: str = "submit"  # the call that a pool must have
+    full: int = 1  # the size, as `measure` takes it, in full mode
+    quick: int = 1  # and in quick mode; 0: not measured there
+    method: str | None = None  # only for pools that have this start method
+    only: tuple[str, ...] = ()  # the pools that are measured; none: all that can
+    steady: bool = False  # does not depend on the time of measuring: once is enough
+    floors: dict[str, Measure] = field(default_factory=dict)
+
+    def size(self, mode: str) -> int:
+        return self.full if mode == FULL else self.quick
+
+    def suits(self, name: str, peer: type[Peer]) -> bool:
+        """Whether this pool can be measured with it."""
+        return (
+            (not self.only or name in self.only)
+            and (self.method is None or self.method in peer.start_methods)
+            and peer.has(self.needs)
+        )
+
+
+_BATCHED: dict[str, Measure] = {
+    "floor: sockets, 100 calls a message": lambda bench: floors.batched_calls(bench.size)
+}
+
+_CALLS = {
+    "apply_async": Workload(
+        title="no-op `apply_async`, then gather",
+        measure=measures.apply_async,
+        full=20_000,
+        quick=5_000,
+        floors=_BATCHED,
+    ),
+    "apply": Workload(
+        title="one `apply` after another",
+        measure=measures.apply,
+        full=2_000,
+        quick=1_000,
+        floors={
+            "floor: socket ping-pong": lambda bench: floors.socket_ping_pong(bench.size),
+            "floor: pipe ping-pong": lambda bench: floors.pipe_ping_pong(bench.size),
+        },
+    ),
+    "map": Workload(
+        title="`map` of a no-op over ints, default chunks",
+        measure=measures.map_default,
+        needs="map",
+        full=200_000,
+        quick=50_000,
+        floors={"floor: a loop in one process": lambda bench: floors.in_one_process(bench.size)},
+    ),
+    "imap": Workload(
+        title="`imap`, chunksize 1",
+        measure=measures.imap,
+        needs="imap",
+        full=10_000,
+        quick=3_000,
+        floors=_BATCHED,
+    ),
+    "imap_unordered": Workload(
+        title="`imap_unordered`, chunksize 1",
+        measure=partial(measures.imap, call="imap_unordered"),
+        needs="imap_unordered",
+        full=10_000,
+        quick=0,
+        floors=_BATCHED,
+    ),
+}
+
+_TASKS = {
+    "uneven_map": Workload(
+        title="200 tasks, each 20th 100 ms, others 1 ms: `map`",
+        measure=measures.uneven_map,
+        needs="map",
+        floors={"floor: two bare processes": measures.bare_uneven},
+        quick=0,
+    ),
+    "uneven_calls": Workload(
+        title="the same tasks by `apply_async`",
+        measure=measures.uneven_calls,
+        floors={"floor: two bare processes": measures.bare_uneven},
+    ),
+    "cpu_bound": Workload(
+        title="tasks of 1 ms of CPU by `apply_async`",
+        measure=measures.cpu_bound,
+        needs="run_all",
+        full=2_000,
+        quick=500,
+        floors={"floor: two bare processes": measures.bare_cpu_bound},
+    ),
+}
+
+_PAYLOADS = {
+    "array_there": Workload(
+        title="64 MiB array to a worker",
+        measure=measures.array_there,
+        needs="call",
+        full=10,
+        quick=2,
+        floors={
+            "floor: one copy": lambda bench: floors.copies(measures.new_array(), 1, bench.size)
+        },
+    ),
+    "array_back": Workload(
+        title="64 MiB array to a worker and back",
+        measure=measures.array_there_and_back,
+        needs="call",
+        full=10,
+        quick=1,
+        floors={
+            "floor: two copies": lambda bench: floors.copies(measures.new_array(), 2, bench.size)
+        },
+    ),
+    "array_there_memory": Workload(
+        title="peak memory, array to a worker",
+        measure=partial(measures.array_memory, func=tasks.touch, exist=2),
+        needs="call",
+        full=6,
+        quick=0,
+    ),
+    "array_back_memory": Workload(
+        title="peak memory, array to a worker and back",
+        measure=partial(measures.array_memory, func=tasks.identity, exist=3),
+        needs="call",
+        full=6,
+        quick=0,
+    ),
+    "bytes_back": Workload(
+        title="1 MiB of bytes to a worker and back",
+        measure=measures.bytes_there_and_back,
+        needs="call",
+        full=200,
+        quick=50,
+        floors={
+            "floor: two copies": lambda bench: floors.bytes_copies(os.urandom(1 << 20), bench.size)
+        },
+    ),
+}
+
+
+def _start(workers: int, method: str) -> Workload:
+    forks: dict[str, Measure] = {f"floor: {workers} forks": lambda _: floors.forks(workers)}
+    return Workload(
+        title=f"start with {workers} workers, {method}",
+        measure=partial(measures.start_up, workers=workers, method=method),
+        quick=int(method == "fork" and workers == 2),
+        method=method,
+        floors=forks if method == "fork" else {},
+    )
+
+
+def _idle_memory(method: str) -> Workload:
+    bare_fork: dict[str, Measure] = {"floor: a bare fork": lambda _: floors.forked_memory()}
+    return Workload(
+        title=f"idle worker, {method}",
+        measure=partial(measures.worker_memory, method=method),
+        quick=int(method == "fork"),
+        method=method,
+        steady=True,
+        floors=bare_fork if method == "fork" else {},
+    )
+
+
+def _many_workers(workers: int) -> Workload:
+    return Workload(
+        title=f"no-op `apply_async` on {workers} workers",
+        measure=partial(measures.many_workers, workers=workers),
+        full=20_000,
+        quick=0 if workers == 256 else 5_000,
+        only=("prefork", "multiprocessing", "billiard"),
+    )
+
+
+_POOLS = {
+    **{
+        f"start_{workers}_{method}": _start(workers, method)
+        for method in ("fork", "forkserver")
+        for workers in (2, 16)
+    },
+    **{f"idle_memory_{method}": _idle_memory(method) for method in ("fork", "forkserver")},
+    **{f"workers_{workers}": _many_workers(workers) for workers in (64, 256)},
+    "queued": Workload(
+        title="job that queues up",
+        measure=measures.queued,
+        full=1_000_000,
+        quick=50_000,
+        only=CORE,
+        floors={"floor: pickles in a list": lambda bench: floors.pickled_and_kept(bench.size)},
+    ),
+    "idle": Workload(title="a second of idleness", measure=measures.idle, steady=True),
+}
+
+WORKLOADS: dict[str, Workload] = {**_CALLS, **_TASKS, **_PAYLOADS, **_POOLS}

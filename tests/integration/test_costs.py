@@ -1,0 +1,245 @@
+"""What a call costs, in counts: they are the same on a slow machine, unlike times.
+
+System calls and bytes are those of `read`, `write` and their kin, which the kernel counts for each
+process. The bounds leave room for what depends on timing (how many reports a read finds), not for
+another message, copy or wake-up per task. Times are measured in `benchmarks/`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from gate import enter
+from helpers import workers_of
+
+CALLS = 500
+FEW = 20
+"""System calls that belong to no task: looking at the counters, whatever the test run does."""
+BUFFERED = 100
+"""Tickets that may be in an inbox: so many jobs are sent at once even if none is finished."""
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/io").exists(), reason="the kernel does not count system calls"
+)
+
+
+class Count(NamedTuple):
+    """Of one process."""
+
+    rchar: int  # bytes
+    wchar: int
+    syscr: int  # system calls
+    syscw: int
+
+    def __sub__(self, other: Count) -> Count:
+        return Count(*(a - b for a, b in zip(self, other, strict=True)))
+
+
+def count(pid: int) -> Count:
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    fields = dict(line.split(": ") for line in lines)
+    return Count(*(int(fields[name]) for name in Count._fields))
+
+
+class Meter:
+    """Counts what the pool's process and its one worker do in a `with` block."""
+
+    pool: Count
+    worker: Count
+
+    def __enter__(self) -> Meter:
+        (self.pid,) = workers_of(os.getpid())
+        self._before = count(os.getpid()), count(self.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        before_pool, before_worker = self._before
+        self.pool = count(os.getpid()) - before_pool
+        self.worker = count(self.pid) - before_worker
+
+
+def noop(_: object = None) -> None:
+    pass
+
+
+def same(value: object) -> object:
+    return value
+
+
+@pytest.fixture
+def pool(make_pool):
+    """One worker, so that all the work is its own; it has run a task."""
+    pool = make_pool(1)
+    pool.apply(noop)
+    return pool
+
+
+# --- one call after another: what a round trip costs
+
+
+def test_a_call_takes_one_message_each_way(pool):
+    with Meter() as meter:
+        for i in range(CALLS):
+            pool.apply(noop, (i,))
+    # The worker finds its inbox empty, waits, reads the ticket, and reports.
+    assert meter.worker.syscr <= 2 * CALLS + FEW
+    assert meter.worker.syscw <= CALLS + FEW
+    # The pool writes the ticket, reads the report, and wakes its result handler at most once more.
+    assert meter.pool.syscr <= 3 * CALLS + FEW
+    assert meter.pool.syscw <= 2 * CALLS + FEW
+
+
+def test_a_call_sends_few_bytes(pool):
+    with Meter() as meter:
+        for i in range(CALLS):
+            pool.apply(noop, (i,))
+    sent = meter.pool.wchar + meter.worker.wchar
+    assert sent <= 200 * CALLS + 10_000  # a ticket of 32 bytes, a report of 42, small change
+
+
+def switches(pids: list[int]) -> int:
+    """How often the threads of these processes have gone to sleep until now."""
+    statuses = [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(
+        int(line.split()[1])
+        for status in statuses
+        for line in status.read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
+
+
+def test_a_call_wakes_each_side_once(pool):
+    pids = [os.getpid(), *workers_of(os.getpid())]
+    before = switches(pids)
+    for i in range(CALLS):
+        pool.apply(noop, (i,))
+    # The worker, the result handler and the caller: each once. What else there may be comes of
+    # two threads that hand the interpreter lock to each other.
+    assert switches(pids) - before <= 6 * CALLS
+
+
+# --- many calls: what queueing and batches save
+
+
+def test_calls_that_queue_up_cost_no_system_calls(pool, gate):
+    blocker = pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    with Meter() as meter:
+        results = [pool.apply_async(noop, (i,)) for i in range(5_000)]
+    assert meter.pool.syscw <= BUFFERED + FEW
+    assert meter.worker.syscr <= FEW
+    visitor.go()
+    assert blocker.get() is None
+    assert [result.get() for result in results] == [None] * 5_000
+
+
+def test_many_calls_take_no_more_than_a_read_and_a_write_each(pool, gate):
+    pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    results = [pool.apply_async(noop, (i,)) for i in range(CALLS)]
+    with Meter() as meter:
+        visitor.go()
+        for result in results:
+            result.get()
+    # The worker always has something to read; the pool sends in batches.
+    assert meter.worker.syscr <= 2 * CALLS + FEW
+    assert meter.worker.syscw <= CALLS + FEW
+    assert meter.pool.syscw <= 2 * CALLS + FEW
+    assert meter.pool.syscr <= 3 * CALLS + FEW
+
+
+def test_a_chunk_is_one_message(pool):
+    items, chunks = 100_000, 100
+    with Meter() as meter:
+        pool.map(noop, range(items), chunksize=items // chunks)
+    assert meter.worker.syscr <= 2 * chunks + FEW
+    assert meter.worker.syscw <= chunks + FEW
+    assert meter.pool.syscw <= 2 * chunks + FEW
+    # A byte for each None, and nothing else for each item: the integers go through shared memory.
+    assert meter.worker.wchar + meter.pool.wchar <= 2 * items + 10_000
+
+
+# --- large objects: how often they are copied
+
+
+@pytest.mark.parametrize("kind", ["array", "bytes"])
+def test_a_large_object_is_written_once_each_way(pool, kind):
+    size = 16 << 20
+    if kind == "array":
+        numpy = pytest.importorskip("numpy")
+        value = numpy.zeros(size, dtype=numpy.uint8)
+    else:
+        value = bytes(size)
+    pool.apply(same, (value[:10],))  # whatever is to be imported
+    with Meter() as meter:
+        assert len(pool.apply(same, (value,))) == size
+    # Written into a memory file, which the other side maps: nothing is read.
+    slack = 1 << 20
+    assert meter.pool.wchar <= size + slack
+    assert meter.worker.wchar <= size + slack
+    assert meter.pool.rchar <= slack
+    assert meter.worker.rchar <= slack
+
+
+# --- the pool's own work, in calls of Python functions and bytes
+
+
+def python_calls(run) -> int:
+    """How many functions this thread calls, of Python and of C."""
+    calls = 0
+
+    def profile(frame, event, arg) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer makes calls of its own")
+@pytest.mark.parametrize("workers", [1, 8])
+def test_queueing_a_call_takes_few_calls_however_many_workers(make_pool, gate, workers):
+    pool = make_pool(workers)
+    blockers = [pool.apply_async(enter, (gate,)) for _ in range(workers)]
+    visitors = [gate.arrival() for _ in blockers]
+    for _ in range(BUFFERED * workers):
+        pool.apply_async(noop)  # the inboxes are full
+    jobs = 1_000
+    calls = python_calls(lambda: [pool.apply_async(noop, (i,)) for i in range(jobs)])
+    assert calls <= 40 * jobs
+    for visitor in visitors:
+        visitor.go()
+
+
+def test_a_queued_job_is_small(pool, gate):
+    pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    jobs = 10_000
+    tracemalloc.start()
+    try:
+        results = [pool.apply_async(noop, (i,)) for i in range(jobs)]
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size <= 600 * jobs  # its pickle included
+    visitor.go()
+    results[-1].get()
+
+
+def test_a_pool_has_few_threads(make_pool):
+    before = threading.active_count()
+    pool = make_pool(2)
+    pool.map(noop, range(10))
+    # Results and workers are waited for; no time limit, no lazy input, no callback: no thread.
+    assert threading.active_count() - before <= 2

@@ -1,0 +1,181 @@
+"""What can be seen of a pool: statistics, reprs, the log, and the stacks of its workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from gate import enter
+from helpers import DEADLINE, eventually, stop
+from prefork import TimeLimitExceeded, WorkerLostError, WorkerState
+
+
+def square(x):
+    return x * x
+
+
+def fail():
+    raise ValueError("oops")
+
+
+def stuck_in_c():
+    re.match(r"(?:a+)+$", "a" * 100 + "b")
+
+
+def test_statistics_of_a_pool_at_work(make_pool, gate, context):
+    pool = make_pool(2, context=context)
+    started = time.monotonic()
+    running = pool.apply_async(enter, (gate, 1))
+    visitor = gate.arrival()
+    other = pool.apply_async(enter, (gate, 2))
+    other_visitor = gate.arrival()
+    queued = [pool.apply_async(square, (x,)) for x in range(10)]
+    statistics = pool.statistics()
+    assert (statistics.processes, statistics.running, statistics.queued) == (2, 2, 10)
+    assert (statistics.finished, statistics.failed, statistics.retried) == (0, 0, 0)
+    assert statistics.exits == ()
+    its = next(worker for worker in statistics.workers if worker.pid == visitor.pid)
+    assert (its.state, its.job, its.function, its.tasks) == ("busy", running.job, "gate.enter", 0)
+    assert started < its.since < time.monotonic()
+    assert its.memory > 1000
+    assert its.name.startswith("PreforkWorker-")
+    visitor.go()
+    other_visitor.go()
+    for handle in [running, other, *queued]:
+        handle.get(DEADLINE)
+    pool.apply_async(fail).wait(DEADLINE)
+    statistics = pool.statistics()
+    assert (statistics.queued, statistics.running) == (0, 0)
+    assert (statistics.finished, statistics.failed) == (12, 1)
+    assert sum(worker.tasks for worker in statistics.workers) == 13
+    assert {worker.state for worker in statistics.workers} == {WorkerState.IDLE}
+    assert all(
+        worker.job is worker.function is worker.since is None for worker in statistics.workers
+    )
+    with pytest.raises(AttributeError):
+        statistics.queued = 3
+
+
+def test_the_history_of_exits(make_pool):
+    pool = make_pool(1, maxtasksperchild=3)
+    for _ in range(3):
+        pool.apply(square, (1,))
+    with pytest.raises(WorkerLostError):
+        pool.apply(os._exit, (7,))
+    with pytest.raises(TimeLimitExceeded):
+        pool.apply(time.sleep, (60,), timeout=0.05)
+    first, second, third = eventually(
+        lambda: len(pool.statistics().exits) == 3 and pool.statistics().exits, "three exits"
+    )
+    assert (first.exitcode, first.tasks, first.reason) == (0, 3, "it has run 3 tasks")
+    assert (second.exitcode, second.tasks) == (7, 0)
+    assert re.fullmatch(r"it ran job \d+ \(posix._exit\)", second.reason)
+    assert third.exitcode < 0
+    assert "exceeded its time limit of 0.05 s" in third.reason
+
+
+def test_starting_workers_are_seen(make_pool, gate):
+    pool = make_pool(1, enter, (gate,))
+    visitor = gate.arrival()
+    (worker,) = pool.statistics().workers
+    assert (worker.state, worker.job) == ("starting", None)
+    visitor.go()
+    assert pool.apply(square, (3,)) == 9
+
+
+def test_reprs(make_pool, gate):
+    pool = make_pool(1)
+    handle = pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    pool.apply_async(square, (3,))
+    assert repr(pool) == "<Pool: running, 1 processes, 2 jobs unfinished>"
+    (worker,) = pool._staff.jobs.workers
+    assert repr(worker) == (
+        f"<PreforkWorker-1 {visitor.pid}: busy, runs job {handle.job} (gate.enter)>"
+    )
+    visitor.go()
+
+
+# --- the log
+
+
+def test_the_log_tells_every_start_and_end_once(make_pool, caplog):
+    caplog.set_level(logging.DEBUG, "prefork")
+    pool = make_pool(1, maxtasksperchild=2)
+    pids = [pool.apply(os.getpid) for _ in range(2)]
+    pids.append(pool.apply(os.getpid))
+    with pytest.raises(WorkerLostError):
+        pool.apply(os._exit, (3,))
+    pids.append(pool.apply(os.getpid))
+    pool.close()
+    assert pool.join(DEADLINE)
+    for pid in dict.fromkeys(pids):
+        lines = [r for r in caplog.records if re.search(rf"\b{pid}\b", r.getMessage())]
+        assert [line.getMessage().split()[0] for line in lines] == ["started", "worker"]
+    ends = [(r.levelname, r.getMessage()) for r in caplog.records if "exited" in r.getMessage()]
+    levels = [level for level, _ in ends]
+    assert levels == ["DEBUG", "WARNING", "DEBUG"]
+    assert "it has run 2 tasks" in ends[0][1]
+    assert "exited with code 3: it ran job" in ends[1][1]
+    assert "the pool is closed" in ends[2][1]
+
+
+# --- stacks
+
+
+def test_stacks_of_all_workers(make_pool, gate, context):
+    pool = make_pool(3, context=context)
+    handles = [pool.apply_async(enter, (gate, 1)), pool.apply_async(stuck_in_c)]
+    waiting = gate.arrival()
+    busy = eventually(lambda: handles[1].pid, "the other task runs")
+    eventually(lambda: "in match" in pool.dump_stacks()[busy], "it has come to the C code")
+    stacks = pool.dump_stacks()
+    assert set(stacks) == {worker.pid for worker in pool.statistics().workers}
+    assert "in enter" in stacks[waiting.pid]
+    assert "in stuck_in_c" in stacks[busy]
+    waiting.go()
+    assert handles[0].get(DEADLINE) == 1
+    assert not handles[1].ready()
+    assert {worker.pid for worker in pool.statistics().workers} == set(stacks)
+
+
+def test_looking_disturbs_no_task(make_pool):
+    pool = make_pool(2)
+    handles = [pool.apply_async(time.sleep, (0.001,)) for _ in range(300)]
+    while not handles[-1].ready():
+        assert len(pool.dump_stacks()) == 2
+    assert [handle.get(DEADLINE) for handle in handles] == [None] * 300
+    assert pool.statistics().exits == ()
+
+
+def block_signals(gate):
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    gate.enter()
+
+
+def test_workers_that_cannot_tell(make_pool, gate, monkeypatch):
+    monkeypatch.setattr("prefork.observation.STACK_SECONDS", 0.05)
+    pool = make_pool(2)
+    handles = [pool.apply_async(block_signals, (gate,)), pool.apply_async(enter, (gate,))]
+    visitors = {v.pid: v for v in [gate.arrival(), gate.arrival()]}
+    deaf, stopped = handles[0].pid, handles[1].pid
+    stop(stopped)
+    assert pool.dump_stacks() == {deaf: "(it does not take signals)", stopped: "(it is stopped)"}
+    os.kill(stopped, signal.SIGCONT)
+    for visitor in visitors.values():
+        visitor.go()
+    for handle in handles:
+        handle.get(DEADLINE)
+
+
+def test_a_starting_worker_is_left_alone(make_pool, gate):
+    pool = make_pool(1, enter, (gate,))
+    visitor = gate.arrival()
+    assert "in enter" in pool.dump_stacks()[visitor.pid]
+    visitor.go()
+    assert pool.apply(square, (3,)) == 9

@@ -1,0 +1,239 @@
+"""Workers that are replaced: after so many tasks, for their memory, at a restart; and those that
+cannot start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from gate import enter
+from helpers import DEADLINE, eventually, has_ended, log_start, mark
+from prefork import MemoryLimitExceeded, PoolBrokenError, WorkerLostError
+
+MIB = 1 << 20
+
+
+def square(x):
+    return x * x
+
+
+def length(data):
+    return len(data)
+
+
+hoard: list[bytearray] = []
+
+
+def keep(mib):
+    """A task that makes its worker larger for good."""
+    hoard.append(bytearray(os.urandom(1)) * (mib * MIB))
+    return os.getpid()
+
+
+def borrow(mib):
+    """A task that makes its worker larger for a while."""
+    bytearray(b"x") * (mib * MIB)
+    return os.getpid()
+
+
+def eat(gate=None):
+    while True:
+        hoard.append(bytearray(b"x") * (10 * MIB))
+        time.sleep(0.001)
+
+
+# --- after so many tasks
+
+
+def test_workers_do_not_all_leave_at_once(make_pool):
+    pool = make_pool(1, maxtasksperchild=20, maxtasksperchild_jitter=19)
+    for x in range(200):
+        assert pool.apply(square, (x,)) == x * x
+    counts = [left.tasks for left in pool.statistics().exits]
+    assert len(set(counts)) > 1
+    assert all(1 <= count <= 20 for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "jitter", "error"),
+    [(None, 1, ValueError), (5, 5, ValueError), (5, -1, ValueError), (5, 1.5, TypeError)],
+)
+def test_jitter_is_checked(make_pool, tasks, jitter, error):
+    with pytest.raises(error, match="maxtasksperchild_jitter must be"):
+        make_pool(1, maxtasksperchild=tasks, maxtasksperchild_jitter=jitter)
+
+
+def test_recycling_loses_no_queued_work(make_pool, context):
+    pool = make_pool(2, maxtasksperchild=1, context=context)
+    data = bytes(MIB)
+    handles = [pool.apply_async(length, (data,)) for _ in range(30)]
+    assert [handle.get(DEADLINE) for handle in handles] == [MIB] * 30
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert all(left.tasks <= 1 for left in pool.statistics().exits)
+
+
+# --- for their memory
+
+
+def test_a_worker_that_has_grown_is_replaced(make_pool):
+    pool = make_pool(1, max_memory_per_child=150 * 1024)
+    pid = pool.apply(keep, (10,))
+    assert pool.apply(keep, (10,)) == pid
+    assert pool.apply(keep, (200,)) == pid  # the task completes
+    handles = [pool.apply_async(os.getpid) for _ in range(50)]
+    assert pid not in {handle.get(DEADLINE) for handle in handles}
+    left = eventually(lambda: pool.statistics().exits, "the large worker leaves")
+    assert [(each.pid, each.exitcode) for each in left] == [(pid, 0)]
+    assert "KiB of memory, more than 153600 KiB" in left[0].reason
+
+
+def test_memory_that_was_given_back_does_not_count(make_pool):
+    pool = make_pool(1, max_memory_per_child=150 * 1024)
+    pid = pool.apply(borrow, (300,))
+    assert pool.apply(os.getpid) == pid
+
+
+def test_a_task_that_takes_too_much_memory_fails_alone(make_pool, context):
+    pool = make_pool(2, max_memory_per_task=200 * 1024, context=context)
+    others = [pool.apply_async(square, (x,)) for x in range(100)]
+    handle = pool.apply_async(eat)
+    with pytest.raises(MemoryLimitExceeded) as caught:
+        handle.get(DEADLINE)
+    error = caught.value
+    assert error.limit == 200 * 1024 < error.resident
+    assert (error.job, error.function) == (handle.job, "test_recycling.eat")
+    assert "in eat" in error.stack
+    assert f"{error.resident} KiB of memory" in str(error)
+    assert [other.get(DEADLINE) for other in others] == [x * x for x in range(100)]
+
+
+@pytest.mark.parametrize("name", ["max_memory_per_child", "max_memory_per_task"])
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_memory_limits_are_checked(make_pool, name, value, error):
+    with pytest.raises(error, match=f"{name} must be"):
+        make_pool(1, **{name: value})
+
+
+# --- at a restart
+
+
+def test_a_restart_leaves_no_gap_in_service(make_pool, gate):
+    """While the only worker is replaced, there is always one that is ready."""
+    pool = make_pool(1)
+    old = pool.apply(os.getpid)
+    pool.restart()
+    seen = set()
+
+    def replaced():
+        seen.update(w.pid for w in pool.statistics().workers)
+        ready = [w for w in pool.statistics().workers if w.state in ("idle", "busy")]
+        assert ready
+        return old not in seen or ready[0].pid != old
+
+    eventually(replaced, "the worker is replaced")
+    assert pool.apply(os.getpid) != old
+
+
+def test_a_restart_replaces_workers_one_after_another(make_pool, gate):
+    pool = make_pool(3)
+    handles = [pool.apply_async(enter, (gate, n)) for n in range(3)]
+    visitors = [gate.arrival() for _ in range(3)]
+    old = {visitor.pid for visitor in visitors}
+    pool.restart()
+    later = [pool.apply_async(enter, (gate, n)) for n in range(3)]
+    visitors += [gate.arrival() for _ in range(3)]  # the new ones serve while the old ones work
+    for visitor in visitors:
+        visitor.go()
+    assert [handle.get(DEADLINE) for handle in handles + later] == [0, 1, 2] * 2
+    eventually(lambda: all(map(has_ended, old)), "the old workers leave")
+    eventually(lambda: len(pool.statistics().workers) == 3, "as many as before")
+
+
+def test_shrinking_lets_busy_workers_finish(make_pool, gate):
+    pool = make_pool(3)
+    handles = [pool.apply_async(enter, (gate, n)) for n in range(3)]
+    visitors = [gate.arrival() for _ in range(3)]
+    pool.shrink(2)
+    eventually(
+        lambda: [w.state for w in pool.statistics().workers].count("retiring") == 2,
+        "two workers are told to leave",
+    )
+    for visitor in visitors:
+        visitor.go()
+    assert [handle.get(DEADLINE) for handle in handles] == [0, 1, 2]
+    eventually(lambda: len(pool.statistics().workers) == 1, "one worker is left")
+    with pytest.raises(ValueError, match="cannot shrink 1 processes by 1: one must be left"):
+        pool.shrink()
+
+
+# --- those that cannot start
+
+
+def hang(path):
+    log_start(path, os.getpid())
+    signal.pause()
+
+
+def freeze(path):
+    log_start(path, os.getpid())
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang_unless(path):
+    if not path.exists():
+        mark(path)
+    else:
+        signal.pause()
+
+
+def die(path):
+    log_start(path, os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [hang, freeze])
+def test_an_initializer_that_hangs(make_pool, tmp_path, how):
+    pool = make_pool(2, how, (tmp_path / "log",), context="fork", start_timeout=1.0)
+    handle = pool.apply_async(square, (3,))
+    with pytest.raises(PoolBrokenError, match=r"not ready within 1 s") as caught:
+        handle.get(DEADLINE)
+    assert f"in {how.__name__}" in str(caught.value)
+    assert pool.join(DEADLINE)
+    assert len((tmp_path / "log").read_text().split()) == 2
+
+
+def test_a_later_initializer_that_hangs_is_tried_again(make_pool, tmp_path):
+    pool = make_pool(1, hang_unless, (tmp_path / "once",), start_timeout=0.2, max_restarts=1)
+    assert pool.apply(square, (3,)) == 9
+    with pytest.raises(WorkerLostError):
+        pool.apply(os._exit, (1,))
+    handle = pool.apply_async(square, (3,))
+    with pytest.raises(PoolBrokenError, match="failed starts in a row: 2"):
+        handle.get(DEADLINE)
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_so_many_restarts(make_pool, tmp_path, restarts):
+    pool = make_pool(1, die, (tmp_path / "log",), max_restarts=restarts)
+    with pytest.raises(PoolBrokenError, match=f"failed starts in a row: {restarts + 1}"):
+        pool.apply_async(square, (3,)).get(DEADLINE)
+    assert pool.join(DEADLINE)
+    assert len((tmp_path / "log").read_text().split()) == restarts + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("max_restarts", -1, ValueError),
+        ("max_restarts", 1.5, TypeError),
+        ("start_timeout", 0, ValueError),
+        ("start_timeout", "1", TypeError),
+    ],
+)
+def test_how_to_start_is_checked(make_pool, name, value, error):
+    with pytest.raises(error, match=f"{name} must be"):
+        make_pool(1, **{name: value})
