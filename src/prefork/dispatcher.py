@@ -28,6 +28,7 @@ from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 from prefork.messages import Kind, Outcome, Report, decode, describe, load
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
+from prefork.starts import Starts
 from prefork.watch import Watch
 
 __all__ = ["Dispatcher", "Feeder", "News", "State", "tell_owners"]
@@ -91,10 +92,14 @@ class Dispatcher:
         staff_bell: rung when the staff has something to look at: a worker that has said goodbye,
             an initializer that failed, the last job done.
         look_interval: see `Deadlines`.
+        accept_delay: see `Starts`.
     """
 
     def __init__(
-        self, staff_bell: Callable[[], object], look_interval: float | None = None
+        self,
+        staff_bell: Callable[[], object],
+        look_interval: float | None = None,
+        accept_delay: float | None = None,
     ) -> None:
         self.lock = threading.RLock()  # re-entrant, as a finalizer may run inside
         self.state = State.RUN
@@ -104,6 +109,7 @@ class Dispatcher:
         self.outboxes: Watch[Worker] = Watch()
         self.scheduler = Scheduler()
         self.deadlines = Deadlines(look_interval)
+        self.begun = Starts(accept_delay)
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
@@ -259,6 +265,11 @@ class Dispatcher:
                 self.limit_sent()
         if tickets:
             seat.channel.send(tickets)
+            self._expect_start(seat)
+
+    def _expect_start(self, worker: Worker) -> None:
+        if self.begun.delay is not None and self.begun.expect(worker, time.monotonic()):
+            self.limit_sent()
 
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""
@@ -319,13 +330,17 @@ class Dispatcher:
                 worker.tasks += 1
                 worker.sentence = None  # if it was for this job, it came too late
                 job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
+                if job.untold:
+                    self.tell_start(worker, job, report.started)
                 self._settle(job, report)
+                self._expect_start(worker)
         elif kind == Kind.ACCEPTED:
             if job := self.cache.get(report.job):
-                self.tell(job, Accepted(worker.pid, report.started))
+                self.tell_start(worker, job, report.started)
         elif kind == Kind.READY:
             worker.patience_ends = None
             self.scheduler.mark_ready(worker)
+            self._expect_start(worker)
             self.starts += 1
             self.ring_staff()
         elif kind == Kind.EXITING:
@@ -345,6 +360,8 @@ class Dispatcher:
         """A worker has died, or is about to, while it ran this job: fail the job, or have it run
         again. With the lock held."""
         self._note_start(worker, job)
+        if job.untold and job.started:
+            self.tell_start(worker, job, job.started)
         worker.sent.pop(job.id, None)
         worker.lost = job
         self.scheduler.shut(worker)
@@ -392,6 +409,11 @@ class Dispatcher:
             job.parcel.close()
         job.pickled, job.parcel = b"", None
         self.tell(job, news)
+
+    def tell_start(self, worker: Worker, job: Job, started: float) -> None:
+        """With the lock held."""
+        job.untold = False
+        self.tell(job, Accepted(worker.pid, started))
 
     def tell(self, job: Job, news: News) -> None:
         """Have the owner of a job told of it, in the order of things. With the lock held."""

@@ -226,7 +226,11 @@ class EventLoop:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._on_event()
+        if self._roles.supervisor.timeout() is not None:
+            self._on_event()
+        else:
+            self._handle(self._roles.results, self._roles.limits)
+            self._set_timer()
 
     def _on_results(self) -> None:
         """The frequent case: there is nothing but results."""

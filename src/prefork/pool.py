@@ -63,6 +63,8 @@ class Pool(MapFamily):
             pauses in between, the pool fails with `PoolBrokenError`.
         start_timeout: how long a worker may take to start, its initializer included, in seconds.
             One that takes longer is killed; if none has ever been ready, the pool fails.
+        accept_delay: an `accept_callback` may come so many seconds late, which makes short tasks
+            cheaper. None: each start is reported at once.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
@@ -96,6 +98,7 @@ class Pool(MapFamily):
         max_memory_per_task: int | None = None,
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
+        accept_delay: float | None = None,
     ) -> None:
         if processes is None:
             processes = available_cpus()
@@ -128,6 +131,7 @@ class Pool(MapFamily):
                 max_restarts,
                 None if start_timeout is None else seconds("start_timeout", start_timeout),
                 self.SoftTimeLimitExceeded,
+                None if accept_delay is None else seconds("accept_delay", accept_delay),
             ),
             Limits().override(timeout, soft_timeout, lost_worker_timeout),
             RoleClasses(
@@ -210,7 +214,10 @@ class Pool(MapFamily):
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            job.flags = ACCEPT
+            if self._jobs.begun.delay is None:
+                job.flags = ACCEPT
+            else:
+                job.untold = True
         self._engine.submit(job, when_free=waitforslot)
         return result
 

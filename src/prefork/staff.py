@@ -73,6 +73,7 @@ class Options(NamedTuple):
     max_restarts: int = 10  # failed starts in a row
     start_timeout: float | None = None  # seconds
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
+    accept_delay: float | None = None  # see `Starts`
 
     def for_worker(self) -> WorkerOptions:
         """What the next worker is to know."""
@@ -88,7 +89,7 @@ class Staff:
         self.processes = options.processes  # how many workers there should be
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
-        self.jobs = Dispatcher(self.exits.bell.ring, look_interval)
+        self.jobs = Dispatcher(self.exits.bell.ring, look_interval, options.accept_delay)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)

@@ -34,6 +34,14 @@ def find(program: str) -> str | None:
     )
 
 
+def epmd() -> str:
+    """Erlang's name server is not on the PATH."""
+    found = [*Path("/usr/lib/erlang").glob("erts-*/bin/epmd"), *Path("/usr/bin").glob("epmd")]
+    if not found:
+        raise RuntimeError("epmd is not installed: it comes with rabbitmq-server")
+    return str(found[0])
+
+
 class Server:
     """A process in a session of its own, so that what it starts ends with it."""
 
@@ -86,7 +94,8 @@ class Server:
             self.process.wait(DEADLINE)
             self.process = None
 
-    close = kill
+    def close(self) -> None:
+        self.kill()
 
 
 class Redis(Server):
@@ -112,11 +121,27 @@ class Redis(Server):
 
 
 class RabbitMQ(Server):
-    """Without plugins. Its name server is its own, too (`ERL_EPMD_PORT`)."""
+    """Without plugins. It has a name server of its own: one that it starts would outlive it."""
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         self._epmd_port, self._dist_port = free_port(), free_port()
-        super().__init__(folder, port)
+        self._epmd = subprocess.Popen(
+            [epmd(), "-port", str(self._epmd_port), "-address", "127.0.0.1"],
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            super().__init__(folder, port)
+        except BaseException:
+            self._stop_epmd()
+            raise
+
+    def _stop_epmd(self) -> None:
+        self._epmd.kill()
+        self._epmd.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self._stop_epmd()
 
     @property
     def url(self) -> str:

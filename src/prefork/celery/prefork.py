@@ -34,6 +34,9 @@ __all__ = ["Pool", "TaskPool"]
 
 logger = logging.getLogger("prefork")
 
+ACCEPT_SECONDS = 0.005
+"""How late celery may learn that a task has started: what is done by then costs less."""
+
 
 class Callbacks(CallbackRunner):
     """Celery's callbacks. What they raise on purpose ends the worker."""
@@ -91,6 +94,7 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
     def pool_options(self) -> dict[str, Any]:
         options = super().pool_options()
         options["context"] = "fork" if self.options.get("forking_enable", True) else "spawn"
+        options["accept_delay"] = ACCEPT_SECONDS
         options.pop("max_restarts", None)  # celery's is for a pool that counts otherwise
         if self.app is not None and self.app.conf.worker_proc_alive_timeout:
             options["start_timeout"] = self.app.conf.worker_proc_alive_timeout
