@@ -120,6 +120,12 @@ class Task:
             self._withdrawn = True
             self._pool.run_or_defer(handle.cancel)
 
+    def abandon(self, signum: int) -> None:
+        """End it without calling anybody back."""
+        self._callback = self._error_callback = None
+        self._accept_callback = self._timeout_callback = None
+        self.terminate(signum)
+
     # ---- the pool's side: each of these is called once at most, in this order
 
     def accepted(self, pid: int, since: float) -> None:

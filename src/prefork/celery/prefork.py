@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -118,6 +119,12 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
         if self._pool is None:
             return
         self._pool.close()
+        if state.should_terminate:
+            # Celery has just cancelled what it knows to run. What it has not been told of goes
+            # back to the broker, as nothing is acknowledged.
+            for task in list(self.tasks):
+                if task.pid is None:
+                    task.abandon(signal.SIGTERM)
         if not self._pool.is_busy_here():  # else a signal handler calls, and celery calls again
             shutdown.drain(self._pool)
 
