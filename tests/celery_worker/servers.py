@@ -111,6 +111,13 @@ class Redis(Server):
             *("--save", "", "--appendonly", "yes", "--appendfsync", "no"),  # outlives a restart
         ]
 
+    def cut_connections(self) -> None:
+        """Close the connections of all clients."""
+        with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+            for kind in (b"normal", b"pubsub"):
+                connection.sendall(b"CLIENT KILL TYPE " + kind + b" SKIPME yes\r\n")
+                connection.recv(64)
+
     def answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:

@@ -15,6 +15,12 @@ def worker(start_worker, broker):
     return start_worker(broker=broker)
 
 
+def known(worker, *results):
+    """Wait until celery knows that these run."""
+    ids = {result.id for result in results}
+    eventually(lambda: ids <= {task["id"] for task in worker.control("active")}, "active")
+
+
 def reserve_behind(worker, gate, name="enter"):
     """Two tasks that run, and two that wait for a process: their results, and visitors."""
     running = [worker.send(name, gate._address, x) for x in range(2)]
@@ -50,14 +56,26 @@ def test_cold(worker, gate, start_worker, broker, tmp_path):
     visitors = [gate.arrival()]
     late = worker.send("enter_late", gate._address, "late")
     visitors.append(gate.arrival())
+    known(worker, early, late)
     worker.process.send_signal(signal.SIGQUIT)
-    assert worker.ended() != 0
+    worker.ended()
     assert marked(path) == "unwound"
     other = start_worker(broker=broker, queue=worker.queue)
     gate.arrival().go()
     assert other.get(late) == "late"
     assert other.stop() == 0
     assert early.id not in other.log
+
+
+def test_cold_in_the_moment_of_a_start(worker, gate, start_worker, broker):
+    """Celery does not know yet that the task runs."""
+    late = worker.send("enter_late", gate._address, "late")
+    gate.arrival()
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.ended()
+    other = start_worker(broker=broker, queue=worker.queue)
+    gate.arrival().go()
+    assert other.get(late) == "late"
 
 
 def test_soft(start_worker, broker, gate):
@@ -69,6 +87,7 @@ def test_soft(start_worker, broker, gate):
         pytest.skip("celery 5.5")
     result = worker.send("enter", gate._address, "in time")
     visitor = gate.arrival()
+    known(worker, result)
     worker.process.send_signal(signal.SIGQUIT)
     worker.logged("Initiating Soft Shutdown")
     visitor.go()
