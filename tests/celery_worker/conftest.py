@@ -43,9 +43,7 @@ def backend_of(redis: Redis) -> str:
 
 
 @pytest.fixture(scope="module")
-def start_shared(
-    redis: Redis, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Start]:
+def start_shared(redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts workers that live as long as the module's tests."""
     with starter(redis, tmp_path_factory.mktemp("shared")) as start:
         yield start

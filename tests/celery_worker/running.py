@@ -28,9 +28,7 @@ class Client:
 
     def __init__(self, broker: str, backend: str, queue: str) -> None:
         self.queue = queue
-        self.app = Celery(
-            "client", broker=broker, backend=backend, set_as_current=False, fixups=[]
-        )
+        self.app = Celery("client", broker=broker, backend=backend, set_as_current=False, fixups=[])
         self.app.conf.broker_connection_retry_on_startup = True
 
     def send(self, name: str, *args: Any, **options: Any) -> AsyncResult[Any]:
@@ -48,6 +46,11 @@ class Client:
             return self.get(result)
         except Exception as exc:
             return exc
+
+    def reconnect(self) -> None:
+        """The connections that this client has kept were cut."""
+        self.app.pool.force_close_all()
+        self.app.close()
 
     def close(self) -> None:
         self.app.backend.remove_pending_result = lambda *args: None
@@ -148,7 +151,11 @@ class Worker(Client):
     def control(self, command: str, **arguments: Any) -> Any:
         """A remote control command; the worker's answer."""
         replies = self.app.control.broadcast(
-            command, arguments=arguments, destination=[self.node], reply=True, timeout=DEADLINE,
+            command,
+            arguments=arguments,
+            destination=[self.node],
+            reply=True,
+            timeout=DEADLINE,
             limit=1,
         )
         assert replies, self.log

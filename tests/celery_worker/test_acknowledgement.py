@@ -119,6 +119,7 @@ def test_a_lost_connection(start_worker, own_broker, gate):
     if isinstance(own_broker, Redis):
         own_broker.cut_connections()
         visitors.pop().go()
+        worker.reconnect()
     else:
         own_broker.stop()
         worker.logged("Connection to broker lost")

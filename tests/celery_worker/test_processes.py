@@ -45,9 +45,7 @@ def test_the_main_process_has_no_threads(worker):
 
 def test_each_process_logs_to_its_file(worker):
     worker.run("say", "hello")
-    texts = {
-        path.name: path.read_text() for path in worker.log_file.parent.glob("tasks-*.log")
-    }
+    texts = {path.name: path.read_text() for path in worker.log_file.parent.glob("tasks-*.log")}
     assert set(texts) == {"tasks-0.log", "tasks-1.log", "tasks-2.log"}  # 0 is the main process
     found = [name for name, text in texts.items() if "said: hello" in text]
     assert found in (["tasks-1.log"], ["tasks-2.log"])
