@@ -18,6 +18,7 @@ Layout, from the top; a module imports only from those below it:
     staff             the workers of a running pool: hired, watched, replaced, buried
     enforcement       what ends single jobs: limits, `terminate`, `cancel`
     dispatcher        the jobs: sent to workers, collected, every one accounted for
+    news              what is to be told about jobs, and to whom
     crew              one worker as the pool knows it
     jobs              makes jobs of calls
     worker            what runs in the child process
@@ -35,6 +36,7 @@ Layout, from the top; a module imports only from those below it:
     cpus, memory      how many CPUs may be used; how much memory is used
     cgroups           the control groups that limit both
     forks             what a forked child must not keep
+    calls             how a call is pickled
     arguments         checks of what users pass in
     statistics        what can be seen, as immutable snapshots
     messages          what travels

@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["Limits", "check_callables", "check_count", "check_counts", "check_iterable", "seconds"]
+__all__ = [
+    "NO_LIMITS",
+    "Limits",
+    "check_callables",
+    "check_count",
+    "check_counts",
+    "check_iterable",
+    "seconds",
+]
 
 
 class Limits(NamedTuple):
@@ -41,6 +49,9 @@ class Limits(NamedTuple):
             else seconds("lost_worker_timeout", lost_worker_timeout, zero=True),
             retries,
         )
+
+
+NO_LIMITS = Limits(lost_worker_timeout=None)
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

@@ -11,7 +11,8 @@ back there (*reclaim*) the worker has not started and never will. No lock is sha
 die holding one.
 
 The outbox has one writer and one reader. A death can cut its last report short, nothing else:
-the cut report belongs to the task that was running.
+the cut report belongs to the task that was running. But a task can write to any descriptor of its
+process: what arrives is checked, and the reports behind foreign bytes are found again.
 
 The shared memory starts with the *board*, on which the worker notes what it runs and since when;
 the pool can look at it at any time, whatever the worker is doing. Its last part is the *black
@@ -31,7 +32,7 @@ from multiprocessing import reduction
 from typing import Any
 
 from prefork import forks
-from prefork.messages import LEAVE, PARCEL, REPORT, TICKET, Report, Ticket
+from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
 from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
 from prefork.stacks import BOX, BlackBox
 
@@ -62,37 +63,39 @@ class Ring:
     def __init__(self, size: int) -> None:
         self.size = size
         self._head = self._tail = 0
-        self._blocks: deque[_Block] = deque()  # oldest first; freed ones go when they are first
-        self._used: dict[int, _Block] = {}  # by key; its older blocks, freed, may still be above
+        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
+        self._used: dict[int, int] = {}  # where the block of a key ends; no other one is in use
 
     def allocate(self, key: int, length: int) -> int | None:
         """The offset of `length` consecutive bytes, or None when there is no room now."""
         if not self._blocks:
             self._head = self._tail = 0  # start again where the memory is warm
         start = self._head
-        if start % self.size + length > self.size:
-            start += self.size - start % self.size
-        if start + length - self._tail > self.size:
+        offset = start % self.size
+        if offset + length > self.size:
+            start += self.size - offset
+            offset = 0
+        end = start + length
+        if end - self._tail > self.size:
             return None
-        self._head = start + length
-        self._used[key] = block = _Block(self._head)
-        self._blocks.append(block)
-        return start % self.size
+        self._head = self._used[key] = end
+        self._blocks.append((key, end))
+        return offset
 
     def free(self, key: int) -> None:
         """The bytes that were allocated last with this key are not in use any more."""
-        self._used.pop(key).in_use = False
-        blocks = self._blocks
-        while blocks and not blocks[0].in_use:
-            self._tail = blocks.popleft().end
+        blocks, used = self._blocks, self._used
+        del used[key]
+        while blocks:
+            key, end = blocks[0]
+            if used.get(key) == end:
+                return
+            self._tail = end
+            del blocks[0]
 
-
-class _Block:
-    __slots__ = ("end", "in_use")
-
-    def __init__(self, end: int) -> None:
-        self.end = end  # position
-        self.in_use = True
+    def holds(self, key: int) -> bool:
+        """Whether something is allocated with this key."""
+        return key in self._used
 
 
 class Channel:
@@ -147,7 +150,13 @@ class Channel:
     # ---- sending
 
     def stage(
-        self, job: int, soft_timeout: float, flags: int, pickled: bytes, parcel: Parcel | None
+        self,
+        job: int,
+        soft_timeout: float,
+        flags: int,
+        pickled: bytes,
+        parcel: Parcel | None = None,
+        function_length: int = 0,
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
@@ -159,7 +168,8 @@ class Channel:
                 return None
             start = BOARD + offset
             self._memory[start : start + len(pickled)] = pickled
-            return TICKET.pack(job, soft_timeout, offset, len(pickled), flags)
+            length = len(pickled)
+            return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
         own = parcel is None
         parcel = parcel or Parcel(pickled, transport=self.transport)
         try:
@@ -172,15 +182,19 @@ class Channel:
             if own:
                 parcel.close()
         self._ring.allocate(job, 0)
-        return TICKET.pack(job, soft_timeout, 0, 0, flags | PARCEL)
+        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | PARCEL)
 
-    def send(self, tickets: list[bytes]) -> None:
-        """Hand over at most `MAX_TICKETS` staged tasks, in one piece."""
-        os.write(self._inbox, b"".join(tickets))
+    def send(self, tickets: list[bytes]) -> bool:
+        """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
+        try:
+            os.write(self._inbox, b"".join(tickets))
+        except BlockingIOError:
+            return False
+        return True
 
     def dismiss(self) -> None:
         """Tell the worker to leave after what it has been sent."""
-        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, LEAVE))
+        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, LEAVE))
 
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
@@ -188,11 +202,12 @@ class Channel:
             data = os.read(self._taken_back, most * TICKET.size)
         except BlockingIOError:
             return []
-        tickets = list(TICKET.iter_unpack(data))
+        whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
+        tickets = list(TICKET.iter_unpack(data[:whole]))
         if tickets and tickets[-1][-1] & LEAVE:
             tickets.pop()
             self.dismiss()
-        jobs = [ticket[0] for ticket in tickets]
+        jobs = [ticket[0] for ticket in tickets if self._ring.holds(ticket[0])]
         for job in jobs:
             self.forget(job)
         return jobs
@@ -206,7 +221,8 @@ class Channel:
     def receive(self) -> list[Report] | None:
         """The reports that have arrived, or None if nothing has; never waits.
 
-        Sets `eof` when nobody is left who could send more.
+        Sets `eof` when nobody is left who could send more. Bytes that are no report are passed
+        over; a report of the kind CORRUPTED says where they were.
         """
         try:
             data = os.read(self._outbox, _READ)
@@ -231,18 +247,24 @@ class Channel:
         pending = self._unparsed
         if len(pending) < REPORT.size:
             return False
-        length: int = REPORT.unpack_from(pending)[3]
-        return len(pending) >= REPORT.size + length
+        length: int
+        *_, length, _, _, mark = REPORT.unpack_from(pending)
+        return bool(mark != MARK) or len(pending) >= REPORT.size + min(length, INLINE)
 
     def _parse(self, data: bytes) -> tuple[list[Report], int]:
         reports = []
-        position, size, header = 0, len(data), REPORT.size
-        while position + header <= size:
-            job, started, seconds, length, kind, is_parcel = REPORT.unpack_from(data, position)
-            end = position + header + length
+        position, size = 0, len(data)
+        while position + REPORT.size <= size:
+            header = REPORT.unpack_from(data, position)
+            job, started, seconds, length, kind, is_parcel, mark = header
+            if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
+                reports.append(Report(Kind.CORRUPTED, 0, 0.0, 0.0, None))
+                position = next_report(data, position + 1)
+                continue
+            end = position + REPORT.size + length
             if end > size:
                 break
-            payload: Any = data[position + header : end]
+            payload: Any = data[position + REPORT.size : end]
             if is_parcel:
                 try:
                     payload = receive_parcel(self._parcels, job)
@@ -342,12 +364,13 @@ class WorkerEnd:
             ticket = Ticket._make(TICKET.unpack(data))
             return None if ticket.flags & LEAVE else ticket
 
-    def payload(self, ticket: Ticket) -> Any:
-        """The task's pickle, for `messages.load`."""
+    def payload(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
+        """The task's pickled call, and its buffers."""
         if ticket.flags & PARCEL:
-            return receive_parcel(self._parcels, ticket.job)
+            pickled, *buffers = receive_parcel(self._parcels, ticket.job)
+            return pickled, buffers
         start = BOARD + ticket.offset
-        return self._memory[start : start + ticket.length]
+        return self._memory[start : start + ticket.length], []
 
     def report(
         self,
@@ -364,7 +387,8 @@ class WorkerEnd:
             with contextlib.closing(Parcel(pickled, buffers, self._transport)) as sent:
                 send_parcel(self._parcels, job, sent)
             pickled = b""
-        frame = REPORT.pack(job, started, seconds, len(pickled), kind, parcel) + pickled
+        header = REPORT.pack(job, started, seconds, len(pickled), kind, parcel, MARK)
+        frame = header + pickled
         written = os.write(self._outbox, frame)
         while written < len(frame):
             written += os.write(self._outbox, frame[written:])

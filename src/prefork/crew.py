@@ -49,6 +49,7 @@ class Worker(Seat):
         self.farewell = False  # it has closed its channel
         self.dying = False  # it will end at once, if the kernel can end it
         self.killed = False  # with SIGKILL
+        self.distrusted = False  # a task has written into its channel
         self.exited = False
         self.gone = False
         self.reason = ""  # why it leaves or is killed, in words

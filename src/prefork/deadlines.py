@@ -49,10 +49,6 @@ class Deadlines:
         self._interval = interval
         self._interrupted: dict[Seat, tuple[int, float]] = {}  # job and start: soft limit is done
 
-    def concern(self, job: Job) -> bool:
-        """Whether this job has to be watched."""
-        return bool(job.timeout or job.soft_timeout or self._interval)
-
     def watch(self, job: Job, now: float) -> bool:
         """A job was sent; True if the next look is now earlier than before."""
         job.sent_at = now

@@ -14,27 +14,41 @@ from __future__ import annotations
 
 import enum
 import logging
+import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from prefork import forks
 from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
-from prefork.deadlines import Deadlines, Expiry
+from prefork.deadlines import Deadlines
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
-from prefork.messages import Kind, Outcome, Report, decode, describe, load
+from prefork.messages import (
+    LIMITED,
+    TICKET,
+    Kind,
+    Outcome,
+    Report,
+    decode,
+    decode_exit,
+    decode_reason,
+    describe,
+)
+from prefork.news import Accepted, News
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
 from prefork.starts import Starts
 from prefork.watch import Watch
 
-__all__ = ["Dispatcher", "Feeder", "News", "State", "tell_owners"]
+__all__ = ["Dispatcher", "Feeder", "State"]
 
 logger = logging.getLogger("prefork")
 
+
+RESULTS = frozenset(map(int, (Kind.DONE, Kind.FAILED, Kind.OUTCOMES)))
+"""Kinds of reports that end a job."""
 
 MAX_OPEN_PARCELS = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
@@ -49,16 +63,6 @@ class State(enum.Enum):
     CLOSE = "closed"  # no new jobs; workers leave when all are done
     TERMINATE = "terminated"  # no jobs at all; workers are being killed
     ENDED = "ended"  # no workers
-
-
-class Accepted(NamedTuple):
-    """News: a worker has started the job."""
-
-    pid: int
-    started: float
-
-
-News = Report | Outcome | Accepted | Expiry
 
 
 class Feeder(Protocol):
@@ -109,6 +113,7 @@ class Dispatcher:
         self.outboxes: Watch[Worker] = Watch()
         self.scheduler = Scheduler()
         self.deadlines = Deadlines(look_interval)
+        self._looks_always = look_interval is not None
         self.begun = Starts(accept_delay)
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
@@ -121,8 +126,7 @@ class Dispatcher:
         self.on_broken: Callable[[PoolBrokenError], object] = lambda why: None
         self.forked = False  # we are a copy in a child process
         self.ring_staff = staff_bell
-        self._news: deque[tuple[Job, News]] = deque()
-        self._collecting = False
+        self.news = News(self.outboxes.bell.ring)
         forks.own(self)
 
     def abandon(self) -> None:
@@ -163,13 +167,12 @@ class Dispatcher:
 
     def _admit(self, job: Job) -> None:
         self.cache[job.id] = job
-        self._count_parcel(job, +1)
+        if job.parcel is not None or len(job.pickled) > INLINE:
+            self._count_parcel(job, +1)
         job.owner.bind(job)
         if job.flaw is not None:
             self.fail(job, job.flaw)
-            return
-        seat = self.scheduler.submit(job)
-        if seat is not None:
+        elif (seat := self.scheduler.submit(job)) is not None:
             self._transmit(seat, [job])
 
     def _give_up(self, job: Job) -> None:
@@ -197,9 +200,10 @@ class Dispatcher:
         return self.state is not State.RUN or len(self.cache) < len(self.workers)
 
     def _count_parcel(self, job: Job, change: int) -> None:
+        """A large job has come or gone."""
         if job.parcel is not None:
             self._open_parcels += change
-        elif len(job.pickled) > INLINE:
+        else:
             self._bare_parcels += change
 
     def may_open_parcel(self) -> bool:
@@ -248,7 +252,12 @@ class Dispatcher:
         for position, job in enumerate(batch):
             try:
                 ticket = seat.channel.stage(
-                    job.id, job.soft_timeout or 0.0, job.flags, job.pickled, job.parcel
+                    job.id,
+                    job.soft_timeout or 0.0,
+                    job.flags,
+                    job.pickled,
+                    job.parcel,
+                    job.function_length,
                 )
             except OSError as exc:
                 ticket = None
@@ -261,14 +270,24 @@ class Dispatcher:
                 self.scheduler.return_jobs(seat, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
-            if self.deadlines.concern(job) and self.deadlines.watch(job, time.monotonic()):
-                self.limit_sent()
-        if tickets:
-            seat.channel.send(tickets)
+            if job.flags & LIMITED or self._looks_always:
+                self._watch(job)
+        if tickets and not seat.channel.send(tickets):
+            # The kernel gives small pipes to users with many. This one holds unread tickets, so
+            # there will be a report, and then another try.
+            jobs = [TICKET.unpack(ticket)[0] for ticket in tickets]
+            for job_id in jobs:
+                seat.channel.forget(job_id)
+            self.scheduler.return_jobs(seat, jobs)
+        elif self.begun.delay is not None:
             self._expect_start(seat)
 
     def _expect_start(self, worker: Worker) -> None:
-        if self.begun.delay is not None and self.begun.expect(worker, time.monotonic()):
+        if self.begun.expect(worker, time.monotonic()):
+            self.limit_sent()
+
+    def _watch(self, job: Job) -> None:
+        if self.deadlines.watch(job, time.monotonic()):
             self.limit_sent()
 
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
@@ -293,16 +312,16 @@ class Dispatcher:
 
     # ---- from the workers
 
-    def collect(self, workers: Iterable[Worker]) -> deque[tuple[Job, News]]:
-        """Read what these workers have reported, and send them more; the news, to be taken."""
+    def collect(self, workers: Iterable[Worker]) -> News:
+        """Read what these workers have reported, and send them more; for the result handler."""
         with self.lock:
-            self._collecting = True
+            self.news.reader_is_here = True
             try:
                 spoke = [worker for worker in workers if not worker.gone and self.listen(worker)]
                 self.distribute(spoke)
             finally:
-                self._collecting = False
-        return self._news
+                self.news.reader_is_here = False
+        return self.news
 
     def listen(self, worker: Worker) -> bool:
         """Account for what a worker says; False if it says nothing now. With the lock held."""
@@ -312,8 +331,23 @@ class Dispatcher:
                 self.outboxes.discard(worker.channel)
                 self.ring_staff()
             return False
+        count, seconds = 0, 0.0
         for report in reports:
-            self._account(worker, report)
+            if report.kind in RESULTS:
+                count += 1
+                seconds += report.seconds
+                if (job := worker.sent.pop(report.job, None)) is not None:
+                    self._finish(worker, job, report)
+                elif worker.lost is None or worker.lost.id != report.job:
+                    self._distrust(worker, "it reported a job that it was not sent")
+            else:
+                self.scheduler.note_finished(worker, count, seconds)
+                count, seconds = 0, 0.0
+                try:
+                    self._heed(worker, report)
+                except ValueError as exc:
+                    self._distrust(worker, str(exc))
+        self.scheduler.note_finished(worker, count, seconds)
         return True
 
     def hear_out(self, worker: Worker) -> None:
@@ -321,20 +355,21 @@ class Dispatcher:
         while self.listen(worker):
             pass
 
-    def _account(self, worker: Worker, report: Report) -> None:
+    def _finish(self, worker: Worker, job: Job, report: Report) -> None:
+        worker.channel.forget(job.id)
+        worker.tasks += 1
+        worker.sentence = None  # if it was for this job, it came too late
+        job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
+        if job.untold:
+            self.tell_start(worker, job, report.started)
+        self._settle(job, report, report.kind != Kind.FAILED)
+        if worker.sent and self.begun.delay is not None:
+            self._expect_start(worker)
+
+    def _heed(self, worker: Worker, report: Report) -> None:
+        """What a worker says about something else than a result."""
         kind = report.kind
-        if kind in (Kind.DONE, Kind.FAILED, Kind.OUTCOMES):
-            job = self.scheduler.finish(worker, report.job, report.seconds)
-            if job is not None:
-                worker.channel.forget(job.id)
-                worker.tasks += 1
-                worker.sentence = None  # if it was for this job, it came too late
-                job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
-                if job.untold:
-                    self.tell_start(worker, job, report.started)
-                self._settle(job, report)
-                self._expect_start(worker)
-        elif kind == Kind.ACCEPTED:
+        if kind == Kind.ACCEPTED:
             if job := self.cache.get(report.job):
                 self.tell_start(worker, job, report.started)
         elif kind == Kind.READY:
@@ -345,14 +380,42 @@ class Dispatcher:
             self.ring_staff()
         elif kind == Kind.EXITING:
             if job := worker.sent.get(report.job):
-                code, why = load(report.payload)
+                code, why = decode_exit(report)
                 self.lose(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
             worker.start_error = decode(report).value
             self.ring_staff()
         elif kind == Kind.LEAVING:
-            self.dismiss(worker, load(report.payload))
+            self.dismiss(worker, decode_reason(report))
             self.ring_staff()
+        elif kind == Kind.CORRUPTED:
+            self._distrust(worker, "it sent bytes that are no report")
+
+    def _distrust(self, worker: Worker, why: str) -> None:
+        """A task has written into its worker's channel. It is the oldest that is not reported,
+        since jobs run and are reported in the order of sending: it fails, and the worker goes.
+
+        If the worker has started others meanwhile, it finishes them first: they are innocent.
+        """
+        if worker.distrusted or worker.dying:
+            return
+        worker.distrusted = True
+        why = f"its channel was corrupted: {why}"
+        if not worker.ready:  # it was the initializer
+            worker.start_error = RuntimeError(why)
+            self.ring_staff()
+            return
+        self.scheduler.shut(worker)
+        self.take_back(worker)
+        guilty, *innocent = worker.sent.values() or [None]
+        if innocent:
+            self.dismiss(worker, why)
+        else:
+            worker.kill(why)
+        if guilty is not None:
+            self.lose(worker, guilty, None if innocent else -signal.SIGKILL, note=why)
+        self.ring_staff()
+        self.distribute()
 
     def lose(
         self, worker: Worker, job: Job, exitcode: int | None, stack: str = "", note: str = ""
@@ -368,7 +431,7 @@ class Dispatcher:
         sentence = worker.sentence
         if sentence is not None and sentence.job is job:
             if sentence.expiry is not None:
-                self.tell(job, sentence.expiry)
+                self.news.add(job, sentence.expiry)
             job.pid = worker.pid
             self.fail(job, sentence.error(stack or NO_STACK))
         elif job.retries and job.id in self.cache:
@@ -394,32 +457,28 @@ class Dispatcher:
             job.pid, job.started, job.seconds = worker.pid, started, time.monotonic() - started
 
     def fail(self, job: Job, reason: BaseException) -> None:
-        self._settle(job, Outcome(False, reason))
+        self._settle(job, Outcome(False, reason), False)
 
-    def _settle(self, job: Job, news: Report | Outcome) -> None:
+    def _settle(self, job: Job, news: Report | Outcome, well: bool) -> None:
         if self.cache.pop(job.id, None) is None:
             return
-        job.seat = None
-        if news.kind == Kind.FAILED if isinstance(news, Report) else not news.ok:
-            self.failed += 1
-        else:
+        if well:
             self.finished += 1
-        self._count_parcel(job, -1)
-        if job.parcel is not None:
-            job.parcel.close()
-        job.pickled, job.parcel = b"", None
-        self.tell(job, news)
+        else:
+            self.failed += 1
+        if job.parcel is not None or len(job.pickled) > INLINE:
+            self._count_parcel(job, -1)
+            if job.parcel is not None:
+                job.parcel.close()
+                job.parcel = None
+        job.seat = None
+        job.pickled = b""
+        self.news.add(job, news)
 
     def tell_start(self, worker: Worker, job: Job, started: float) -> None:
         """With the lock held."""
         job.untold = False
-        self.tell(job, Accepted(worker.pid, started))
-
-    def tell(self, job: Job, news: News) -> None:
-        """Have the owner of a job told of it, in the order of things. With the lock held."""
-        self._news.append((job, news))
-        if not self._collecting:  # else whoever collects tells them in a moment
-            self.outboxes.bell.ring()
+        self.news.add(job, Accepted(worker.pid, started))
 
     # ---- workers come and go (with the lock held)
 
@@ -500,26 +559,4 @@ class Dispatcher:
     def crash_and_tell(self, reason: BaseException) -> None:
         """The result handler has failed, so the news must be told here, now."""
         self.crash(reason)
-        tell_owners(self._news)
-
-
-def tell_owners(news: deque[tuple[Job, News]]) -> None:
-    """Pass news on to whom they concern; each job has one outcome among its news."""
-    while news:
-        job, item = news.popleft()
-        try:
-            _tell_owner(job, item)
-        except BaseException as exc:
-            job.owner.settle(job, Outcome(False, exc))
-            raise
-
-
-def _tell_owner(job: Job, news: News) -> None:
-    if isinstance(news, Report):
-        job.owner.settle(job, decode(news))
-    elif isinstance(news, Outcome):
-        job.owner.settle(job, news)
-    elif isinstance(news, Accepted):
-        job.owner.accept(job, news.pid, news.started)
-    else:
-        job.owner.expire(job, news.soft, news.timeout)
+        self.news.tell()

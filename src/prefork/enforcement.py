@@ -70,7 +70,7 @@ class Enforcement:
         if worker.gone or worker.exited or worker.sentence or job.id not in worker.sent:
             return
         if expiry.soft:
-            self._jobs.tell(job, expiry)
+            self._jobs.news.add(job, expiry)
             worker.process.signal(SOFT_SIGNAL)
         elif self._isolate(worker, job, expiry.started):
             why = f"job {job.id} ({job.function}) exceeded its time limit of {expiry.timeout:g} s"

@@ -90,12 +90,6 @@ class Engine:
             self.staff.release()
             raise
 
-    def submit(self, job: Job, when_free: bool = False) -> None:
-        if when_free:
-            self.jobs.submit_when_free(job)
-        else:
-            self.jobs.submit(job)
-
     def feed(self, jobs: Generator[Job, None, None], result: Output, here: bool = False) -> None:
         """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
         who will wait for the result in any case."""

@@ -23,12 +23,12 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
 from prefork.crew import Worker
-from prefork.dispatcher import Dispatcher, News, State, tell_owners
+from prefork.dispatcher import Dispatcher, State
+from prefork.news import News
 from prefork.results import Signal
 from prefork.scheduler import Job
 from prefork.staff import Staff
@@ -111,8 +111,8 @@ class ResultHandler(Role):
 
     Args:
         outqueue: the outboxes of all workers; it has a `fileno()`, and a `bell` to be woken by.
-        get: called with the workers whose outboxes are readable; returns the news of jobs,
-            to be taken one by one.
+        get: called with the workers whose outboxes are readable; returns the news of jobs, to be
+            told.
         cache: the unsettled jobs by id.
         poll: waits at most so many seconds (None: for ever) and returns the readable workers.
         join_exited_workers: called when all news have been told, for what waits for ends of jobs.
@@ -122,7 +122,7 @@ class ResultHandler(Role):
     def __init__(
         self,
         outqueue: Watch[Worker],
-        get: Callable[[Iterable[Worker]], deque[tuple[Job, News]]],
+        get: Callable[[Iterable[Worker]], News],
         cache: Mapping[int, Job],
         poll: Callable[[float | None], list[Worker]],
         join_exited_workers: Callable[[], object],
@@ -151,7 +151,7 @@ class ResultHandler(Role):
         news = self.get(workers)
         if not news:
             return
-        tell_owners(news)
+        news.tell()
         self.putlock.notify()
         self.join_exited_workers()
 

@@ -76,7 +76,7 @@ class _Items:
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def settle(self, job: Job, outcome: Outcome) -> None:
+    def settle(self, job: Job, outcome: Outcome) -> Signal:
         outcomes = outcome.value if self.chunksize > 1 and outcome.ok else [outcome] * job.size
         if not self.ordered:
             self._ready.extend(outcomes)
@@ -86,7 +86,7 @@ class _Items:
                 self._ready.extend(self._arrived.pop(self._next_job))
                 self._next_job += 1
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
-        self.news.notify()
+        return self.news
 
     # ---- the consumer's side
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefork.arguments import Limits
+from prefork.calls import CallPickler
 from prefork.channel import INLINE
 from prefork.chunks import fixed_chunks
 from prefork.errors import RemoteTraceback
-from prefork.messages import CALL, EACH, dumps, format_traceback, pack
+from prefork.messages import CALL, EACH, KEYWORDS, dumps, format_traceback
 from prefork.parcels import Parcel
 from prefork.scheduler import Job, JobOwner
 
@@ -26,6 +27,7 @@ class JobMaker:
 
     def __init__(self, may_open_parcel: Callable[[], bool]) -> None:
         self._may_open_parcel = may_open_parcel
+        self._calls = CallPickler()
 
     def call(
         self,
@@ -36,14 +38,15 @@ class JobMaker:
         limits: Limits,
     ) -> Job:
         """One job of one call."""
-        message = (CALL, func, args, kwds) if kwds else (CALL, func, args)
-        return self._make(owner, func, message, limits)
+        if kwds:
+            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits)
+        return self._make(owner, func, CALL, args, limits)
 
     def each(
         self, owner: JobOwner, func: Callable[..., Any], items: list[Any], limits: Limits
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
-        return self._make(owner, func, (EACH, func, items), limits, len(items))
+        return self._make(owner, func, EACH, items, limits, len(items))
 
     def chunks(
         self,
@@ -56,7 +59,7 @@ class JobMaker:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
         position = 0
         for chunk in chunks:
-            job = self._make(owner, func, (mode, func, chunk), limits, len(chunk), position)
+            job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
             if job.flaw is not None:
                 raise job.flaw
             position += len(chunk)
@@ -73,21 +76,26 @@ class JobMaker:
         """The jobs of an `imap`."""
         mode = CALL if chunksize == 1 else EACH
         for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
-            yield self._make(owner, func, (mode, func, chunk), limits, len(chunk), index)
+            yield self._make(owner, func, mode, chunk, limits, len(chunk), index)
 
     def _make(
         self,
         owner: JobOwner,
         func: Callable[..., Any],
-        message: tuple[Any, ...],
+        mode: int,
+        arguments: Any,
         limits: Limits,
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, func, *limits)
+        job = Job(owner, func, mode, limits)
         job.size, job.index = size, index
         try:
-            self._load(job, message)
+            pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
+            if buffers or len(pickled) > INLINE:
+                self._wrap(job, func, arguments, pickled, buffers)
+            else:
+                job.pickled = pickled
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             # As text: the frames themselves would keep the whole input alive.
@@ -95,17 +103,22 @@ class JobMaker:
             job.flaw = exc.with_traceback(None)
         return job
 
-    def _load(self, job: Job, message: tuple[Any, ...]) -> None:
-        job.pickled, buffers = pack(message)
-        if not buffers and len(job.pickled) <= INLINE:
-            return
+    def _wrap(
+        self,
+        job: Job,
+        func: Callable[..., Any],
+        arguments: Any,
+        pickled: bytes,
+        buffers: list[memoryview],
+    ) -> None:
+        """Put a large call into a file, if that can be made now."""
         if self._may_open_parcel():
             try:
-                job.parcel = Parcel(job.pickled, buffers)
+                job.parcel = Parcel(pickled, buffers)
+                return
             except OSError:
                 pass  # no descriptor is left now
-            else:
-                job.pickled = b""
-                return
         if buffers:
-            job.pickled = dumps(message)
+            job.function_length = 0
+            pickled = dumps((func, arguments))
+        job.pickled = pickled

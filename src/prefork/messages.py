@@ -1,7 +1,7 @@
 """What travels between the pool and a worker, and how it is written down.
 
-A *task* goes out as a pickle (the function and its arguments) with a fixed-size `Ticket` that
-says where the pickle lies. A *report* comes back: a fixed-size header and a pickle.
+A *task* goes out as a pickled call (`calls.py`) with a fixed-size `Ticket` that says where it
+lies. A *report* comes back: a fixed-size header and a pickle.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ class Ticket(NamedTuple):
 
     job: int
     soft_timeout: float  # seconds; 0.0 is no limit
-    offset: int  # of the pickle in the shared memory
-    length: int  # bytes; 0 when the pickle comes as a parcel
+    offset: int  # of the pickled call in the shared memory
+    length: int  # bytes; 0 when it comes as a parcel
+    function_length: int  # bytes of it that are the function's pickle, if that has one of its own
     flags: int
 
 
-TICKET = struct.Struct("<QdIII4x")
+TICKET = struct.Struct("<QdIIII")
 
 # A ticket's flags.
 LEAVE = 1  # no task: finish and exit
 ACCEPT = 2  # report the start of the task
-PARCEL = 4  # the pickle travels in a file of its own
+PARCEL = 4  # the call travels in a file of its own
+LIMITED = 8  # it has a time limit
+KEYWORDS = 16  # the arguments are a pair, (args, kwargs)
 
-
-# How a worker applies a task's function to its arguments: the first item of the pickle. Plain
-# integers, because an enum's member takes longer to pickle than everything else in a small task.
-CALL = 0  # func(*args, **kwargs)
-MAP = 1  # [func(item) for item in items]; the first exception fails the chunk
-STARMAP = 2  # [func(*item) for item in items]; the same
-EACH = 3  # like MAP, but each item has an outcome of its own
+# How to apply the function to the arguments: one of these is among the flags, too.
+CALL = 0  # func(*args)
+MAP = 32  # [func(item) for item in items]; the first exception fails the chunk
+STARMAP = 64  # [func(*item) for item in items]; the same
+EACH = 96  # like MAP, but each item has an outcome of its own
+MODE = 96  # these bits
 
 
 class Kind(enum.IntEnum):
@@ -63,6 +65,10 @@ class Kind(enum.IntEnum):
     EXITING = 5  # the task has the process exit; the payload is the pickled exit code and why
     BROKEN = 6  # the initializer failed; the payload is a pickled `Failure`
     LEAVING = 7  # the worker leaves of itself; the payload is why, pickled
+    CORRUPTED = 8  # is never sent: something came here that is no report
+
+
+_DONE = int(Kind.DONE)
 
 
 class Report(NamedTuple):
@@ -73,7 +79,20 @@ class Report(NamedTuple):
     payload: Any  # bytes; a list of buffers, when it came as a parcel; why it could not come
 
 
-REPORT = struct.Struct("<QddQBB6x")  # job, started, seconds, length, kind, 1 if it is a parcel
+REPORT = struct.Struct("<QddQBB2x4s")
+"""A report's header: job, started, seconds, length, kind, 1 if it is a parcel, `MARK`."""
+
+MARK = b"\xc1PF\xfe"
+"""Ends each header, so that foreign bytes are told from reports, and the next report is found
+behind them. No task's text in UTF-8 contains it."""
+
+
+def next_report(data: bytes, position: int) -> int:
+    """Where a report may start, from this position on: where a mark says so, or at the end."""
+    mark = data.find(MARK, position + REPORT.size - len(MARK))
+    if mark < 0:
+        return max(position, len(data) - REPORT.size + 1)
+    return mark + len(MARK) - REPORT.size
 
 
 class Failure(NamedTuple):
@@ -96,12 +115,19 @@ OUT_OF_BAND = 1 << 16
 copied once, into the file that they travel in."""
 
 
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types without buffers, as far as PEP 574 is concerned."""
+
+
 def dumps(obj: object) -> bytes:
     return pickle.dumps(obj, PROTOCOL)
 
 
 def pack(obj: object) -> tuple[bytes, list[memoryview]]:
     """Pickle an object: its pickle, and views of the large buffers that were left out of it."""
+    kind = type(obj)
+    if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, obj))):  # type: ignore[call-overload]
+        return pickle.dumps(obj, PROTOCOL), []
     buffers: list[memoryview] = []
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -190,7 +216,7 @@ def decode(report: Report) -> Outcome:
     """
     if isinstance(report.payload, OSError):
         return Outcome(False, report.payload)
-    if report.kind == Kind.DONE:
+    if report.kind == _DONE:
         return decode_result(report.payload)
     if report.kind == Kind.OUTCOMES:
         items = load(report.payload)
@@ -201,9 +227,26 @@ def decode(report: Report) -> Outcome:
     return decode_failure(Failure(*load(report.payload)))
 
 
+def decode_exit(report: Report) -> tuple[int, str]:
+    """What an EXITING report says: the exit code, and why; ValueError if it says nothing."""
+    try:
+        code, why = load(report.payload)
+        return int(code), str(why)
+    except Exception as exc:
+        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+
+
+def decode_reason(report: Report) -> str:
+    """Why a worker leaves, as a LEAVING report says; ValueError if it says nothing."""
+    try:
+        return str(load(report.payload))
+    except Exception as exc:
+        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+
+
 def decode_result(payload: Any) -> Outcome:
     try:
-        return Outcome(True, load(payload))
+        return Outcome(True, pickle.loads(payload) if type(payload) is bytes else load(payload))
     except BaseException as exc:
         name = _first_global(payload if isinstance(payload, (bytes, memoryview)) else payload[0])
         return Outcome(False, _decoding_error(name, exc))

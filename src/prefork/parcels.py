@@ -98,12 +98,21 @@ class Parcel:
 
     @staticmethod
     def open(fd: int) -> list[memoryview]:
-        """Map a received parcel and close its descriptor: the pickle, then the buffers."""
+        """Map a received parcel and close its descriptor: the pickle, then the buffers.
+
+        Raises:
+            OSError: there is no memory for it, or it is none.
+        """
         try:
             memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            return Parcel._pieces(memoryview(memory))
+        except (ValueError, TypeError) as exc:
+            raise OSError(f"a large object came as a file that holds none: {exc}") from exc
         finally:
             os.close(fd)
-        view = memoryview(memory)
+
+    @staticmethod
+    def _pieces(view: memoryview) -> list[memoryview]:
         (count,) = view[:8].cast("Q")
         position = 8 * (1 + count)
         pieces = []
@@ -130,15 +139,26 @@ def send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
 
 
 def receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
-    """The parcel of this job; parcels of jobs that were taken back meanwhile are thrown away."""
+    """The parcel of this job. Whatever else has come is thrown away: parcels of jobs that were
+    taken back meanwhile, and what a task may have written there.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    wanted = _HEADER.pack(job)
     while True:
         try:
-            data, fds, _, _ = socket.recv_fds(sock, _HEADER.size, 1)
+            data, fds, flags, _ = socket.recv_fds(sock, _HEADER.size, 1)
         except ConnectionResetError:
             # Said once when the other end has closed with parcels unread; those to us are here.
             continue
-        if not fds:
-            raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
-        if _HEADER.unpack(data) == (job,):
+        except BlockingIOError:
+            raise OSError("a large object has not come along with its report") from None
+        if data == wanted and fds:
             return Parcel.open(high(fds[0]))
-        os.close(fds[0])
+        for fd in fds:
+            os.close(fd)
+        if not data:
+            raise OSError("the other end closed before a large object had come")
+        if flags & socket.MSG_CTRUNC:
+            raise OSError("no file descriptor is left to receive a large object (ulimit -n)")

@@ -196,13 +196,13 @@ class Pool(MapFamily):
             ValueError: the pool is closed or terminated.
             PoolBrokenError: the pool could not start its workers.
         """
-        self._jobs.check_running()
-        check_callables(
-            callback=callback,
-            error_callback=error_callback,
-            accept_callback=accept_callback,
-            timeout_callback=timeout_callback,
-        )
+        if callback or error_callback or accept_callback or timeout_callback:
+            check_callables(
+                callback=callback,
+                error_callback=error_callback,
+                accept_callback=accept_callback,
+                timeout_callback=timeout_callback,
+            )
         result: ApplyResult[Any] = ApplyResult(
             self,
             self._engine.callbacks,
@@ -215,10 +215,13 @@ class Pool(MapFamily):
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             if self._jobs.begun.delay is None:
-                job.flags = ACCEPT
+                job.flags |= ACCEPT
             else:
                 job.untold = True
-        self._engine.submit(job, when_free=waitforslot)
+        if waitforslot:
+            self._jobs.submit_when_free(job)
+        else:
+            self._jobs.submit(job)
         return result
 
     def each_async(
@@ -243,7 +246,7 @@ class Pool(MapFamily):
             self, self._engine.callbacks, callback, error_callback
         )
         limits = self._engine.limits.override(timeout, soft_timeout)
-        self._engine.submit(self._engine.make.each(result, func, list(items), limits))
+        self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
         return result
 
     # ---- the pool itself

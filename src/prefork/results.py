@@ -167,15 +167,15 @@ class _Handle(Generic[T]):
             return self._outcome.value  # type: ignore[no-any-return]
         raise self._outcome.value
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome) -> Signal | None:
+        """Returns what is to be notified of it."""
         self._outcome = outcome
         self._pool = None
-        if self._signal is not None:
-            self._signal.notify()
         callback = self._callback if outcome.ok else self._error_callback
         self._callback = self._error_callback = None
         if callback is not None:
             self._run(callback, outcome.value)
+        return self._signal
 
     def _state(self) -> str:
         if self._outcome is None:
@@ -273,8 +273,8 @@ class ApplyResult(_Handle[T]):
             self._run(self._accept_callback, pid, time_accepted)
             self._accept_callback = None
 
-    def settle(self, job: Job, outcome: Outcome) -> None:
-        self._finish(outcome)
+    def settle(self, job: Job, outcome: Outcome) -> Signal | None:
+        return self._finish(outcome)
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         """The job has passed its soft or hard time limit."""
@@ -354,8 +354,9 @@ class MapResult(_Handle[list[Any]]):
         if error is not None:
             with self._lock:
                 self._error = Outcome(False, error)
-                if self._outcome is None:
-                    self._finish(self._error)
+                signal = self._finish(self._error) if self._outcome is None else None
+            if signal is not None:
+                signal.notify()
 
     # ---- the pool's side
 
@@ -365,7 +366,7 @@ class MapResult(_Handle[list[Any]]):
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def settle(self, job: Job, outcome: Outcome) -> None:
+    def settle(self, job: Job, outcome: Outcome) -> Signal | None:
         if self._measured is not None and outcome.ok:
             self._measured(job.size, job.seconds)
         with self._lock:
@@ -376,8 +377,8 @@ class MapResult(_Handle[list[Any]]):
             self._done += job.size
             self._jobs -= 1
             if self._done == self._items and self._outcome is None:
-                self._finish(self._error or Outcome(True, self._values))
-        self.room.notify()
+                return self._finish(self._error or Outcome(True, self._values))
+        return self.room
 
     def __repr__(self) -> str:
         progress = f"{self._done} of {self._items} items, {self._state()}"

@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from prefork.messages import Outcome, function_name
+from prefork.arguments import NO_LIMITS, Limits
+from prefork.messages import CALL, LIMITED, Outcome, function_name
 
-__all__ = ["Job", "JobOwner", "Scheduler", "Seat"]
+__all__ = ["NOBODY", "Job", "JobOwner", "Scheduler", "Seat", "Wakes"]
 
 BATCH_SECONDS = 0.01
 """Work to keep in each inbox: more than the 5 ms that a busy thread may keep the interpreter lock
@@ -31,6 +32,12 @@ MIN_DEPTH = 2
 _SMOOTHING = 0.1  # weight of the newest job in the running mean
 
 
+class Wakes(Protocol):
+    """What threads wait for."""
+
+    def notify(self) -> None: ...
+
+
 class JobOwner(Protocol):
     """What a job's result is for: a result handle, or a collection of results."""
 
@@ -38,9 +45,28 @@ class JobOwner(Protocol):
 
     def accept(self, job: Job, pid: int, time_accepted: float) -> None: ...
 
-    def settle(self, job: Job, outcome: Outcome) -> None: ...
+    def settle(self, job: Job, outcome: Outcome) -> Wakes | None:
+        """Returns what is to be notified, soon."""
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
+
+
+class _Nobody:
+    def bind(self, job: Job) -> None:
+        pass
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        pass
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        pass
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+
+NOBODY = _Nobody()
+"""The owner of a job that is settled."""
 
 
 class Job:
@@ -51,6 +77,7 @@ class Job:
         "flags",
         "flaw",
         "func",
+        "function_length",
         "id",
         "index",
         "lost_timeout",
@@ -76,24 +103,22 @@ class Job:
         self,
         owner: JobOwner,
         func: Callable[..., Any],
-        timeout: float | None = None,
-        soft_timeout: float | None = None,
-        lost_timeout: float | None = None,
-        retries: int = 0,
+        mode: int = CALL,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.id = next(Job._ids)
         self.owner = owner
         self.func = func
-        self.timeout = timeout
-        self.soft_timeout = soft_timeout
-        self.lost_timeout = lost_timeout
-        self.flags = 0  # of its ticket
-        self.pickled = b""
+        self.timeout, self.soft_timeout, self.lost_timeout, self.retries = limits
+        self.flags = mode  # of its ticket
+        if self.timeout is not None or self.soft_timeout is not None:
+            self.flags |= LIMITED
+        self.pickled = b""  # the call
+        self.function_length = 0  # bytes of it
         self.flaw: BaseException | None = None  # why it could not be pickled
-        self.parcel: Any = None  # the pickle and its buffers, if they are large
+        self.parcel: Any = None  # the call and its buffers, if they are large
         self.index = 0  # of its first item in the result
         self.size = 1  # how many items it is for
-        self.retries = retries  # how often it may be run again after its worker was lost
         self.attempts = 0  # that ended with the loss of a worker
         self.seat: Seat | None = None  # where it was sent; None while queued
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
@@ -204,7 +229,9 @@ class Scheduler:
             else:
                 self.queue.append(job)
                 return None
-            self._assign(seat, job)
+            job.seat = seat
+            seat.sent[job.id] = job
+            self._classify(seat)
             return seat
         self.queue.append(job)
         return None
@@ -212,11 +239,6 @@ class Scheduler:
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
         return job.parcel is None
-
-    def _assign(self, seat: Seat, job: Job) -> None:
-        job.seat = seat
-        seat.sent[job.id] = job
-        self._classify(seat)
 
     def hand_out(self, seats: Iterable[Seat] | None = None) -> Iterator[tuple[Seat, list[Job]]]:
         """Batches to send now: to each of these seats (all) that runs low, its share."""
@@ -237,9 +259,12 @@ class Scheduler:
             job = self.queue[0]
             if seat.sent and not self._may_queue_behind(job):
                 break
-            self._assign(seat, self.queue.popleft())
+            self.queue.popleft()
             self._drop_withdrawn()
+            job.seat = seat
+            seat.sent[job.id] = job
             batch.append(job)
+        self._classify(seat)
         return batch
 
     def depth(self) -> int:
@@ -248,14 +273,17 @@ class Scheduler:
             return MIN_DEPTH
         return int(min(MAX_DEPTH, max(MIN_DEPTH, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
 
-    def finish(self, seat: Seat, job_id: int, seconds: float) -> Job | None:
-        """A report has come in; None if the job was settled before (terminated)."""
-        job = seat.sent.pop(job_id, None)
-        seat.quota -= 1
+    def note_finished(self, seat: Seat, count: int, seconds: float) -> None:
+        """So many jobs that this seat had were reported; together they took so long."""
+        if not count:
+            return
+        seat.quota -= count
         self._classify(seat)
-        mean = self.mean_seconds
-        self.mean_seconds = seconds if mean is None else mean + _SMOOTHING * (seconds - mean)
-        return job
+        mean = seconds / count
+        if self.mean_seconds is not None:
+            old = (1.0 - _SMOOTHING) ** count
+            mean = old * self.mean_seconds + (1.0 - old) * mean
+        self.mean_seconds = mean
 
     def return_jobs(self, seat: Seat, job_ids: Iterable[int]) -> None:
         """These were taken back unread: they go to the front of the queue, in their order."""

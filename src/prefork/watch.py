@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,9 @@ __all__ = ["Bell", "Watch"]
 T = TypeVar("T")
 
 MAX_TIMEOUT = 86400.0  # seconds; epoll counts milliseconds in an int. Who waits longer waits again.
+
+
+_READABLE = getattr(select, "EPOLLIN", 1)
 
 
 class Bell:
@@ -50,6 +54,25 @@ class Bell:
             os.close(writer)
 
 
+class _Selector:
+    """The part of `select.epoll` that is used here, for systems that have none."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.fileno = self._selector.fileno
+        self.unregister = self._selector.unregister
+        self.close = self._selector.close
+
+    def register(self, fd: int, eventmask: int) -> None:
+        self._selector.register(fd, selectors.EVENT_READ)
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        return [(key.fd, mask) for key, mask in self._selector.select(timeout)]
+
+
+_Poller = getattr(select, "epoll", _Selector)
+
+
 class Watch(Generic[T]):
     """A set of descriptors, each with what it stands for."""
 
@@ -57,41 +80,48 @@ class Watch(Generic[T]):
         with forks.creating():
             self.bell = Bell()
             try:
-                self._selector = selectors.DefaultSelector()
+                self._poller = _Poller()
             except OSError:
                 self.bell.close()
                 raise
             forks.own(self)
-        self._selector.register(self.bell, selectors.EVENT_READ)
+        self._known: dict[int, T] = {}
+        self._poller.register(self.bell.fileno(), _READABLE)
 
     def fileno(self) -> int:
         """Readable when `ready(0)` would return something: the set is itself a descriptor."""
-        return self._selector.fileno()
+        return self._poller.fileno()
 
     def add(self, fileobj: Any, stands_for: T) -> None:
-        self._selector.register(fileobj, selectors.EVENT_READ, stands_for)
+        fd = fileobj.fileno()
+        self._known[fd] = stands_for
+        self._poller.register(fd, _READABLE)
 
     def discard(self, fileobj: Any) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(fileobj)
+        """To be called before it is closed; no harm if it is not in the set."""
+        fd = fileobj.fileno()
+        if self._known.pop(fd, None) is not None:
+            with contextlib.suppress(ValueError):  # this set is closed
+                self._poller.unregister(fd)
 
     def ready(self, timeout: float | None = None) -> list[T]:
         """Wait (seconds; None: for ever) and return what has events; nothing for the bell."""
         if timeout is not None:
             timeout = min(timeout, MAX_TIMEOUT)
-        events = self._selector.select(timeout)
-        ready: list[T] = [key.data for key, _ in events if key.data is not None]
+        known = self._known
+        events = self._poller.poll(timeout)
+        ready = [known[fd] for fd, _ in events if fd in known]
         if len(ready) < len(events):
             self.bell.silence()
         return ready
 
     def close(self) -> None:
         forks.disown(self)
-        self._selector.close()
+        self._poller.close()
         self.bell.close()
 
     abandon = close
 
     def __del__(self) -> None:
-        if hasattr(self, "_selector"):
+        if hasattr(self, "_poller"):
             self.close()

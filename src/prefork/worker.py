@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.reduction import DupFd, ForkingPickler
 from types import FrameType
 from typing import Any, NamedTuple
 
-from prefork import stacks
+from prefork import forks, stacks
+from prefork.calls import CallUnpickler
 from prefork.channel import WorkerEnd
 from prefork.errors import SoftTimeLimitExceeded
 from prefork.memory import ResidentMemory
@@ -24,7 +26,10 @@ from prefork.messages import (
     ACCEPT,
     CALL,
     EACH,
+    KEYWORDS,
+    LIMITED,
     MAP,
+    MODE,
     Kind,
     Ticket,
     describe,
@@ -34,10 +39,13 @@ from prefork.messages import (
     load,
     pack,
 )
+from prefork.parcels import Parcel
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions", "main"]
 
 SOFT_SIGNAL = signal.SIGUSR1
+
+_SMALL = 1 << 12  # bytes of a pickle that fit into any pipe beside what else starts a process
 
 _EXITS = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
@@ -46,20 +54,36 @@ class Initializer:
     """A function and its arguments, to be called once in each worker.
 
     Where it has to be pickled (not with fork), the worker unpickles it itself, when it can report
-    that this fails.
+    that this fails. A large pickle travels in a file: the pipe that starts a process takes little
+    before the process reads, and it may hang before it does (in the import of `__main__`).
     """
 
     def __init__(self, func: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self._call: tuple[Callable[..., object], tuple[Any, ...]] | bytes = func, args
+        self._call = func, args
+        self._parcel: Parcel | None = None  # on its way to the worker that is being started
 
-    def __getstate__(self) -> bytes:
-        return bytes(ForkingPickler.dumps(self._call))
-
-    def __setstate__(self, pickled: bytes) -> None:
-        self._call = pickled
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Anew for each worker: what can only be given to a child while it starts is in there, too.
+        pickled = bytes(ForkingPickler.dumps(self._call))
+        if len(pickled) <= _SMALL:
+            return _PickledInitializer, (pickled,)
+        self._parcel = Parcel(pickled)  # the last worker's has been received
+        return _PickledInitializer, (DupFd(self._parcel.fd),)
 
     def __call__(self) -> None:
-        func, args = load(self._call) if isinstance(self._call, bytes) else self._call
+        func, args = self._call
+        func(*args)
+
+
+class _PickledInitializer:
+    """The same, as it arrives in a worker."""
+
+    def __init__(self, pickled: Any) -> None:
+        self._pickled = pickled
+
+    def __call__(self) -> None:
+        pickled = self._pickled
+        func, args = load(pickled if isinstance(pickled, bytes) else Parcel.open(pickled.detach()))
         func(*args)
 
 
@@ -67,7 +91,7 @@ class WorkerOptions(NamedTuple):
     """How a worker works. `max_tasks` and `max_memory` (KiB resident, after a task) are when it
     leaves, to be replaced by another one."""
 
-    initializer: Initializer | None = None
+    initializer: Callable[[], None] | None = None
     max_tasks: int | None = None
     max_memory: int | None = None
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
@@ -92,11 +116,14 @@ class _Worker:
     def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
         self._end = end
         self._options = options
-        self._started = 0.0  # the item that runs now (monotonic)
+        self._calls = CallUnpickler()
+        self._items: Iterator[Any] = iter(())  # of the chunk that runs, those that are left
+        self._limited = False  # the job that runs has time limits
         self._soft_timeout = 0.0
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
 
     def run(self) -> None:
+        forks.own(self)
         self._set_signals()
         self._initialise()
         signal.signal(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
@@ -143,19 +170,21 @@ class _Worker:
     # ---- one task
 
     def _run_task(self, ticket: Ticket) -> None:
-        end, job = self._end, ticket.job
-        self._soft_timeout = ticket.soft_timeout
+        end, job, flags = self._end, ticket.job, ticket.flags
         end.clock[1] = end.clock[2] = started = time.monotonic()
         end.board[0] = job
-        if ticket.flags & ACCEPT:
+        if flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)
+        self._limited = bool(flags & LIMITED)
+        self._soft_timeout = ticket.soft_timeout
         try:
             try:
-                call = self._load(ticket)
-                self._restart_clock()  # imports that unpickling took are not the task's own time
-                kind, pickled, buffers = self._call(*call)
+                func, arguments = self._load(ticket)
+                if self._limited:
+                    self._restart_clock()  # what unpickling took is not the task's own time
+                kind, pickled, buffers = self._call(flags, func, arguments)
             finally:
-                self._disarm()
+                self._soft_deadline = 0.0
         except BaseException as exc:
             if isinstance(exc, _EXITS):
                 if not end.closed:
@@ -163,12 +192,14 @@ class _Worker:
                     end.report(Kind.EXITING, job, started, pickled=dumps(why))
                 raise
             kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
-        self._leave_if_forked()
+        if end.closed:  # in a child that the task forked, and that has come back here
+            os._exit(0)
         self._report(kind, job, started, pickled, buffers)
 
-    def _load(self, ticket: Ticket) -> Any:
+    def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
-            return load(self._end.payload(ticket))
+            pickled, buffers = self._end.payload(ticket)
+            return self._calls.load(pickled, ticket.function_length, buffers)
         except Exception as exc:
             exc.add_note(
                 "while unpickling the call in a worker process: it can use what is importable "
@@ -188,16 +219,23 @@ class _Worker:
             self._end.report(Kind.FAILED, job, started, seconds, failure)
 
     def _call(
-        self, mode: int, func: Callable[..., Any], args: Any, kwargs: Any = None
+        self, flags: int, func: Callable[..., Any], arguments: Any
     ) -> tuple[int, bytes, list[memoryview]]:
+        mode = flags & MODE
         if mode == CALL:
-            value = func(*args, **kwargs) if kwargs else func(*args)
-            return self._encode(value)
+            if flags & KEYWORDS:
+                args, kwargs = arguments
+                return self._encode(func(*args, **kwargs))
+            return self._encode(func(*arguments))
+        items = self._items = iter(arguments)
         if mode == EACH:
-            return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in args])
+            return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in items])
+        if self._limited:
+            items = self._timed(items)
+        # No map(): a task's StopIteration would end it.
         if mode == MAP:
-            return self._encode([func(item) for item in self._timed(args)])
-        return self._encode([func(*item) for item in self._timed(args)])
+            return self._encode([func(item) for item in items])
+        return self._encode([func(*item) for item in items])
 
     def _encode(self, value: object) -> tuple[Kind, bytes, list[memoryview]]:
         return encode_result(value, self._options.soft_limit)
@@ -205,45 +243,35 @@ class _Worker:
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
         try:
             try:
-                self._restart_clock()
+                if self._limited:
+                    self._restart_clock()
                 kind, pickled, buffers = self._encode(func(item))
             finally:
-                self._disarm()
+                self._soft_deadline = 0.0
         except _EXITS:
             raise
         except BaseException as exc:
-            self._leave_if_forked()
             return False, encode_failure(exc)
-        self._leave_if_forked()
         if kind == Kind.DONE:
             return True, [pickled, *map(bytearray, buffers)]
         return False, load(pickled)
 
-    def _leave_if_forked(self) -> None:
-        """A child that the task forked, and that came back here: the job is not its own."""
-        if self._end.closed:
-            os._exit(0)
+    def abandon(self) -> None:
+        """In a child that the task forks: the job is not its own, so there are no more items."""
+        deque(self._items, 0)
 
     # ---- time limits: they are each item's, so the clock starts anew for each
 
     def _restart_clock(self) -> None:
-        self._end.clock[1] = self._started = time.monotonic()
-        self._arm()
-
-    def _arm(self) -> None:
         """From here on the soft limit raises; to be called where that will be caught."""
+        self._end.clock[1] = started = time.monotonic()
         if self._soft_timeout:
-            self._soft_deadline = self._started + self._soft_timeout
+            self._soft_deadline = started + self._soft_timeout
 
-    def _disarm(self) -> None:
-        """From here on the signal is dropped."""
-        self._soft_deadline = 0.0
-
-    def _timed(self, items: list[Any]) -> Iterator[Any]:
+    def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:
             self._restart_clock()
             yield item
-            self._leave_if_forked()
 
     def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
         """Raise in the task that runs now, if it has passed its own limit; else the signal was

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kombu.pools
 from celery import Celery
 from celery.result import AsyncResult
 
@@ -28,6 +29,13 @@ class Client:
 
     def __init__(self, broker: str, backend: str, queue: str) -> None:
         self.queue = queue
+        self._urls = broker, backend
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Start anew, without the connections that were kept."""
+        broker, backend = self._urls
+        kombu.pools.reset()  # all applications share them
         self.app = Celery("client", broker=broker, backend=backend, set_as_current=False, fixups=[])
         self.app.conf.broker_connection_retry_on_startup = True
 
@@ -46,11 +54,6 @@ class Client:
             return self.get(result)
         except Exception as exc:
             return exc
-
-    def reconnect(self) -> None:
-        """The connections that this client has kept were cut."""
-        self.app.pool.force_close_all()
-        self.app.close()
 
     def close(self) -> None:
         self.app.backend.remove_pending_result = lambda *args: None

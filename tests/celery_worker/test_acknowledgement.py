@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 from celery.exceptions import WorkerLostError
-
-from helpers import eventually
 from running import Worker
 from servers import Redis
+
+from helpers import eventually
 
 
 @pytest.fixture(scope="module")

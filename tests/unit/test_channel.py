@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
+import itertools
 import os
 import pickle
 import select
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from prefork import channel
 from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Ring, WorkerEnd
-from prefork.messages import ACCEPT, Kind, Report, load, pack
+from prefork.messages import ACCEPT, MARK, Kind, Report, load, pack
 from prefork.parcels import Parcel, Transport
 
 TRANSPORTS = [Transport(True, True), Transport(False, False)]
@@ -40,7 +42,7 @@ def stage(pool: Channel, job: int, pickled: bytes = b"x", flags: int = 0) -> byt
 
 
 def content(payload) -> bytes:
-    return bytes(payload[0] if isinstance(payload, list) else payload)
+    return bytes(payload[0] if isinstance(payload, (list, tuple)) else payload)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -149,7 +151,8 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     packed, views = pack([*map(pickle.PickleBuffer, buffers), b"small"])
     assert len(views) == 3
     pool.send([pool.stage(1, 0.0, 0, b"", Parcel(packed, views, pool.transport))])
-    *arrived, small = load(worker.payload(worker.receive()))
+    pickled, received = worker.payload(worker.receive())
+    *arrived, small = load([pickled, *received])
     assert ([bytes(view) for view in arrived], small) == (buffers, b"small")
     arrived[0][0] ^= 1
     assert arrived[0] != buffers[0]
@@ -240,3 +243,73 @@ def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
     (report,) = pool.receive()
     assert report.job == 2
     assert content(report.payload) == large
+
+
+@given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=300)), max_size=5))
+def test_reports_are_found_between_foreign_bytes(parts):
+    pool = Channel()
+    worker = pool.take_worker_end()
+    try:
+        for job, (foreign, pickled) in enumerate(parts, 1):
+            os.write(worker._outbox, foreign)
+            worker.report(Kind.DONE, job, pickled=pickled)
+        worker.close()
+        reports: list[Report] = []
+        while not pool.eof:
+            reports += pool.receive() or []
+    finally:
+        pool.close()
+        worker.close()
+    whole = [(r.job, r.payload) for r in reports if r.kind != Kind.CORRUPTED]
+    assert whole == [(job, pickled) for job, (_, pickled) in enumerate(parts, 1)]
+    assert any(r.kind == Kind.CORRUPTED for r in reports) == any(foreign for foreign, _ in parts)
+
+
+@given(st.binary(max_size=5000), st.lists(st.integers(1, 50), max_size=20))
+def test_any_bytes_in_any_pieces_can_be_received(data, cuts):
+    pool = Channel()
+    worker = pool.take_worker_end()
+    try:
+        data = data.replace(b"M", MARK)  # nearly a report
+        pieces = [data[i:j] for i, j in itertools.pairwise([0, *itertools.accumulate(cuts), None])]
+        for piece in filter(None, pieces):
+            os.write(worker._outbox, piece)
+            pool.receive()
+        worker.report(Kind.READY)
+        worker.close()
+        kinds = [r.kind for r in iter(pool.receive, None) for r in r]
+    finally:
+        pool.close()
+        worker.close()
+    assert kinds[-1:] == [Kind.READY]
+
+
+@pytest.mark.parametrize("near", [INLINE, 1 << 16, RING, select.PIPE_BUF])
+def test_sizes_around_each_threshold(pair, near):
+    pool, worker = pair
+    for size in range(near - 41, near + 42):
+        data = bytes([size % 251]) * size
+        ticket = pool.stage(size, 0.0, 0, data, None)
+        pool.send([ticket])
+        assert content(worker.payload(worker.receive())) == data
+        pool.forget(size)
+        sender = threading.Thread(target=worker.report, args=(Kind.DONE, size, 0.0, 0.0, data))
+        sender.start()
+        while not (reports := pool.receive()):
+            select.select([pool], [], [])
+        sender.join()
+        assert [(r.job, content(r.payload)) for r in reports] == [(size, data)]
+
+
+def test_a_full_inbox_takes_tickets_later(pair):
+    """Users with very many pipes get small ones."""
+    pool, worker = pair
+    fcntl.fcntl(pool._inbox, fcntl.F_SETPIPE_SZ, 4096)
+    tickets = [stage(pool, job) for job in range(MAX_TICKETS)]
+    assert pool.send(tickets)
+    more = stage(pool, MAX_TICKETS)
+    assert not pool.send([more])
+    for _ in tickets:
+        worker.receive()
+    assert pool.send([more])
+    assert worker.receive().job == MAX_TICKETS

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork.arguments import Limits
 from prefork.chunks import CHUNK_SECONDS, MAX_CHUNK, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
 from prefork.deadlines import Deadlines, Expiry
@@ -29,7 +30,7 @@ class Running(Seat):
 
 
 def sent(seat: Seat, hard: float | None = None, soft: float | None = None) -> Job:
-    job = Job(None, print, hard, soft)
+    job = Job(None, print, limits=Limits(hard, soft))
     seat.sent[job.id] = job
     return job
 

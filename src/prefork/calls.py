@@ -1,0 +1,77 @@
+"""A call on its way to a worker: its function and its arguments, pickled.
+
+Most pools run few functions many times, and pickling a function by its name takes longer than all
+the rest of a small call. So such a function has a pickle of its own, before that of the arguments:
+either side makes or reads it once.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from prefork.messages import pack
+
+__all__ = ["CallPickler", "CallUnpickler"]
+
+MOST_FUNCTIONS = 1000  # to remember
+
+
+class CallPickler:
+    def __init__(self) -> None:
+        self._functions: dict[Callable[..., Any], bytes] = {}
+
+    def pickle(
+        self, func: Callable[..., Any], arguments: Any
+    ) -> tuple[bytes, int, list[memoryview]]:
+        """May raise whatever pickling raises.
+
+        Returns:
+            The pickles of the function and of the arguments, or one of both together; the length
+            of the function's own, or 0; the buffers that were left out (PEP 574).
+        """
+        function = self._by_name(func)
+        if function is None:
+            pickled, buffers = pack((func, arguments))
+            return pickled, 0, buffers
+        pickled, buffers = pack(arguments)
+        return function + pickled, len(function), buffers
+
+    def _by_name(self, func: Callable[..., Any]) -> bytes | None:
+        """The pickle of a function that is pickled as nothing but its name."""
+        kind = type(func)
+        if kind is not FunctionType and kind is not BuiltinFunctionType:
+            return None
+        pickled = self._functions.get(func)
+        if pickled is None:
+            owner = getattr(func, "__self__", None)  # of a method such as [].append
+            if kind in copyreg.dispatch_table or not isinstance(owner, (ModuleType, type(None))):
+                return None
+            pickled, _ = pack(func)
+            if len(self._functions) >= MOST_FUNCTIONS:
+                self._functions.clear()
+            self._functions[func] = pickled
+        return pickled
+
+
+class CallUnpickler:
+    def __init__(self) -> None:
+        self._functions: dict[bytes, Callable[..., Any]] = {}
+
+    def load(
+        self, pickled: bytes | memoryview, function_length: int, buffers: list[memoryview]
+    ) -> tuple[Callable[..., Any], Any]:
+        """The function and its arguments; may raise whatever unpickling raises."""
+        if not function_length:
+            func, arguments = pickle.loads(pickled, buffers=buffers)
+            return func, arguments
+        name = bytes(pickled[:function_length])
+        function = self._functions.get(name)
+        if function is None:
+            if len(self._functions) >= MOST_FUNCTIONS:
+                self._functions.clear()
+            function = self._functions[name] = pickle.loads(name)
+        return function, pickle.loads(pickled[function_length:], buffers=buffers)

@@ -1,0 +1,167 @@
+"""Tasks that write into the channel of their own worker: only they fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from gate import Door, Gate, enter
+from helpers import DEADLINE, eventually, has_ended
+from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError
+from prefork.channel import INLINE, WorkerEnd
+from prefork.messages import MARK, REPORT, Kind
+
+GARBAGE = {
+    "a byte": b"\0",
+    "text": b"hello, world\n",
+    "zeros": bytes(1000),
+    "more than a read takes": b"\xff" * 100_000,
+    "an unknown kind": REPORT.pack(1, 0.0, 0.0, 0, 200, 0, MARK),
+    "a length of 2**64 - 1": REPORT.pack(1, 0.0, 0.0, 2**64 - 1, Kind.DONE, 0, MARK),
+    "a length above the threshold": REPORT.pack(1, 0.0, 0.0, INLINE + 1, Kind.DONE, 0, MARK),
+    "another's result": REPORT.pack(2**60, 0.0, 0.0, 0, Kind.DONE, 0, MARK),
+    "a reason that is no pickle": REPORT.pack(0, 0.0, 0.0, 3, Kind.LEAVING, 0, MARK) + b"abc",
+    "marks": MARK * 100,
+    "half a header": REPORT.pack(1, 0.0, 0.0, 0, Kind.DONE, 0, MARK)[:20],
+}
+
+
+def own_end() -> WorkerEnd:
+    """In a task: its worker's end of the channel."""
+    frame = sys._getframe()
+    while not isinstance(end := getattr(frame.f_locals.get("self"), "_end", None), WorkerEnd):
+        frame = frame.f_back
+    return end
+
+
+def write_out(data: bytes, gate: Door | None = None) -> int:
+    """A task that writes into its outbox, and then waits or returns."""
+    fd = own_end()._outbox
+    while data:
+        data = data[os.write(fd, data) :]
+    if gate is not None:
+        gate.enter()
+    return os.getpid()
+
+
+def exit_with(payload: bytes, gate: Door) -> None:
+    """A task that sends a report of its exit that nobody can read."""
+    job = own_end().board[0]
+    header = REPORT.pack(job, 0.0, 0.0, len(payload), Kind.EXITING, 0, MARK)
+    os.write(own_end()._outbox, header + payload)
+    gate.enter()
+
+
+def write_parcels(messages: list[bytes], size: int) -> bytes:
+    """A task that writes into its socket for large objects, then returns a large one."""
+    with socket.socket(fileno=os.dup(own_end()._parcels.fileno())) as own:
+        for message in messages:
+            own.send(message)
+        with open(os.devnull, "rb") as null:
+            socket.send_fds(own, [struct.pack("<Q", 2**60)], [null.fileno()])
+    return bytes(size)
+
+
+def write_in(data: bytes) -> int:
+    """A task that writes into its inbox, of which it has the reading end."""
+    fd = os.open(f"/proc/self/fd/{own_end()._inbox}", os.O_WRONLY | os.O_NONBLOCK)
+    os.write(fd, data)
+    os.close(fd)
+    return os.getpid()
+
+
+def corrupted(guilty: ApplyResult) -> WorkerLostError:
+    """The error that a job must fail with, if its task has written into the channel."""
+    with pytest.raises(WorkerLostError) as raised:
+        guilty.get(DEADLINE)
+    assert raised.value.note.startswith("its channel was corrupted: ")
+    return raised.value
+
+
+@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
+def test_a_task_that_writes_to_its_outbox_fails_alone(
+    data: bytes, gate: Gate, make_pool: Callable[..., Pool]
+) -> None:
+    pool = make_pool(2)
+    others = [pool.apply_async(abs, (-n,)) for n in range(20)]
+    guilty = pool.apply_async(write_out, (data, None))
+    others += [pool.apply_async(abs, (-n,)) for n in range(20, 60)]
+    assert [other.get(DEADLINE) for other in others] == list(range(60))
+    error = corrupted(guilty)
+    eventually(lambda: has_ended(error.pid), "the worker goes")
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_it_is_killed_when_it_goes_on(gate: Gate, make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(1)
+    guilty = pool.apply_async(write_out, (bytes(1000), gate))
+    waiting = pool.map_async(abs, range(50), chunksize=1)
+    error = corrupted(guilty)
+    assert "killed by SIGKILL" in str(error)
+    assert waiting.get(DEADLINE) == list(range(50))
+
+
+def test_what_was_started_behind_it_is_finished(gate: Gate, make_pool: Callable[..., Pool]) -> None:
+    """The pool sees the bytes late: the worker is on another job by then."""
+    pool = make_pool(1)
+    results = pool.map_async(abs, range(5))
+    results.get(DEADLINE)  # so that the pool sends several jobs at once
+    with pool._jobs.lock:  # nothing is read before the innocent job has started
+        guilty = pool.apply_async(write_out, (b"x" * 7,))
+        innocent = pool.apply_async(enter, (gate, "innocent"))
+        visitor = gate.arrival()
+    corrupted(guilty)
+    visitor.go()
+    assert innocent.get(DEADLINE) == "innocent"
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_a_retry_is_made_elsewhere(gate: Gate, make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(1)
+    guilty = pool.apply_async(write_out, (bytes(1000), gate), retries=2)
+    corrupted(guilty)
+    assert guilty.retries == 2
+
+
+def test_an_exit_that_cannot_be_read(gate: Gate, make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(1)
+    guilty = pool.apply_async(exit_with, (b"no pickle", gate))
+    error = corrupted(guilty)
+    assert re.search("a report cannot be read: .*UnpicklingError", error.note)
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_an_initializer_that_writes_to_the_outbox_breaks_the_pool(
+    make_pool: Callable[..., Pool],
+) -> None:
+    pool = make_pool(1, write_out, (bytes(1000),), max_restarts=1)
+    with pytest.raises(PoolBrokenError, match="its channel was corrupted"):
+        while True:  # what is sent before it is noticed is done
+            pool.apply(abs, (-1,))
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20], ids=["small", "large"])
+def test_foreign_messages_among_the_large_objects_are_passed_over(
+    size: int, make_pool: Callable[..., Pool]
+) -> None:
+    pool = make_pool(1)
+    messages = [b"x", b"12345678", bytes(100)]
+    assert pool.apply(write_parcels, (messages, size)) == bytes(size)
+    assert pool.apply(bytes, (1 << 20,)) == bytes(1 << 20)
+
+
+@pytest.mark.parametrize("data", [b"x", bytes(32), b"\xff" * 333], ids=["byte", "ticket", "more"])
+def test_a_task_that_writes_to_its_inbox_stops_nobody(
+    data: bytes, make_pool: Callable[..., Pool]
+) -> None:
+    pool = make_pool(2)
+    pool.apply_async(write_in, (data,)).wait(DEADLINE)
+    for n in range(20):  # jobs whose ticket is damaged fail; the pool goes on
+        pool.apply_async(abs, (-n,)).wait(DEADLINE)
+    assert pool.apply(abs, (-1,)) == 1
