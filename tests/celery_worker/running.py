@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kombu.pools
 from celery import Celery
 from celery.result import AsyncResult
 
@@ -35,9 +34,10 @@ class Client:
     def reconnect(self) -> None:
         """Start anew, without the connections that were kept."""
         broker, backend = self._urls
-        kombu.pools.reset()  # all applications share them
         self.app = Celery("client", broker=broker, backend=backend, set_as_current=False, fixups=[])
         self.app.conf.broker_connection_retry_on_startup = True
+        # kombu shares connections between all that have the same settings.
+        self.app.conf.broker_transport_options = {"client": uuid.uuid4().hex}
 
     def send(self, name: str, *args: Any, **options: Any) -> AsyncResult[Any]:
         return self.app.send_task(f"project.{name}", args, queue=self.queue, **options)
