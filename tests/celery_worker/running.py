@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 from celery import Celery
 from celery.result import AsyncResult
 
 from helpers import DEADLINE, eventually, workers_of
 
 HERE = Path(__file__).resolve().parent
+CELERY = tuple(int(part) for part in celery.__version__.split(".")[:2])
 POOL = "prefork.celery:TaskPool"
 
 

@@ -134,7 +134,7 @@ def test_a_lost_connection(start_worker, own_broker, gate):
     # Both processes take tasks again, and no more than two run at once.
     results = [worker.send("enter", gate._address, x) for x in range(3)]
     visitors = [gate.arrival() for _ in range(2)]
-    assert len(worker.control("active")) == 2
+    eventually(lambda: len(worker.control("active")) == 2, "two run")
     for visitor in visitors:
         visitor.go()
     gate.arrival().go()

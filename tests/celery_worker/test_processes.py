@@ -32,7 +32,7 @@ def test_what_a_task_sees(worker):
     assert info["ppid"] == worker.process.pid
     assert info["name"] == info["billiard"]
     assert info["name"].startswith("ForkPoolWorker-")
-    assert info["index"] in {0, 1}
+    assert info["index"] in range(4)  # a restart has more for a moment
     assert info["threads"] == 1
     assert info["sigint"]
     assert info["title"] == f"[celeryd: {worker.node}:{info['name']}]"

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from running import CELERY
 
 from helpers import eventually, has_ended, workers_of
 from prefork.cpus import available_cpus
@@ -78,20 +79,14 @@ def test_autoscale_from_nothing(start_worker):
     assert worker.run("add", 1, 1) == 2
 
 
+@pytest.mark.skipif(CELERY < (5, 7), reason="new in celery 5.7")
 def test_concurrency_auto(start_worker):
-    import celery
-
-    if tuple(map(int, celery.__version__.split(".")[:2])) < (5, 7):
-        pytest.skip("celery 5.7")
     worker = start_worker("-c", "auto")
     assert worker.stats["max-concurrency"] == available_cpus()
 
 
+@pytest.mark.skipif(CELERY < (5, 7), reason="new in celery 5.7")
 def test_spawn(start_worker):
-    import celery
-
-    if tuple(map(int, celery.__version__.split(".")[:2])) < (5, 7):
-        pytest.skip("celery 5.7")
     worker = start_worker(
         "--pool-start-method", "spawn", settings={"worker_proc_alive_timeout": 30}
     )

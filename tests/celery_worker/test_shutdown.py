@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from running import CELERY
 
 from helpers import eventually, has_ended, marked
 
@@ -59,7 +60,8 @@ def test_cold(worker, gate, start_worker, broker, tmp_path):
     known(worker, early, late)
     worker.process.send_signal(signal.SIGQUIT)
     worker.ended()
-    assert marked(path) == "unwound"
+    if CELERY >= (5, 5):  # before, a cold shutdown was nothing but SIGKILL
+        assert marked(path) == "unwound"
     other = start_worker(broker=broker, queue=worker.queue)
     gate.arrival().go()
     assert other.get(late) == "late"
@@ -78,13 +80,10 @@ def test_cold_in_the_moment_of_a_start(worker, gate, start_worker, broker):
     assert other.get(late) == "late"
 
 
+@pytest.mark.skipif(CELERY < (5, 5), reason="new in celery 5.5")
 def test_soft(start_worker, broker, gate):
     """A cold shutdown that gives the tasks time first."""
     worker = start_worker(broker=broker, settings={"worker_soft_shutdown_timeout": 20})
-    import celery
-
-    if tuple(map(int, celery.__version__.split(".")[:2])) < (5, 5):
-        pytest.skip("celery 5.5")
     result = worker.send("enter", gate._address, "in time")
     visitor = gate.arrival()
     known(worker, result)

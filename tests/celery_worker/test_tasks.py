@@ -136,6 +136,7 @@ def test_tasks_may_use_multiprocessing(worker):
     assert worker.run("use_multiprocessing") == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning")  # older celery
 def test_chords_and_groups(worker):
     from celery import chord, group
 
