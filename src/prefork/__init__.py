@@ -63,6 +63,7 @@ from prefork.messages import Outcome
 from prefork.pool import Pool
 from prefork.results import ApplyResult, MapResult
 from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
+from prefork.taskpool import TaskPool
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,7 @@ __all__ = [
     "PreforkError",
     "RemoteTraceback",
     "SoftTimeLimitExceeded",
+    "TaskPool",
     "Terminated",
     "TimeLimitExceeded",
     "TimeoutError",

@@ -16,7 +16,7 @@ from typing import Any
 from prefork import pool as pools
 from prefork.cpus import available_cpus
 from prefork.drivers import Loop
-from prefork.errors import Terminated, TimeLimitExceeded
+from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded
 from prefork.initializer import WORKER_SIGIGNORE, WORKER_SIGRESET, process_initializer
 from prefork.messages import function_name
 from prefork.results import Callback
@@ -169,7 +169,7 @@ class TaskPool:
         timeout: float | None = None,
         correlation_id: object = None,
         **options: Any,
-    ) -> Task:
+    ) -> Task | None:
         """Have `target(*args, **kwargs)` called in a process; see `Pool.apply_async` for the
         callbacks and the limits.
 
@@ -202,10 +202,17 @@ class TaskPool:
                 soft_timeout,
                 timeout,
             )
-        except BaseException:
+        except BaseException as exc:
             self.tasks.pop(task, None)
-            raise
+            if not isinstance(exc, (ValueError, PoolBrokenError)):
+                raise
+            self.refuse(exc)
+            return None
         return task
+
+    def refuse(self, error: Exception) -> None:
+        """The pool takes no task any more: raise this, or have `apply_async` return None."""
+        raise error
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """End the task that was accepted last in this process, unless it has ended: no other task

@@ -130,16 +130,12 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
 
     # ---- tasks
 
-    def apply_async(self, *args: Any, **kwargs: Any) -> Task | None:  # type: ignore[override]
-        """See `prefork.TaskPool.apply_async`. A pool that is closed takes no task, and returns
-        None: the message is not acknowledged, so the broker delivers it again."""
-        try:
-            return super().apply_async(*args, **kwargs)
-        except (ValueError, errors.PoolBrokenError) as exc:
-            if self.active:
-                raise
-            logger.debug("a task was not taken: %s", exc)
-            return None
+    def refuse(self, error: Exception) -> None:
+        """A pool that is closed takes no task: the message is not acknowledged, so the broker
+        delivers it again."""
+        if self.active:
+            raise error
+        logger.debug("a task was not taken: %s", error)
 
     def flush(self) -> None:
         super().flush()
