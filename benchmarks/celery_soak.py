@@ -27,7 +27,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLo
 from running import Worker  # noqa: E402
 from servers import Redis  # noqa: E402
 
-from helpers import processes  # noqa: E402
+from helpers import eventually, processes  # noqa: E402
 
 MEMORY_SLACK = 20 << 10  # KiB that the main process may grow after the first tenth of the time
 FD_SLACK = 10
@@ -118,9 +118,10 @@ def main() -> int:
                 attack(worker, min(end, time.monotonic() + 3), args.kills_per_minute)
                 check_batch(worker, kinds, found)
                 rounds += 1
+                eventually(lambda: len(worker.workers) == args.c, "as many processes as at first")
+                last = figures(worker)
                 if rounds % 5 == 0:
                     worker.control("pool_restart")
-                last = figures(worker)
                 if time.monotonic() < settle or rounds == 1:
                     first = last
                 print(f"round {rounds}: fd {last[0]}, KiB {last[1]}, {dict(found)}", flush=True)
