@@ -16,6 +16,7 @@ Layout, from the top; a module imports only from those below it:
     handlers          the roles
     observation       statistics, and the stacks of the workers
     staff             the workers of a running pool: hired, watched, replaced, buried
+    starts            the start of a worker, where it may take for ever
     enforcement       what ends single jobs: limits, `terminate`, `cancel`
     dispatcher        the jobs: sent to workers, collected, every one accounted for
     news              what is to be told about jobs, and to whom
@@ -26,7 +27,7 @@ Layout, from the top; a module imports only from those below it:
     results           result handles
     scheduler         who gets which task        (policy, no I/O)
     deadlines         what expires when          (policy, no I/O)
-    starts            whose start is still to be told (policy, no I/O)
+    begun             whose start is still to be told (policy, no I/O)
     chunks            how `map` divides input    (policy, no I/O)
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
@@ -45,25 +46,29 @@ Layout, from the top; a module imports only from those below it:
 
 from __future__ import annotations
 
-from prefork.errors import (
-    MaybeDecodingError,
-    MaybeEncodingError,
-    MemoryLimitExceeded,
-    PoolBrokenError,
-    PreforkError,
-    RemoteTraceback,
-    SoftTimeLimitExceeded,
-    Terminated,
-    TimeLimitExceeded,
-    TimeoutError,
-    WorkerLostError,
-)
-from prefork.iterators import IMapIterator, IMapUnorderedIterator
-from prefork.messages import Outcome
-from prefork.pool import Pool
-from prefork.results import ApplyResult, MapResult
-from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
-from prefork.taskpool import TaskPool
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefork.errors import (
+        MaybeDecodingError,
+        MaybeEncodingError,
+        MemoryLimitExceeded,
+        PoolBrokenError,
+        PreforkError,
+        RemoteTraceback,
+        SoftTimeLimitExceeded,
+        Terminated,
+        TimeLimitExceeded,
+        TimeoutError,
+        WorkerLostError,
+    )
+    from prefork.iterators import IMapIterator, IMapUnorderedIterator
+    from prefork.messages import Outcome
+    from prefork.pool import Pool
+    from prefork.results import ApplyResult, MapResult
+    from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
+    from prefork.taskpool import TaskPool
 
 __version__ = "0.1.0"
 
@@ -91,3 +96,26 @@ __all__ = [
     "WorkerState",
     "WorkerStatistics",
 ]
+
+_HOMES = {
+    "prefork.iterators": ["IMapIterator", "IMapUnorderedIterator"],
+    "prefork.messages": ["Outcome"],
+    "prefork.pool": ["Pool"],
+    "prefork.results": ["ApplyResult", "MapResult"],
+    "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
+    "prefork.taskpool": ["TaskPool"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for, and only that: a worker process needs a third of it (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF.get(name, "prefork.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

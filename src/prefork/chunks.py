@@ -15,6 +15,7 @@ __all__ = ["AdaptiveChunks", "fixed_chunks"]
 
 CHUNK_SECONDS = 0.005
 FIRST_CHUNKS = 2  # per worker, of one item each, to measure by
+LEAST_SECONDS = 0.0001  # of work in a chunk, lest handing it over takes longer
 SHARE = 4  # a chunk is at most this fraction of a worker's fair share of what is left
 MAX_CHUNK = 10_000  # items
 
@@ -44,9 +45,9 @@ class AdaptiveChunks:
         left = len(self._items) - self._position
         if not self._measured:
             return min(left, 1)
-        by_time = int(CHUNK_SECONDS / (self._seconds / self._measured + 1e-8))
-        by_share = left // (self._workers * SHARE)
-        return min(left, max(1, min(by_time, by_share, MAX_CHUNK)))
+        mean = self._seconds / self._measured + 1e-8
+        by_share = max(left // (self._workers * SHARE), int(LEAST_SECONDS / mean))
+        return min(left, max(1, min(int(CHUNK_SECONDS / mean), by_share, MAX_CHUNK)))
 
     def __iter__(self) -> Iterator[list[Any]]:
         while size := self.size():

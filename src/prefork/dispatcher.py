@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from prefork import forks
+from prefork.begun import Starts
 from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
 from prefork.deadlines import Deadlines
@@ -39,7 +40,6 @@ from prefork.messages import (
 from prefork.news import Accepted, News
 from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
-from prefork.starts import Starts
 from prefork.watch import Watch
 
 __all__ = ["Dispatcher", "Feeder", "State"]

@@ -72,6 +72,7 @@ class Engine:
             classes.supervisor(staff),
             self.callbacks,
         )
+        staff.starts_aside = threads and options.context.get_start_method() != "fork"
         self.driver: Driver = Threads(roles, staff) if threads else EventLoop(roles, staff)
         jobs.wait_for = self.driver.wait
         # At the interpreter's exit, before multiprocessing waits for its children.
@@ -81,8 +82,7 @@ class Engine:
 
     def _start(self) -> None:
         try:
-            for _ in range(self.staff.processes):
-                self.staff.hire()
+            self.staff.hire_first()
             self.driver.start()
         except BaseException:
             self.jobs.stop(Terminated("the pool could not be started"))

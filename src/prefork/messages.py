@@ -115,8 +115,23 @@ OUT_OF_BAND = 1 << 16
 copied once, into the file that they travel in."""
 
 
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
-"""Types without buffers, as far as PEP 574 is concerned."""
+_PLAIN = frozenset({type(None), bool, int, float, complex, str})
+"""Types without buffers."""
+_BYTES = frozenset({bytes, bytearray})
+
+
+class _Beside:
+    """Bytes or a bytearray: pickled as a buffer beside the pickle, and unpickled as themselves."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self._data), (pickle.PickleBuffer(self._data),)
+
+
+def _is_large(obj: object) -> bool:
+    return type(obj) in _BYTES and len(obj) >= OUT_OF_BAND  # type: ignore[arg-type]
 
 
 def dumps(obj: object) -> bytes:
@@ -124,10 +139,17 @@ def dumps(obj: object) -> bytes:
 
 
 def pack(obj: object) -> tuple[bytes, list[memoryview]]:
-    """Pickle an object: its pickle, and views of the large buffers that were left out of it."""
+    """Pickle an object: its pickle, and views of the large buffers that were left out of it.
+
+    Bytes themselves, or in a tuple such as a call's arguments, are left out, too.
+    """
     kind = type(obj)
     if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, obj))):  # type: ignore[call-overload]
         return pickle.dumps(obj, PROTOCOL), []
+    if _is_large(obj):
+        obj = _Beside(obj)  # type: ignore[arg-type]
+    elif kind is tuple and any(map(_is_large, obj)):  # type: ignore[call-overload]
+        obj = tuple(_Beside(o) if _is_large(o) else o for o in obj)  # type: ignore[attr-defined]
     buffers: list[memoryview] = []
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:

@@ -15,7 +15,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 from prefork import forks
 
-__all__ = ["Child", "Process"]
+__all__ = ["Child", "Process", "preload"]
 
 STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
@@ -60,6 +60,14 @@ class Process(BaseProcess):
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
         return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+
+
+def preload(context: BaseContext, module: str) -> None:
+    """Have the fork server, unless it runs already, import a module once for all its children."""
+    if context.get_start_method() == "forkserver":
+        server: Any = forkserver._forkserver
+        if module not in server._preload_modules:
+            server.set_forkserver_preload([*server._preload_modules, module])
 
 
 class _Lifeline:

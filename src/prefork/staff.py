@@ -29,8 +29,9 @@ from prefork.dispatcher import Dispatcher, State
 from prefork.errors import SoftTimeLimitExceeded, Terminated, describe_exit
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
-from prefork.process import Child, Process
+from prefork.process import Child, Process, preload
 from prefork.results import Signal
+from prefork.starts import Start, is_passing
 from prefork.statistics import WorkerExit
 from prefork.watch import Watch
 from prefork.worker import Initializer, WorkerOptions, main
@@ -101,6 +102,10 @@ class Staff:
         self._pause_until = 0.0  # no worker is started before (monotonic)
         self._outdated: deque[Worker] = deque()  # to be replaced, one after another
         self._memory_kills = OutOfMemoryKills()
+        preload(options.context, main.__module__)
+        self.starts_aside = False  # workers are started on a thread of their own
+        self._start: Start | None = None  # that is under way there
+        self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
 
     @property
     def state(self) -> State:
@@ -116,6 +121,31 @@ class Staff:
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
+        worker = self._make_worker()
+        with self.jobs.lock:
+            if self.state is not State.ENDED:
+                self.exits.add(worker.process, worker)
+                self.jobs.join(worker)
+                if self.state is State.TERMINATE:
+                    worker.kill("the pool was terminated")
+                self.exits.bell.ring()  # its start may have to be watched
+                logger.debug("started worker %d (%s)", worker.pid, worker.name)
+                return
+        worker.kill()  # it has come too late: the pool did not wait for it
+        if worker.process.wait(EXIT_SECONDS):
+            worker.process.collect()
+            worker.process.close()
+        worker.channel.close()
+
+    def hire_first(self) -> None:
+        """Start the first workers; raises what keeps one from it."""
+        for _ in range(self.processes):
+            if self.starts_aside:
+                Start(self.hire, self.exits.bell.ring).finish(self.options.start_timeout)
+            else:
+                self.hire()
+
+    def _make_worker(self) -> Worker:
         self._hired += 1
         name = f"{self.options.process_class.kind}-{self._hired}"
         options = self.options.for_worker()
@@ -139,13 +169,7 @@ class Staff:
             worker.quota = options.max_tasks
         if self.options.start_timeout is not None:
             worker.patience_ends = time.monotonic() + self.options.start_timeout
-        with self.jobs.lock:
-            self.exits.add(process, worker)
-            self.jobs.join(worker)
-            if self.state is State.TERMINATE:
-                worker.kill("the pool was terminated")
-        self.exits.bell.ring()  # its start may have to be watched
-        logger.debug("started worker %d (%s)", worker.pid, name)
+        return worker
 
     def _free_place(self) -> int:
         with self.jobs.lock:
@@ -155,16 +179,47 @@ class Staff:
 
     def _fill_up(self) -> None:
         """Start the workers that are missing."""
-        while self._is_short_of_workers() and time.monotonic() >= self._pause_until:
+        self._see_start_end()
+        while (
+            self._start is None
+            and self._is_short_of_workers()
+            and time.monotonic() >= self._pause_until
+        ):
             try:
-                self.hire()
+                if self.starts_aside:
+                    self._start = Start(self.hire, self.exits.bell.ring)
+                else:
+                    self.hire()
             except Exception as exc:
-                logger.error("cannot start a worker process: %s", describe(exc))
-                self._pause_until = time.monotonic() + 1.0
-                if not self.jobs.workers:
-                    why = f"the pool cannot start a worker process: {describe(exc)}"
-                    self.jobs.break_down(why, exc)
+                self._judge_no_start(exc)
+
+    def _see_start_end(self) -> None:
+        start = self._start
+        if start is None:
+            return
+        if start.ended:
+            self._start = None
+            if start.error is not None:
+                self._judge_no_start(start.error)
+        elif self._is_overdue(start) and not self.jobs.workers:
+            limit = self.options.start_timeout
+            self.jobs.break_down(f"no worker process could be started within {limit:g} s")
+
+    def _is_overdue(self, start: Start) -> bool:
+        limit = self.options.start_timeout
+        return limit is not None and time.monotonic() >= start.began + limit
+
+    def _judge_no_start(self, exc: Exception) -> None:
+        """There is not even a process."""
+        logger.error("cannot start a worker process: %s", describe(exc))
+        if is_passing(exc):
+            self._count_failed_start()
+            if self._failed_starts <= self.options.max_restarts:
                 return
+        self._pause_until = time.monotonic() + 1.0
+        if not self.jobs.workers:
+            why = f"the pool cannot start a worker process: {describe(exc)}"
+            self.jobs.break_down(why, exc)
 
     def _is_short_of_workers(self) -> bool:
         with self.jobs.lock:
@@ -207,9 +262,19 @@ class Staff:
         self._fill_up()
         with self.jobs.lock:
             self._let_go()
-            if self.state is not State.RUN and not self.jobs.workers:
+            # A closed pool may have no worker for a moment, and jobs that the next one will run.
+            is_over = self.state is State.TERMINATE or self.jobs.is_done()
+            if is_over and not self.jobs.workers and self._starts_no_more():
                 self.jobs.state = State.ENDED
             return self._next_time()
+
+    def _starts_no_more(self) -> bool:
+        """Whether the pool can end: a start that is under way is waited for, but not for ever."""
+        if self._start is None or self._start.ended:
+            return True
+        now = time.monotonic()
+        self._abandon_at = min(self._abandon_at, now + GIVE_UP_SECONDS)
+        return now >= self._abandon_at
 
     def _note_exit(self, worker: Worker) -> None:
         worker.exited = True
@@ -314,9 +379,7 @@ class Staff:
 
     def _judge_failed_start(self, worker: Worker, exitcode: int | None, stack: str) -> None:
         """A worker ended before it was ready: its successor would probably, too."""
-        if self.jobs.starts != self._good_starts:
-            self._good_starts, self._failed_starts = self.jobs.starts, 0
-        self._failed_starts += 1
+        self._count_failed_start()
         left_of_itself = exitcode is not None and exitcode >= 0
         are_all_late = worker.late and not self.jobs.starts
         if left_of_itself or are_all_late or self._failed_starts > self.options.max_restarts:
@@ -325,13 +388,22 @@ class Staff:
                 f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
                 f"{self._failed_starts}; see its error output\n{stack}".rstrip()
             )
-        elif self._failed_starts > 2:
+
+    def _count_failed_start(self) -> None:
+        if self.jobs.starts != self._good_starts:
+            self._good_starts, self._failed_starts = self.jobs.starts, 0
+        self._failed_starts += 1
+        if self._failed_starts > 2:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failed_starts - 3))
             self._pause_until = time.monotonic() + pause
 
     def _next_time(self) -> float | None:
         times = [w.patience_ends for w in self.jobs.workers if w.patience_ends is not None]
-        if self._is_short_of_workers():
+        if self._start is not None:
+            times.append(self._abandon_at)
+            if self.options.start_timeout is not None and not self._is_overdue(self._start):
+                times.append(self._start.began + self.options.start_timeout)
+        elif self._is_short_of_workers():
             times.append(self._pause_until)
         return max(0.0, min(times) - time.monotonic()) if times else None
 

@@ -1,57 +1,60 @@
-"""Whose start is still to be told: policy without I/O; the time is an argument.
+"""Starting workers where that may take for ever.
 
-A worker can report each start (`ACCEPT`), or leave it at the note on its board. Then the pool
-looks there a moment after a job may have started. Most short tasks are done by then, and their
-result says when they started: one message and one wake-up less for each.
+With fork it is one call. With the other start methods it is a conversation: with the fork server,
+which may have been stopped or killed, or with the child, which may hang. The supervisor must not
+wait for that, so it is had on a thread of its own, one worker at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable
 
-from prefork.scheduler import Job, Seat
-
-__all__ = ["Starts"]
-
-LONGEST_PAUSE = 0.5
-"""Seconds between two looks at a worker that does not start its job: one that was stopped."""
+__all__ = ["Start", "is_passing"]
 
 
-class Starts:
-    """
+class Start:
+    """One worker's start, on a thread of its own.
+
     Args:
-        delay: how many seconds after its start a job is told of at the latest; None: workers
-            report the start of each job that wants to be told of.
+        hire: starts the worker.
+        done: called on that thread when there is an outcome.
     """
 
-    def __init__(self, delay: float | None = None) -> None:
-        self.delay = delay
-        self.next_look: float | None = None  # monotonic seconds; None: nothing can have started
-        self._pause = 0.0
+    def __init__(self, hire: Callable[[], object], done: Callable[[], object]) -> None:
+        self.began = time.monotonic()
+        self.error: Exception | None = None
+        self._hire, self._done = hire, done
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="prefork-Start", daemon=True).start()
 
-    def expect(self, seat: Seat, now: float) -> bool:
-        """The first job of this seat may start now; True if that makes the next look earlier."""
-        if self.delay is None or not seat.sent or not seat.ready:
-            return False
-        if self.next_look is not None and self.next_look <= now + self.delay:
-            return False
-        if not next(iter(seat.sent.values())).untold:
-            return False
-        self._pause = self.delay
-        self.next_look = now + self.delay
-        return True
+    def _run(self) -> None:
+        try:
+            self._hire()
+        except Exception as exc:
+            self.error = exc
+        finally:
+            self._ended.set()
+            self._done()
 
-    def look(self, seats: Iterable[Seat], now: float) -> list[tuple[Seat, Job]]:
-        """The jobs that have started and are to be told of; sets `next_look`."""
-        started = []
-        self.next_look = None
-        for seat in seats:
-            if not seat.sent:
-                continue
-            job = seat.sent.get(seat.running()[0])
-            if job is not None and job.untold:
-                started.append((seat, job))
-            elif job is None and seat.ready and next(iter(seat.sent.values())).untold:
-                self.next_look = now + self._pause
-        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
-        return started
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    def finish(self, timeout: float | None) -> None:
+        """Wait for its end, at most so many seconds.
+
+        Raises:
+            TimeoutError: it has not ended.
+            Exception: what `hire` has raised.
+        """
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"no worker process could be started within {timeout:g} s")
+        if self.error is not None:
+            raise self.error
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the next start may well succeed: the fork server, or the child, has died."""
+    return isinstance(error, (EOFError, ConnectionError))

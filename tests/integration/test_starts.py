@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from multiprocessing.popen_forkserver import Popen
 from pathlib import Path
 
 import pytest
 
-from helpers import Script
+from helpers import DEADLINE, Script
+from prefork import Pool
 
 HANGING_MAIN = """
 import sys, time
@@ -24,6 +29,49 @@ if __name__ == "__main__":
 """
 
 
+STOPPED_SERVER = """
+import os, signal
+from multiprocessing.forkserver import _forkserver
+from prefork import Pool, PoolBrokenError, WorkerLostError
+
+pool = Pool(1, context="forkserver", start_timeout=2.0)
+assert pool.apply(abs, (-1,)) == 1
+os.kill(_forkserver._forkserver_pid, signal.SIGSTOP)
+try:
+    pool.apply(os._exit, (1,))
+except WorkerLostError:
+    print("lost")
+try:
+    pool.apply(abs, (-1,))
+except PoolBrokenError:
+    print("broken")
+pool.terminate()
+try:
+    Pool(1, context="forkserver", start_timeout=0.2)
+except TimeoutError:
+    print("not made")
+os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
+"""
+
+
+def die_at_first(log: Path, times: int) -> None:
+    """An initializer that is killed so many times."""
+    with log.open("a") as file:
+        file.write("x")
+    if log.stat().st_size <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_closed_pool_whose_worker_is_killed_at_its_start_again_and_again(
+    context: BaseContext, make_pool: Callable[..., Pool], tmp_path: Path
+) -> None:
+    pool = make_pool(1, die_at_first, (tmp_path / "log", 5), context=context)
+    result = pool.apply_async(abs, (-1,))
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert result.get(0) == 1
+
+
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_large_initargs_for_a_main_module_that_hangs(
     script: Callable[..., Script], tmp_path: Path, method: str
@@ -32,4 +80,26 @@ def test_large_initargs_for_a_main_module_that_hangs(
     program = script(tmp_path / "hanging.py", method)
     code, out, _ = program.finish()
     assert (code, out) == (0, "True\n")
+    assert program.leftovers() == {}
+
+
+def test_a_fork_server_that_is_killed_while_it_starts_the_only_worker(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1, context="forkserver", maxtasksperchild=1)
+    launch = Popen._launch
+
+    def fail_once(popen: Popen, process: object) -> None:
+        monkeypatch.setattr(Popen, "_launch", launch)
+        raise EOFError("what multiprocessing says then")
+
+    for n in range(5):
+        monkeypatch.setattr(Popen, "_launch", fail_once)
+        assert pool.apply(abs, (-n,)) == n
+    assert pool.apply(abs, (-1,)) == 1
+
+
+def test_a_fork_server_that_is_stopped(script: Callable[..., Script]) -> None:
+    program = script(STOPPED_SERVER)
+    assert program.finish()[:2] == (0, "lost\nbroken\nnot made\n")
     assert program.leftovers() == {}

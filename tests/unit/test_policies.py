@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.arguments import Limits
-from prefork.chunks import CHUNK_SECONDS, MAX_CHUNK, AdaptiveChunks, fixed_chunks
+from prefork.chunks import CHUNK_SECONDS, LEAST_SECONDS, MAX_CHUNK, AdaptiveChunks, fixed_chunks
 from prefork.cpus import available_cpus
 from prefork.deadlines import Deadlines, Expiry
 from prefork.scheduler import Job, Seat
@@ -120,11 +120,14 @@ def test_slow_items_go_one_by_one():
 def test_chunks_cover_the_input_once_and_leave_no_large_rest(count, workers, costs):
     chunks = AdaptiveChunks(list(range(count)), workers)
     seen: list[int] = []
+    spent = 0.0
     for number, chunk in enumerate(chunks):
-        left = count - len(seen)
-        assert 1 <= len(chunk) <= max(1, min(MAX_CHUNK, left // (4 * workers)))
+        share = (count - len(seen)) // (4 * workers)
+        least = LEAST_SECONDS / (spent / len(seen) + 1e-8) if seen else 0
+        assert 1 <= len(chunk) <= max(1, min(MAX_CHUNK, max(share, least)))
         seen += chunk
-        chunks.measured(len(chunk), costs[number % len(costs)] * len(chunk) * 1e-6)
+        spent += (seconds := costs[number % len(costs)] * len(chunk) * 1e-6)
+        chunks.measured(len(chunk), seconds)
     assert seen == list(range(count))
 
 
