@@ -83,7 +83,7 @@ def test_cold_in_the_moment_of_a_start(worker, gate, start_worker, broker):
 @pytest.mark.skipif(CELERY < (5, 5), reason="new in celery 5.5")
 def test_soft(start_worker, broker, gate):
     """A cold shutdown that gives the tasks time first."""
-    worker = start_worker(broker=broker, settings={"worker_soft_shutdown_timeout": 20})
+    worker = start_worker(broker=broker, settings={"worker_soft_shutdown_timeout": 5})
     result = worker.send("enter", gate._address, "in time")
     visitor = gate.arrival()
     known(worker, result)
