@@ -112,6 +112,8 @@ def test_events(start_worker):
             return [event["type"] for event in seen if event.get("uuid") == task.id]
 
         with receiver.consumer_context(wakeup=False) as (own_connection, _, _):
+            while not seen:  # a heartbeat: the subscription is there
+                own_connection.drain_events(timeout=20)
             result = worker.send("add", 1, 1)
             killed = worker.send("crash")
             while len(kinds(result)) < 3 or len(kinds(killed)) < 3:
