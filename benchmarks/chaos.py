@@ -1,6 +1,8 @@
 """Kill things at random moments, and check the promises.
 
     python benchmarks/chaos.py kills     1,000 SIGKILLs to workers under load, for each start method
+    python benchmarks/chaos.py storm     10,000 faults of all kinds, with each start method
+    python benchmarks/chaos.py recycling 10,000 jobs with 8 MiB each, and as many workers
     python benchmarks/chaos.py owners    SIGKILL to the process that owns a pool
     python benchmarks/chaos.py leaks     1,000 pools, made and closed, terminated or dropped
 
@@ -12,6 +14,20 @@ What a victim was doing when it was hit is told by the log that the tasks write,
     running    the job that failed had started and not ended
     sending    the job that failed had ended: its result was on the way
 
+*storm*: tasks that raise, exit, crash, kill or stop themselves, pass their limits, ignore signals
+or keep memory (`misdeeds.py`); SIGKILL and SIGSTOP from outside, jobs that are cancelled or
+terminated, grow, shrink and restart meanwhile; workers replaced after 50 tasks and above a size.
+Each job gets the one outcome that its history allows (`ledger.py`):
+
+    innocent   lost, though nothing had happened to its worker
+    silent     no answer within the deadline
+    doubled    started or reported twice
+    wrong      another value or error than it deserves
+    replaced   pools that had to be given up, since they were broken or hung
+
+With `--peer`, the same is done to other pools, without what they have no call for: `--peer all`.
+
+*recycling*: all jobs complete, though each worker takes only one.
 *owners*: all workers, and whatever their tasks have started, are gone within a second.
 *leaks*: no thread, descriptor, process (zombies included) or name in /dev/shm is left.
 
@@ -35,10 +51,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accounts import Accounts, Batch, BrokenPromise, Log, make_tasks, open_log, run
 from leftovers import Possessions, kill_owner, leak, worker_pids
+from rivals import RIVALS
+from trials import Trial, recycle, storm
 
 from prefork import Pool, TimeoutError, WorkerLostError
 
@@ -240,6 +258,45 @@ def kills(args: argparse.Namespace) -> list[str]:
     return breaches
 
 
+# --- storm and recycling -------------------------------------------------------------------------
+
+WRONGS = ["innocent", "silent", "doubled", "wrong", "replaced"]
+
+
+def run_storms(args: argparse.Namespace) -> list[str]:
+    breaches = []
+    trial = Trial(args.number, args.seed, args.processes, args.deadline, args.seconds)
+    say_row("pool", "start method", "faults", "jobs", *WRONGS, "left", "all")
+    for name in args.peers:
+        for method in args.methods if name != "loky" else ["loky"]:
+            found = storm(name, method, trial)
+            counts = [found.get(what, "?") for what in ("faults", "jobs", *WRONGS)]
+            end = f"{found['seconds']:.0f} s" if found["ended"] else "hangs at its end"
+            say_row(name, method, *counts, found["left"], end)
+            if args.details:
+                print({what: found.get(what) for what in ("kinds", "fates", "breaches")})
+            if name == "prefork":
+                breaches += [f"{method}: {breach}" for breach in judge(found)]
+    return breaches
+
+
+def judge(found: dict[str, Any]) -> list[str]:
+    breaches: list[str] = found.get("breaches", [])
+    if any(found.get(what, 1) for what in ("exitcode", "left", *WRONGS)) or not found["ended"]:
+        breaches = breaches or ["it did not end in order"]
+    return breaches + [f"possessions: {what}" for what in (found.get("possessions") or {}).items()]
+
+
+def recycling(args: argparse.Namespace) -> list[str]:
+    say_row("start method", "jobs", "all")
+    for method in args.methods:
+        faulthandler.dump_traceback_later(HANG + args.number, exit=True)
+        seconds = recycle(method, args.number, 8 << 20, args.processes, HANG)
+        faulthandler.cancel_dump_traceback_later()
+        say_row(method, args.number, f"{seconds:.0f} s")
+    return []
+
+
 # --- owners and leaks ---------------------------------------------------------------------------
 
 
@@ -274,11 +331,13 @@ def leaks(args: argparse.Namespace) -> list[str]:
 
 
 def say_row(*cells: object) -> None:
-    print("".join(f"{cell!s:<14}" for cell in cells).rstrip(), flush=True)
+    print("".join(f"{cell!s:<12} " for cell in cells).rstrip(), flush=True)
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], list[str]], int, str]] = {
     "kills": (kills, 1000, "workers to kill"),
+    "storm": (run_storms, 10_000, "faults"),
+    "recycling": (recycling, 10_000, "jobs"),
     "owners": (owners, 20, "pools' processes to kill"),
     "leaks": (leaks, 1000, "pools to make"),
 }
@@ -301,6 +360,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="kills: with restart, grow, shrink and maxtasksperchild at the same time",
     )
+    parser.add_argument(
+        "--peer",
+        dest="peers",
+        type=lambda text: list(RIVALS) if text == "all" else text.split(","),
+        default=["prefork"],
+        help=f"storm: which pools, with commas ({', '.join(RIVALS)}, or all)",
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=HANG, help="storm: what counts as a hang (60 seconds)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=7200, help="storm: over after so many, in any case"
+    )
+    parser.add_argument("--details", action="store_true", help="storm: counts by kind")
     parser.add_argument("--processes", type=int, default=4, help="of each pool (4)")
     args = parser.parse_args(argv)
     args.number = args.number or COMMANDS[args.command][1]

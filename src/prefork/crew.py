@@ -15,11 +15,15 @@ from prefork.scheduler import Job, Seat
 from prefork.stacks import LAST_WORDS
 from prefork.statistics import WorkerState, WorkerStatistics
 
-__all__ = ["Sentence", "Worker"]
+__all__ = ["GIVE_UP_SECONDS", "Sentence", "Worker"]
 
 LAST_WORDS_SECONDS = 0.1
 """So long a worker that is to be killed has for writing its stack: some hundred times what it
 takes. One that blocks signals does not even begin."""
+
+GIVE_UP_SECONDS = 5.0
+"""A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
+for; then its job fails and the pool goes on without it."""
 
 
 class Sentence(NamedTuple):
@@ -63,6 +67,11 @@ class Worker(Seat):
     def is_retiring(self) -> bool:
         """Whether it will take no more jobs."""
         return self.leaving or self.farewell or self.dying or self.exited or self.quota <= 0
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether the pool has a part in its end, other than a wish that it leaves."""
+        return self.dying or self.distrusted or self.sentence is not None
 
     @property
     def is_ending(self) -> bool:
@@ -113,19 +122,26 @@ class Worker(Seat):
 
     def kill(self, why: str = "") -> None:
         """SIGKILL to it and to its group."""
-        self.reason = self.reason or why
-        self.dying = self.killed = True
+        self._doom(why)
+        if not (self.killed or self.exited):
+            self.patience_ends = time.monotonic() + GIVE_UP_SECONDS
+        self.killed = True
         self.process.kill()
 
     def kill_after_last_words(self, why: str) -> None:
         """Have it write its stack and end, even if it is stopped. If it has not by
         `patience_ends`, it must be killed."""
-        self.reason = self.reason or why
-        self.dying = True
+        self._doom(why)
         self.channel.black_box.rewind()
         self.patience_ends = time.monotonic() + LAST_WORDS_SECONDS
         self.process.signal(LAST_WORDS)
         self.process.signal(signal.SIGCONT)
+
+    def _doom(self, why: str) -> None:
+        """It will end for this reason, whatever it was to leave for."""
+        if not self.dying:
+            self.reason = why or self.reason
+            self.dying = True
 
     def __repr__(self) -> str:
         job = self.current_job()

@@ -373,7 +373,8 @@ class Dispatcher:
             if job := self.cache.get(report.job):
                 self.tell_start(worker, job, report.started)
         elif kind == Kind.READY:
-            worker.patience_ends = None
+            if not worker.dying:  # else that is waited for
+                worker.patience_ends = None
             self.scheduler.mark_ready(worker)
             self._expect_start(worker)
             self.starts += 1

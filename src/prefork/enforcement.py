@@ -67,22 +67,22 @@ class Enforcement:
     def _expire(self, expiry: Expiry) -> None:
         worker, job = expiry.seat, expiry.job
         assert isinstance(worker, Worker)
-        if worker.gone or worker.exited or worker.sentence or job.id not in worker.sent:
+        if worker.gone or worker.exited or worker.dying or job.id not in worker.sent:
             return
         if expiry.soft:
-            self._jobs.news.add(job, expiry)
-            worker.process.signal(SOFT_SIGNAL)
+            if worker.sentence is None:
+                self._jobs.news.add(job, expiry)
+                worker.process.signal(SOFT_SIGNAL)
         elif self._isolate(worker, job, expiry.started):
             why = f"job {job.id} ({job.function}) exceeded its time limit of {expiry.timeout:g} s"
             error = functools.partial(
                 TimeLimitExceeded, expiry.timeout, job.id, job.function, worker.pid
             )
-            self._condemn(worker, Sentence(job, error, expiry), why)
-            worker.kill_after_last_words(why)
+            self._execute(worker, Sentence(job, error, expiry), why)
 
     def _weigh(self, worker: Worker, limit: int) -> None:
         job = worker.current_job()
-        if job is None or worker.exited or worker.sentence:
+        if job is None or worker.exited or worker.dying:
             return
         kib = resident(worker.pid)
         if kib is not None and kib > limit and self._isolate(worker, job):
@@ -90,8 +90,13 @@ class Enforcement:
             error = functools.partial(
                 MemoryLimitExceeded, limit, kib, job.id, job.function, worker.pid
             )
-            self._condemn(worker, Sentence(job, error), why)
-            worker.kill_after_last_words(why)
+            self._execute(worker, Sentence(job, error), why)
+
+    def _execute(self, worker: Worker, sentence: Sentence, why: str) -> None:
+        """Kill a worker for its job; unless it has survived a signal, then for what that was."""
+        if worker.sentence is None:
+            self._condemn(worker, sentence, why)
+        worker.kill_after_last_words(why)
 
     def _replace_deaf(self, worker: Worker, job: Job) -> None:
         """A worker that idles does not read its job: it has been stopped, or has no chance to

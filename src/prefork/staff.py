@@ -23,7 +23,7 @@ from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 from prefork.channel import Channel
-from prefork.crew import Worker
+from prefork.crew import GIVE_UP_SECONDS, Worker
 from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import Dispatcher, State
 from prefork.errors import SoftTimeLimitExceeded, Terminated, describe_exit
@@ -51,10 +51,6 @@ tasks left behind are waited for there. Then it is killed."""
 CLOSED_SECONDS = 0.1
 """A process that dies closes its channel first, some moments before. After so long, it was the task
 that closed it, and the worker is killed."""
-
-GIVE_UP_SECONDS = 5.0
-"""A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
-for; then its job fails and the pool goes on without it."""
 
 KEPT_EXITS = 100
 """How many ended workers are remembered."""
@@ -299,7 +295,7 @@ class Staff:
         if worker.channel.eof and not worker.farewell:
             self._see_out(worker, now)
         if worker.patience_ends is not None and now >= worker.patience_ends:
-            self._end_by_force(worker, now)
+            self._end_by_force(worker)
 
     def _has_had_its_say(self, worker: Worker, now: float) -> bool:
         """Whether a dead worker's last result has come, or is not waited for any more."""
@@ -321,7 +317,7 @@ class Staff:
         if not worker.dying:
             worker.patience_ends = now + (CLOSED_SECONDS if worker.sent else EXIT_SECONDS)
 
-    def _end_by_force(self, worker: Worker, now: float) -> None:
+    def _end_by_force(self, worker: Worker) -> None:
         """A worker has not done in time what it was waited for."""
         if worker.killed:
             self._bury(worker)
@@ -338,8 +334,6 @@ class Staff:
             self.jobs.take_back(worker)
             self.jobs.distribute()
             worker.kill_after_last_words(f"not ready within {self.options.start_timeout:g} s")
-            return
-        worker.patience_ends = now + GIVE_UP_SECONDS
 
     def _bury(self, worker: Worker) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
@@ -366,8 +360,8 @@ class Staff:
         """Say once how and why a worker has ended."""
         how = "was killed" if worker.dying else describe_exit(exitcode)
         why = worker.reason or note
-        if not why and worker.lost is not None:
-            why = f"it ran job {worker.lost.id} ({worker.lost.function})"
+        if worker.lost is not None and not worker.is_doomed:
+            why = note or f"it ran job {worker.lost.id} ({worker.lost.function})"
         elif not why and worker.quota <= 0:
             why = f"it has run {worker.tasks} tasks"
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))

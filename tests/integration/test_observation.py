@@ -125,6 +125,25 @@ def test_the_log_tells_every_start_and_end_once(make_pool, caplog):
     assert "the pool is closed" in ends[2][1]
 
 
+def test_the_log_tells_what_has_killed_a_worker_that_was_to_leave(make_pool, gate, caplog):
+    pool = make_pool(2)
+    limited = pool.apply_async(enter, (gate,), timeout=0.5)
+    gate.arrival()
+    killed = pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    pool.restart()
+    eventually(lambda: len(pool.statistics().workers) > 2, "they are to be replaced")
+    os.kill(visitor.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLostError):
+        killed.get(DEADLINE)
+    with pytest.raises(TimeLimitExceeded):
+        limited.get(DEADLINE)
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert re.search(r"was killed: job \d+ .* exceeded its time limit", caplog.text)
+    assert re.search(r"was killed by SIGKILL: it ran job \d+", caplog.text)
+
+
 # --- stacks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.popen_forkserver import Popen
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import DEADLINE, Script
+from helpers import DEADLINE, Script, eventually
 from prefork import Pool
 
 HANGING_MAIN = """
@@ -20,7 +21,7 @@ if __name__ == "__mp_main__":
     time.sleep(3600)
 from prefork import Pool, PoolBrokenError
 if __name__ == "__main__":
-    pool = Pool(2, print, (bytes(1_000_000),), context=sys.argv[1], start_timeout=0.5)
+    pool = Pool(2, print, (bytes(1_000_000),), context=sys.argv[1], start_timeout=3.0)
     try:
         pool.apply(abs, (-1,))
     except PoolBrokenError as exc:
@@ -70,6 +71,25 @@ def test_a_closed_pool_whose_worker_is_killed_at_its_start_again_and_again(
     pool.close()
     assert pool.join(DEADLINE)
     assert result.get(0) == 1
+
+
+def be_late(folder: Path) -> None:
+    """An initializer; the second worker's blocks all signals, and takes too long."""
+    (folder / str(os.getpid())).touch()
+    if len(list(folder.iterdir())) == 2:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        time.sleep(0.55)
+
+
+def test_a_worker_that_becomes_ready_while_it_is_being_killed_for_being_late(
+    make_pool: Callable[..., Pool], tmp_path: Path
+) -> None:
+    pool = make_pool(1, be_late, (tmp_path,), start_timeout=0.5)
+    assert pool.apply(abs, (-1,)) == 1
+    pool.grow()
+    eventually(lambda: len(list(tmp_path.iterdir())) == 3, "another one is started")
+    pool.close()
+    assert pool.join(DEADLINE)
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, eventually, mark, mark_and_stay, marked
-from prefork import Terminated, WorkerLostError
+from helpers import DEADLINE, eventually, mark, mark_and_stay, marked, stop
+from prefork import Terminated, TimeLimitExceeded, WorkerLostError
 
 
 def square(x):
@@ -126,6 +126,47 @@ def test_a_task_that_survives_the_signal_keeps_its_result_and_the_worker_leaves(
     assert handle.terminate(signal.SIGTERM)
     assert handle.get(DEADLINE) == pid
     assert pid not in [other.get(DEADLINE) for other in others]
+
+
+def ignore(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    mark_and_stay(path)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["ignored", "stopped"])
+def test_a_signal_that_does_not_end_it_leaves_it_its_time_limit(make_pool, tmp_path, is_stopped):
+    pool = make_pool(1)
+    handle = pool.apply_async(ignore, (tmp_path / "at",), timeout=0.5)
+    pid = int(marked(tmp_path / "at"))
+    if is_stopped:
+        stop(pid)
+    handle.terminate(signal.SIGTERM)
+    with pytest.raises((Terminated, TimeLimitExceeded)):
+        handle.get(DEADLINE)
+    assert pool.apply(square, (3,)) == 9
+
+
+def test_killed_while_its_last_words_are_waited_for(make_pool, tmp_path):
+    """The kill has a time of its own; nobody is buried before they are dead."""
+    pool = make_pool(1)
+    for n in range(5):
+        handle = pool.apply_async(block_all_signals, (tmp_path / str(n),))
+        pid = int(marked(tmp_path / str(n)))
+        with pool._jobs.lock:
+            (worker,) = [worker for worker in pool._jobs.workers if worker.pid == pid]
+            worker.kill_after_last_words("for a test")
+            pool._jobs.ring_staff()
+            eventually(lambda w=worker: time.monotonic() > w.patience_ends, "time passes")
+            pool.terminate_job(pid)
+        with pytest.raises(Terminated):
+            handle.get(DEADLINE)
+        eventually(lambda n=n: len(pool.statistics().exits) > n, "it is buried")
+        assert pool.statistics().exits[-1].exitcode == -signal.SIGKILL
+
+
+def block_all_signals(path):
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mark_and_stay(path)
 
 
 def test_a_map_is_terminated(make_pool, gate):
