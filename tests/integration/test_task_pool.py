@@ -199,7 +199,9 @@ def test_in_a_loop(make):
         done = loop.create_future()
         pool.apply_async(pow, (2, 10), callback=done.set_result)
         pool.maintain_pool()
-        return await asyncio.wait_for(done, DEADLINE)
+        value = await asyncio.wait_for(done, DEADLINE)
+        pool.terminate()
+        return value
 
     assert asyncio.run(main()) == 1024
 

@@ -70,6 +70,7 @@ def process_initializer(app: Any, hostname: str) -> None:
     set_signals()
     for name in EXIT_SIGNALS:
         signal.signal(getattr(signal, name), _leave)
+    os.register_at_fork(after_in_child=_reset_exit_signals)
     if remapped := os.environ.get("REMAP_SIGTERM"):  # it is for the parent alone
         signal.signal(getattr(signal, remapped), signal.SIG_IGN)
     _appear_in_billiard()
@@ -80,6 +81,13 @@ def process_initializer(app: Any, hostname: str) -> None:
     _adopt(app, hostname)
     state.reset_state()
     signals.worker_process_init.send(sender=hostname)
+
+
+def _reset_exit_signals() -> None:
+    """What a task forks, such as the processes of `multiprocessing`, ends at once, as usual."""
+    for name in EXIT_SIGNALS:
+        if signal.getsignal(getattr(signal, name)) is _leave:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
