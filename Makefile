@@ -13,7 +13,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench bench-full clean
+.PHONY: help demo test servers test-oldest-celery lint format bench bench-full clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -35,14 +35,40 @@ demo: $(INSTALLED) ## Measure the standard library, and three files that behave 
 	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl || [ $$? -eq 1 ]
 	@$(BIN)/python examples/stdlib_demo.py check $(DEMO)
 
-test: $(INSTALLED) lint ## Lint, then run all tests
+test: $(INSTALLED) servers lint ## Lint, then run all tests
 # The tests get a temporary directory of their own, which goes with them. pytest's exit code 5
 # says that it found no tests, which is no failure for the serial ones: there may be none.
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-test.XXXXXX"); \
 	trap 'rm -rf "$$scratch"' EXIT; \
 	export TMPDIR="$$scratch"; \
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial'; \
-	$(BIN)/pytest -m serial || [ $$? -eq 5 ]
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
+	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/celery_worker; \
+	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]
+
+# Redis and RabbitMQ, for the tests of celery workers; the tests start servers of their own.
+SERVERS := redis-server rabbitmq-server
+
+servers: ## Install Redis and RabbitMQ from Debian's packages, if they are not there (as root)
+	@missing=; for name in $(SERVERS); do \
+	  [ -n "$$(PATH="$$PATH:/usr/sbin" command -v $$name)" ] || missing="$$missing $$name"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "prefork: the tests need$$missing:" \
+	    "install them (Debian: sudo apt-get install --no-install-recommends$$missing)" >&2; exit 1; \
+	fi; \
+	echo "Installing$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	guard=; [ -e /usr/sbin/policy-rc.d ] || { guard=1; \
+	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
+	trap '[ -z "$$guard" ] || rm -f /usr/sbin/policy-rc.d' EXIT; \
+	{ apt-get -qq update && apt-get -qq install --no-install-recommends $$missing; } >/dev/null
+
+OLDEST := 5.3.0
+test-oldest-celery: $(INSTALLED) servers ## The tests of celery workers with the oldest celery
+	@$(BIN)/python -m venv build/oldest
+	@build/oldest/bin/pip install --quiet 'celery[redis]==$(OLDEST)' --editable '.[dev]'
+	build/oldest/bin/pytest -n $(JOBS) --dist loadfile tests/celery_worker
 
 lint: $(INSTALLED) ## Check style, format, types and layers
 	$(BIN)/ruff check .
@@ -79,7 +105,7 @@ $(INSTALLED): pyproject.toml
 	    'install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	@echo 'Setting up $(VENV)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --editable '.[cli,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[celery,cli,dev]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

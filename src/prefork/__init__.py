@@ -5,6 +5,10 @@
 Layout, from the top; a module imports only from those below it:
 
     cli, __main__     `prefork map`: a function over many inputs, from the command line
+    celery            celery's worker pool
+    taskpool          `TaskPool`: calls with callbacks, for task workers
+    tasks             one call in it
+    initializer       what its processes do first
     pool              `Pool`: the public verbs
     mapping           those of them that call a function many times
     engine            a running pool: its workers, its jobs, its roles, what drives them
@@ -23,6 +27,7 @@ Layout, from the top; a module imports only from those below it:
     results           result handles
     scheduler         who gets which task        (policy, no I/O)
     deadlines         what expires when          (policy, no I/O)
+    begun             whose start is still to be told (policy, no I/O)
     chunks            how `map` divides input    (policy, no I/O)
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
     from prefork.pool import Pool
     from prefork.results import ApplyResult, MapResult
     from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
+    from prefork.taskpool import TaskPool
 
 __version__ = "0.1.0"
 
@@ -81,6 +87,7 @@ __all__ = [
     "PreforkError",
     "RemoteTraceback",
     "SoftTimeLimitExceeded",
+    "TaskPool",
     "Terminated",
     "TimeLimitExceeded",
     "TimeoutError",
@@ -96,6 +103,7 @@ _HOMES = {
     "prefork.pool": ["Pool"],
     "prefork.results": ["ApplyResult", "MapResult"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
+    "prefork.taskpool": ["TaskPool"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

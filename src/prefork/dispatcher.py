@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from prefork import forks
+from prefork.begun import Starts
 from prefork.channel import INLINE, MAX_TICKETS
 from prefork.crew import Worker
 from prefork.deadlines import Deadlines
@@ -95,10 +96,14 @@ class Dispatcher:
         staff_bell: rung when the staff has something to look at: a worker that has said goodbye,
             an initializer that failed, the last job done.
         look_interval: see `Deadlines`.
+        accept_delay: see `Starts`.
     """
 
     def __init__(
-        self, staff_bell: Callable[[], object], look_interval: float | None = None
+        self,
+        staff_bell: Callable[[], object],
+        look_interval: float | None = None,
+        accept_delay: float | None = None,
     ) -> None:
         self.lock = threading.RLock()  # re-entrant, as a finalizer may run inside
         self.state = State.RUN
@@ -109,6 +114,7 @@ class Dispatcher:
         self.scheduler = Scheduler()
         self.deadlines = Deadlines(look_interval)
         self._looks_always = look_interval is not None
+        self.begun = Starts(accept_delay)
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
@@ -117,6 +123,7 @@ class Dispatcher:
         self.starts = 0  # workers that have become ready
         self.finished = self.failed = self.retried = 0  # jobs
         self.broken: PoolBrokenError | None = None  # why there are no workers
+        self.on_broken: Callable[[PoolBrokenError], object] = lambda why: None
         self.forked = False  # we are a copy in a child process
         self.ring_staff = staff_bell
         self.news = News(self.outboxes.bell.ring)
@@ -272,6 +279,12 @@ class Dispatcher:
             for job_id in jobs:
                 seat.channel.forget(job_id)
             self.scheduler.return_jobs(seat, jobs)
+        elif self.begun.delay is not None:
+            self._expect_start(seat)
+
+    def _expect_start(self, worker: Worker) -> None:
+        if self.begun.expect(worker, time.monotonic()):
+            self.limit_sent()
 
     def _watch(self, job: Job) -> None:
         if self.deadlines.watch(job, time.monotonic()):
@@ -347,18 +360,23 @@ class Dispatcher:
         worker.tasks += 1
         worker.sentence = None  # if it was for this job, it came too late
         job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
+        if job.untold:
+            self.tell_start(worker, job, report.started)
         self._settle(job, report, report.kind != Kind.FAILED)
+        if worker.sent and self.begun.delay is not None:
+            self._expect_start(worker)
 
     def _heed(self, worker: Worker, report: Report) -> None:
         """What a worker says about something else than a result."""
         kind = report.kind
         if kind == Kind.ACCEPTED:
             if job := self.cache.get(report.job):
-                self.news.add(job, Accepted(worker.pid, report.started))
+                self.tell_start(worker, job, report.started)
         elif kind == Kind.READY:
             if not worker.dying:  # else that is waited for
                 worker.patience_ends = None
             self.scheduler.mark_ready(worker)
+            self._expect_start(worker)
             self.starts += 1
             self.ring_staff()
         elif kind == Kind.EXITING:
@@ -406,6 +424,8 @@ class Dispatcher:
         """A worker has died, or is about to, while it ran this job: fail the job, or have it run
         again. With the lock held."""
         self._note_start(worker, job)
+        if job.untold and job.started:
+            self.tell_start(worker, job, job.started)
         worker.sent.pop(job.id, None)
         worker.lost = job
         self.scheduler.shut(worker)
@@ -455,6 +475,11 @@ class Dispatcher:
         job.seat = None
         job.pickled = b""
         self.news.add(job, news)
+
+    def tell_start(self, worker: Worker, job: Job, started: float) -> None:
+        """With the lock held."""
+        job.untold = False
+        self.news.add(job, Accepted(worker.pid, started))
 
     # ---- workers come and go (with the lock held)
 
@@ -525,6 +550,7 @@ class Dispatcher:
                 self.broken.__cause__ = cause
                 logger.error("%s", self.broken)
                 self.stop(self.broken)
+                self.on_broken(self.broken)
 
     def crash(self, reason: BaseException) -> None:
         """A thread of the pool has failed, so the pool cannot go on."""

@@ -27,6 +27,8 @@ from prefork.staff import Staff
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 
+TIMER_SLACK = 0.0005  # seconds
+
 logger = logging.getLogger("prefork")
 
 
@@ -159,13 +161,14 @@ class EventLoop:
         self._staff = staff
         self._loop: Loop | None = None
         self._timer: Timer | None = None
+        self._timer_due = 0.0  # monotonic
         self._handling = False
         self._poll = select.poll()
         self._fds = (roles.results.fileno(), roles.supervisor.fileno())
         for fd in self._fds:
             self._poll.register(fd, select.POLLIN)
         staff.jobs.limit_sent = self._set_timer
-        roles.callbacks.on_call = staff.jobs.outboxes.bell.ring
+        roles.callbacks.on_call = self._on_call
         staff.at_end += [roles.results.handle_event, self.detach]
 
     def start(self) -> None:
@@ -202,9 +205,19 @@ class EventLoop:
             timer.cancel()
 
     def _set_timer(self) -> None:
-        self._cancel_timer()
-        if self._loop is not None and (delay := self._delay()) is not None:
+        """Have the timer fire in time. One that fires earlier stays, and is set again then: loops
+        keep what was cancelled until it would have been due."""
+        if self._loop is None or (delay := self._delay()) is None:
+            return
+        due = time.monotonic() + delay
+        if self._timer is None or due < self._timer_due - TIMER_SLACK:
+            self._cancel_timer()
+            self._timer_due = due
             self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_call(self) -> None:
+        if not self._handling:  # else they are run in a moment, anyway
+            self._staff.jobs.outboxes.bell.ring()
 
     def _delay(self) -> float | None:
         """Seconds until a role wants to be called in any case."""
@@ -213,7 +226,11 @@ class EventLoop:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._on_event()
+        if self._roles.supervisor.timeout() is not None:
+            self._on_event()
+        else:
+            self._handle(self._roles.results, self._roles.limits)
+            self._set_timer()
 
     def _on_results(self) -> None:
         """The frequent case: there is nothing but results."""

@@ -36,13 +36,19 @@ class Enforcement:
     # ---- limits
 
     def next_look(self) -> float | None:
-        """When the next limit can expire (monotonic, seconds); None: no limit runs."""
-        return self._jobs.deadlines.next_look
+        """When the next limit can expire (monotonic, seconds), or a start be told; None: no limit
+        runs."""
+        limits, starts = self._jobs.deadlines.next_look, self._jobs.begun.next_look
+        return min(limits, starts) if limits and starts else limits or starts
 
     def enforce(self, now: float) -> None:
         """See which limits have expired, and do what follows."""
         jobs = self._jobs
         with jobs.lock:
+            if jobs.begun.next_look is not None and now >= jobs.begun.next_look:
+                self._tell_starts(now)
+            if jobs.deadlines.next_look is None or now < jobs.deadlines.next_look:
+                return
             expired, unread = jobs.deadlines.look(jobs.workers, now)
             for seat, job in unread:
                 assert isinstance(seat, Worker)
@@ -52,6 +58,11 @@ class Enforcement:
             if self._max_memory is not None:
                 for worker in list(jobs.workers):
                     self._weigh(worker, self._max_memory)
+
+    def _tell_starts(self, now: float) -> None:
+        for worker, job in self._jobs.begun.look(self._jobs.workers, now):
+            assert isinstance(worker, Worker)
+            self._jobs.tell_start(worker, job, worker.accepted())
 
     def _expire(self, expiry: Expiry) -> None:
         worker, job = expiry.seat, expiry.job

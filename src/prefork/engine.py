@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from multiprocessing import util
 from typing import NamedTuple
 
@@ -104,13 +104,20 @@ class Engine:
     def _submit_fed(self, job: Job) -> None:
         self.jobs.submit(job, feeding=True)
 
+    def call_soon(self, call: Callable[..., object], *args: object) -> None:
+        self.callbacks(call, *args)
+
+    def is_busy_here(self) -> bool:
+        """Whether the caller is called by a role, or has interrupted one that holds the lock."""
+        return self.driver.is_busy_here() or self.jobs.lock._is_owned()  # type: ignore[attr-defined]
+
     # ---- the end
 
     def terminate(self) -> None:
         """Terminate and wait for the end; unless a role of the pool asks for it, or a finalizer
         that interrupted one: they would wait for themselves."""
         self.staff.request_termination()
-        if not self.driver.is_busy_here() and not self.jobs.lock._is_owned():  # type: ignore[attr-defined]
+        if not self.is_busy_here():
             self.staff.wait_until_ended()
 
     def join(self, timeout: float | None = None) -> bool:

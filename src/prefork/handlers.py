@@ -17,7 +17,6 @@ Subclasses may override any of these, and are used by a pool whose class names t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import queue
@@ -369,10 +368,9 @@ class CallbackRunner(Role):
             del call
 
     def handle_event(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                if (call := self._queue.get_nowait()) is not None:
-                    self.run(call)
+        while not self._queue.empty():
+            if (call := self._queue.get()) is not None:
+                self.run(call)
 
     def run(self, call: Callable[[], object]) -> None:
         """Run one callback; what it raises is logged, and harms nothing."""

@@ -192,11 +192,13 @@ def describe(exc: BaseException) -> str:
     return f"{type_name(exc)}: {text}" if text else type_name(exc)
 
 
-def encode_result(value: object) -> tuple[Kind, bytes, list[memoryview]]:
+def encode_result(
+    value: object, soft_limit: type[BaseException] = SoftTimeLimitExceeded
+) -> tuple[Kind, bytes, list[memoryview]]:
     """A task's result as kind and payload of a report; raises only for a soft time limit."""
     try:
         return Kind.DONE, *pack(value)
-    except SoftTimeLimitExceeded:
+    except soft_limit:
         raise
     except Exception as exc:
         return Kind.FAILED, dumps(encode_failure(_encoding_error(exc, value))), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
@@ -62,6 +63,8 @@ class Pool(MapFamily):
             pauses in between, the pool fails with `PoolBrokenError`.
         start_timeout: how long a worker may take to start, its initializer included, in seconds.
             One that takes longer is killed; if none has ever been ready, the pool fails.
+        accept_delay: an `accept_callback` may come so many seconds late, which makes short tasks
+            cheaper. None: each start is reported at once.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
@@ -76,7 +79,7 @@ class Pool(MapFamily):
     Supervisor = handlers.Supervisor
     CallbackRunner = handlers.CallbackRunner
     Process = process.Process
-    SoftTimeLimitExceeded = errors.SoftTimeLimitExceeded
+    SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class Pool(MapFamily):
         max_memory_per_task: int | None = None,
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
+        accept_delay: float | None = None,
     ) -> None:
         if processes is None:
             processes = available_cpus()
@@ -126,6 +130,8 @@ class Pool(MapFamily):
                 max_memory_per_task,
                 max_restarts,
                 None if start_timeout is None else seconds("start_timeout", start_timeout),
+                self.SoftTimeLimitExceeded,
+                None if accept_delay is None else seconds("accept_delay", accept_delay),
             ),
             Limits().override(timeout, soft_timeout, lost_worker_timeout),
             RoleClasses(
@@ -208,7 +214,10 @@ class Pool(MapFamily):
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            job.flags |= ACCEPT
+            if self._jobs.begun.delay is None:
+                job.flags |= ACCEPT
+            else:
+                job.untold = True
         if waitforslot:
             self._jobs.submit_when_free(job)
         else:
@@ -333,6 +342,30 @@ class Pool(MapFamily):
         """
         self._jobs.check_owner()
         return self._jobs.wait_for(signal, condition, timeout)
+
+    def call_soon(self, call: Callable[..., object], *args: object) -> None:
+        """Have this called like the callbacks of jobs, after those that are waiting. Safe from any
+        thread, and from signal handlers."""
+        self._engine.call_soon(call, *args)
+
+    def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:
+        """Have this called, like the callbacks of jobs, if the pool gives up; at once if it has."""
+        with self._jobs.lock:
+            broken = self._jobs.broken
+            self._jobs.on_broken = functools.partial(self._engine.call_soon, call)
+        if broken is not None:
+            call(broken)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pool has given up, since its workers cannot start."""
+        return self._jobs.broken is not None
+
+    def is_busy_here(self) -> bool:
+        """Whether this is called by the pool's own work, as from a signal handler that has
+        interrupted it: then nothing may be waited for, and `call_soon` is the way to change
+        something."""
+        return self._engine.is_busy_here()
 
     # ---- without threads
 

@@ -36,6 +36,9 @@ class Process(BaseProcess):
     and further keyword arguments are accepted for the sake of callers that pass more.
     """
 
+    kind = "PreforkWorker"  # what a pool's workers are called, before their number
+    index = 0  # in a pool: its place there; free places are used again, the lowest first
+
     def __init__(
         self,
         group: None = None,
@@ -172,13 +175,16 @@ class Child:
         name: str,
         target: Callable[..., object],
         args: tuple[Any, ...],
+        index: int = 0,
     ) -> None:
+        self.index = index
         self._lifeline = _Lifeline()
         end = self._lifeline.end
         try:
             process = process_class(
                 target=_run_tied, name=name, args=(end, target, args), context=context
             )
+            process.index = index
             process.start()
         finally:
             end.close()

@@ -93,6 +93,7 @@ class Job:
         "soft_timeout",
         "started",
         "timeout",
+        "untold",
         "withdrawn",
     )
 
@@ -122,6 +123,7 @@ class Job:
         self.seat: Seat | None = None  # where it was sent; None while queued
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
         self.withdrawn = False  # not to be run any more
+        self.untold = False  # its start is to be told, and has not been
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0
         self.seconds = 0.0

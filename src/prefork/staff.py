@@ -11,6 +11,7 @@ for, but not for ever.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import random
@@ -25,7 +26,7 @@ from prefork.channel import Channel
 from prefork.crew import GIVE_UP_SECONDS, Worker
 from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import Dispatcher, State
-from prefork.errors import Terminated, describe_exit
+from prefork.errors import SoftTimeLimitExceeded, Terminated, describe_exit
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
 from prefork.process import Child, Process, preload
@@ -68,13 +69,15 @@ class Options(NamedTuple):
     max_memory_per_task: int | None = None  # while it runs one, KiB
     max_restarts: int = 10  # failed starts in a row
     start_timeout: float | None = None  # seconds
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
+    accept_delay: float | None = None  # see `Starts`
 
     def for_worker(self) -> WorkerOptions:
         """What the next worker is to know."""
         tasks = self.max_tasks
         if tasks is not None:
             tasks -= random.randint(0, self.tasks_jitter)
-        return WorkerOptions(self.initializer, tasks, self.max_memory)
+        return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
 
 
 class Staff:
@@ -83,7 +86,7 @@ class Staff:
         self.processes = options.processes  # how many workers there should be
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
-        self.jobs = Dispatcher(self.exits.bell.ring, look_interval)
+        self.jobs = Dispatcher(self.exits.bell.ring, look_interval, options.accept_delay)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
@@ -140,7 +143,7 @@ class Staff:
 
     def _make_worker(self) -> Worker:
         self._hired += 1
-        name = f"PreforkWorker-{self._hired}"
+        name = f"{self.options.process_class.kind}-{self._hired}"
         options = self.options.for_worker()
         channel = Channel()
         end = channel.take_worker_end()
@@ -152,6 +155,7 @@ class Staff:
                     name,
                     main,
                     (end, options),
+                    self._free_place(),
                 )
         except BaseException:
             channel.close()
@@ -162,6 +166,12 @@ class Staff:
         if self.options.start_timeout is not None:
             worker.patience_ends = time.monotonic() + self.options.start_timeout
         return worker
+
+    def _free_place(self) -> int:
+        with self.jobs.lock:
+            staying = [w for w in self.jobs.workers if not (w.exited or w.farewell)]
+        taken = {worker.process.index for worker in staying}
+        return next(index for index in itertools.count() if index not in taken)
 
     def _fill_up(self) -> None:
         """Start the workers that are missing."""

@@ -94,6 +94,7 @@ class WorkerOptions(NamedTuple):
     initializer: Callable[[], None] | None = None
     max_tasks: int | None = None
     max_memory: int | None = None
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
 
 
 def main(end: WorkerEnd, options: WorkerOptions) -> None:
@@ -125,6 +126,7 @@ class _Worker:
         forks.own(self)
         self._set_signals()
         self._initialise()
+        signal.signal(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         self._end.report(Kind.READY)
         tasks_left = self._options.max_tasks
         memory = ResidentMemory() if self._options.max_memory else None
@@ -223,8 +225,8 @@ class _Worker:
         if mode == CALL:
             if flags & KEYWORDS:
                 args, kwargs = arguments
-                return encode_result(func(*args, **kwargs))
-            return encode_result(func(*arguments))
+                return self._encode(func(*args, **kwargs))
+            return self._encode(func(*arguments))
         items = self._items = iter(arguments)
         if mode == EACH:
             return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in items])
@@ -232,15 +234,18 @@ class _Worker:
             items = self._timed(items)
         # No map(): a task's StopIteration would end it.
         if mode == MAP:
-            return encode_result([func(item) for item in items])
-        return encode_result([func(*item) for item in items])
+            return self._encode([func(item) for item in items])
+        return self._encode([func(*item) for item in items])
+
+    def _encode(self, value: object) -> tuple[Kind, bytes, list[memoryview]]:
+        return encode_result(value, self._options.soft_limit)
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
         try:
             try:
                 if self._limited:
                     self._restart_clock()
-                kind, pickled, buffers = encode_result(func(item))
+                kind, pickled, buffers = self._encode(func(item))
             finally:
                 self._soft_deadline = 0.0
         except _EXITS:
@@ -274,4 +279,4 @@ class _Worker:
         if 0.0 < self._soft_deadline <= time.monotonic():
             self._soft_deadline = 0.0
             limit = self._soft_timeout
-            raise SoftTimeLimitExceeded(f"the soft time limit of {limit:g} s has passed")
+            raise self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")

@@ -1,0 +1,84 @@
+"""prefork's errors as those that celery knows: it looks at their classes, and clients import them.
+
+What has happened goes into the arguments, as these are what result backends store.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from billiard import exceptions as known
+from billiard.einfo import ExceptionInfo
+
+from prefork import errors
+from prefork.tasks import Task
+
+__all__ = ["Limit", "exception_info", "translate"]
+
+
+class Limit(Fraction):
+    """A hard time limit in seconds, that tells where its task was stuck when it is stored.
+
+    Celery itself makes and stores an exception with nothing but the number that it is told. A
+    result backend stores an argument that it cannot serialise by its `repr`.
+    """
+
+    story = ""
+
+    @classmethod
+    def of(cls, error: errors.TimeLimitExceeded, name: str) -> Limit:
+        limit = cls(error.limit)
+        limit.story = f"{limit}: {name} was running in process {error.pid}\n{error.stack}".rstrip()
+        return limit
+
+    def __str__(self) -> str:
+        return str(float(self))
+
+    def __repr__(self) -> str:
+        return self.story or str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a client need not know this class
+        return str, (repr(self),)
+
+
+def translate(error: BaseException, task: Task, name: str) -> BaseException:
+    """The exception that celery is to see.
+
+    Args:
+        task: whose error it is.
+        name: what it is called.
+    """
+    if isinstance(error, errors.TimeLimitExceeded):
+        return _with_stack(known.TimeLimitExceeded(Limit.of(error, name)), error.stack)
+    if isinstance(error, errors.WorkerLostError):
+        text = (
+            f"Worker exited prematurely: process {error.pid} "
+            f"{errors.describe_exit(error.exitcode)} while it ran {name}"
+        )
+        if error.note:
+            text += f": {error.note}"
+        stack = f"\n{error.stack}" if error.stack else ""
+        return _with_stack(known.WorkerLostError(text + stack.rstrip()), error.stack)
+    if isinstance(error, errors.Terminated):
+        return known.Terminated(task.signum or str(error))  # type: ignore[no-any-return]
+    if isinstance(error, (errors.PoolBrokenError, errors.MemoryLimitExceeded)):
+        return known.WorkerLostError(str(error))  # type: ignore[no-any-return]
+    return error
+
+
+def _with_stack(error: BaseException, stack: str) -> BaseException:
+    """Have the traceback's text show the worker's stack."""
+    if stack:
+        error.__cause__ = errors.RemoteTraceback(stack)
+    return error
+
+
+def exception_info(error: BaseException) -> ExceptionInfo:
+    """The exception in the form that celery's callbacks take."""
+    try:
+        raise error
+    except BaseException:
+        return ExceptionInfo()
+    finally:
+        error.__traceback__ = None  # its frame is ours, and would hold all that we hold

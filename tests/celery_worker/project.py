@@ -1,0 +1,245 @@
+"""The celery application of the tests: what the workers run.
+
+Its settings come from the environment, as JSON in `PROJECT_SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from celery import Celery, signals
+from celery.exceptions import SoftTimeLimitExceeded
+
+from gate import Door
+from helpers import log_start, mark
+
+app = Celery("project", broker=os.environ.get("PROJECT_BROKER"))
+app.conf.update(
+    result_backend=os.environ.get("PROJECT_BACKEND"),
+    broker_connection_retry_on_startup=True,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    **json.loads(os.environ.get("PROJECT_SETTINGS", "{}")),
+)
+
+logger = logging.getLogger(__name__)
+
+MARKS = Path(os.environ.get("PROJECT_MARKS", "/nonexistent"))
+"""Where the worker's signal handlers leave their marks."""
+
+
+def note(event: str, text: object = "") -> None:
+    if MARKS.is_dir():
+        with (MARKS / event).open("a") as file:
+            file.write(f"{text}\n")
+
+
+# --- celery's signals
+
+
+@signals.worker_before_create_process.connect
+def before_create(sender, **kwargs):
+    note("before_create", os.getpid())
+
+
+@signals.worker_process_init.connect
+def process_init(**kwargs):
+    note("process_init", os.getpid())
+    if os.environ.get("PROJECT_BROKEN"):
+        raise SystemExit("the database is not there")
+    if os.environ.get("PROJECT_KILLED"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("PROJECT_SLOW"):
+        signal.sigwait([signal.SIGUSR2])
+
+
+@signals.worker_process_shutdown.connect
+def process_shutdown(pid, exitcode, **kwargs):
+    note("process_shutdown", f"{pid} {os.getpid()} {exitcode}")
+
+
+@signals.task_failure.connect
+def failure(task_id, exception, **kwargs):
+    note("task_failure", f"{task_id} {os.getpid()} {type(exception).__name__}")
+
+
+# --- tasks
+
+
+@app.task
+def add(x, y):
+    return x + y
+
+
+@app.task(acks_late=True)
+def add_late(x, y):
+    return x + y
+
+
+@app.task
+def info():
+    """What a task sees of its process."""
+    import billiard
+
+    return {
+        "pid": os.getpid(),
+        "ppid": os.getppid(),
+        "name": multiprocessing.current_process().name,
+        "billiard": billiard.current_process().name,
+        "index": billiard.current_process().index,
+        "threads": threading.active_count(),
+        "title": Path("/proc/self/cmdline").read_text().replace("\0", " ").strip(),
+        "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        "method": multiprocessing.current_process()._start_method,
+    }
+
+
+@app.task
+def fail():
+    raise ValueError("it went wrong")
+
+
+class Unpicklable(Exception):
+    def __init__(self, a, b):
+        super().__init__("no arguments to make it again with")
+        self.lock = threading.Lock()
+
+
+@app.task
+def fail_badly():
+    raise Unpicklable(1, 2)
+
+
+@app.task
+def crash():
+    faulthandler._sigsegv()
+
+
+@app.task
+def leave(code):
+    sys.exit(code)
+
+
+@app.task
+def out_of_memory():
+    raise MemoryError("no more")
+
+
+def wait_at(address, value=None):
+    return Door(tuple(address)).enter(value)
+
+
+@app.task
+def enter(address, value=None):
+    """Wait at the test's gate."""
+    return wait_at(address, value)
+
+
+@app.task(acks_late=True)
+def enter_late(address, value=None):
+    return wait_at(address, value)
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def enter_again(address, value=None):
+    return wait_at(address, value)
+
+
+@app.task(acks_late=True)
+def die_late():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def hang():
+    hang_here()
+
+
+def hang_here():
+    signal.sigwait([signal.SIGUSR2])
+
+
+@app.task
+def spin(path=None):
+    """Python code that never ends, unless a soft limit ends it."""
+    try:
+        while True:
+            pass
+    except SoftTimeLimitExceeded as exc:
+        return f"caught {type(exc).__module__}.{type(exc).__name__}"
+
+
+@app.task
+def unwind(address, path):
+    """Show that SIGTERM runs `finally`."""
+    try:
+        wait_at(address)
+        while True:
+            time.sleep(1)
+    finally:
+        mark(Path(path), "unwound")
+
+
+@app.task
+def count(path, number):
+    log_start(Path(path), number)
+    return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def count_late(path, number):
+    log_start(Path(path), number)
+    return number
+
+
+@app.task
+def grow(mebibytes):
+    app.ballast = bytearray(mebibytes << 20)
+    return os.getpid()
+
+
+@app.task
+def say(text):
+    logger.warning("said: %s", text)
+    return os.getpid()
+
+
+def double(x):
+    return 2 * x
+
+
+@app.task
+def use_multiprocessing():
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(double, range(5))
+
+
+@app.task
+def leave_orphan():
+    return subprocess.Popen(["sleep", "3600"]).pid
+
+
+@app.task(rate_limit="2/s")
+def limited():
+    return time.time()
+
+
+@app.task(bind=True, max_retries=2)
+def retry(self):
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return self.request.retries
+
+
+@app.task
+def large(size):
+    return "x" * size

@@ -1,0 +1,164 @@
+"""Settings and options of a worker that concern its pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from running import CELERY
+
+from helpers import eventually, has_ended, workers_of
+from prefork.cpus import available_cpus
+
+SOON = 0.3
+
+
+def test_the_pool_as_a_setting(start_worker):
+    worker = start_worker(pool=None, settings={"worker_pool": "prefork.celery:TaskPool"})
+    assert worker.stats["implementation"] == "prefork.celery.prefork:TaskPool"
+    assert "concurrency: 2 (prefork)" in worker.log
+
+
+def test_limits_of_all_tasks(start_worker):
+    worker = start_worker("--time-limit", "1", "--soft-time-limit", str(SOON))
+    assert worker.stats["timeouts"] == [SOON, 1]
+    assert worker.run("spin").startswith("caught ")
+    assert isinstance(worker.outcome(worker.send("hang")), TimeLimitExceeded)
+    worker.logged(f"Soft time limit ({SOON}s) exceeded for project.spin")
+
+
+def test_max_tasks_per_child(start_worker):
+    worker = start_worker("--max-tasks-per-child", "3", concurrency=1)
+    assert worker.stats["max-tasks-per-child"] == 3
+    pids = [worker.get(result)["pid"] for result in [worker.send("info") for _ in range(9)]]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 3]
+
+
+def test_max_memory_per_child(start_worker):
+    worker = start_worker("--max-memory-per-child", "200000", concurrency=1)  # KiB
+    before = worker.run("info")["pid"]
+    assert worker.run("add", 1, 1) == 2
+    assert worker.run("info")["pid"] == before
+    assert worker.run("grow", 300) == before
+    eventually(lambda: has_ended(before), "the process that has grown leaves")
+    assert worker.run("add", 1, 1) == 2
+
+
+@pytest.mark.parametrize("option", ["-Odefault", "-Ofair"])
+def test_without_locks_and_either_optimization(start_worker, gate, option):
+    """All that was prefetched is in the pool: nothing idles, nothing is held up by a long task."""
+    settings = {"worker_pool_putlocks": False, "worker_prefetch_multiplier": 20}
+    worker = start_worker(option, settings=settings)
+    long = worker.send("enter", gate._address)
+    visitor = gate.arrival()
+    shorts = [worker.send("add", x, 1) for x in range(60)]
+    assert [worker.get(short) for short in shorts] == [x + 1 for x in range(60)]
+    visitor.go()
+    worker.get(long)
+
+
+def test_autoscale(start_worker, gate):
+    worker = start_worker("--autoscale", "4,1", env={"AUTOSCALE_KEEPALIVE": "0.5"})
+    assert worker.stats["max-concurrency"] == 1
+    results = [worker.send("enter", gate._address) for _ in range(4)]
+    visitors = [gate.arrival() for _ in results]
+    assert len({visitor.pid for visitor in visitors}) == 4
+    for visitor in visitors:
+        visitor.go()
+    for result in results:
+        worker.get(result)
+    eventually(lambda: worker.stats["max-concurrency"] == 1, "it has scaled down")
+    eventually(lambda: len(worker.workers) == 1, "processes have left")
+    assert worker.run("add", 1, 1) == 2
+
+
+def test_autoscale_from_nothing(start_worker):
+    worker = start_worker("--autoscale", "3,0")
+    assert worker.run("add", 1, 1) == 2
+
+
+@pytest.mark.skipif(CELERY < (5, 7), reason="new in celery 5.7")
+def test_concurrency_auto(start_worker):
+    worker = start_worker("-c", "auto")
+    assert worker.stats["max-concurrency"] == available_cpus()
+
+
+@pytest.mark.skipif(CELERY < (5, 7), reason="new in celery 5.7")
+def test_spawn(start_worker):
+    worker = start_worker(
+        "--pool-start-method", "spawn", settings={"worker_proc_alive_timeout": 30}
+    )
+    info = worker.run("info")
+    assert info["name"].startswith("SpawnPoolWorker-")
+    assert info["billiard"] == info["name"]
+    assert worker.run("spin", soft_time_limit=SOON).startswith("caught ")
+    assert isinstance(worker.outcome(worker.send("hang", time_limit=SOON)), TimeLimitExceeded)
+    os.kill(worker.run("info")["pid"], signal.SIGKILL)
+    assert worker.run("add", 1, 1) == 2
+    assert len(worker.noted("process_init")) >= 3
+    assert worker.stop() == 0
+
+
+def test_events(start_worker):
+    """What Flower and other monitors get to see."""
+    worker = start_worker("-E")
+    seen = []
+    with worker.app.connection_for_read() as connection:
+        receiver = worker.app.events.Receiver(connection, handlers={"*": seen.append})
+
+        def kinds(task):
+            return [event["type"] for event in seen if event.get("uuid") == task.id]
+
+        with receiver.consumer_context(wakeup=False) as (own_connection, _, _):
+            while not seen:  # a heartbeat: the subscription is there
+                own_connection.drain_events(timeout=20)
+            result = worker.send("add", 1, 1)
+            killed = worker.send("crash")
+            while len(kinds(result)) < 3 or len(kinds(killed)) < 3:
+                own_connection.drain_events(timeout=20)
+    assert set(kinds(result)) == {"task-received", "task-started", "task-succeeded"}
+    assert set(kinds(killed)) == {"task-received", "task-started", "task-failed"}
+
+
+# --- workers that do not start
+
+
+def test_an_initializer_that_fails_ends_the_worker(start_worker):
+    worker = start_worker(env={"PROJECT_BROKEN": "1"}, ready=False)
+    assert worker.ended() != 0
+    assert "the initializer failed in a worker: SystemExit: the database is not there" in worker.log
+
+
+def test_processes_that_are_killed_at_their_start_end_the_worker(start_worker):
+    worker = start_worker(env={"PROJECT_KILLED": "1"}, ready=False)
+    assert worker.ended() != 0
+    assert "could not start" in worker.log
+
+
+def test_processes_that_do_not_start_in_time_end_the_worker(start_worker):
+    worker = start_worker(
+        env={"PROJECT_SLOW": "1"}, settings={"worker_proc_alive_timeout": 0.5}, ready=False
+    )
+    assert worker.ended() != 0
+    assert "not ready within 0.5 s" in worker.log
+
+
+# --- a task's memory error stops the worker, as celery wants it
+
+
+def test_a_memory_error_stops_the_worker(start_worker):
+    worker = start_worker()
+    worker.send("out_of_memory")
+    assert worker.ended() != 0
+
+
+# --- a lost result is waited for
+
+
+def test_worker_lost_wait(start_worker):
+    worker = start_worker(settings={"worker_lost_wait": 0.2})
+    pid = worker.run("info")["pid"]
+    assert pid in workers_of(worker.process.pid)
+    assert isinstance(worker.outcome(worker.send("leave", 1)), WorkerLostError)

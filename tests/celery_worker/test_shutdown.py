@@ -1,0 +1,122 @@
+"""Warm, soft and cold shutdown, and what becomes of tasks in them."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from running import CELERY
+
+from helpers import eventually, has_ended, marked
+
+
+@pytest.fixture
+def worker(start_worker, broker):
+    return start_worker(broker=broker)
+
+
+def known(worker, *results):
+    """Wait until celery knows that these run."""
+    ids = {result.id for result in results}
+    eventually(lambda: ids <= {task["id"] for task in worker.control("active")}, "active")
+
+
+def reserve_behind(worker, gate, name="enter"):
+    """Two tasks that run, and two that wait for a process: their results, and visitors."""
+    running = [worker.send(name, gate._address, x) for x in range(2)]
+    visitors = [gate.arrival() for _ in running]
+    waiting = [worker.send("add_late", x, 10) for x in range(2)]
+    ids = {result.id for result in waiting}
+    eventually(lambda: ids <= {task["id"] for task in worker.control("reserved")}, "reserved")
+    return running, visitors, waiting
+
+
+def test_warm(worker, gate, start_worker, broker):
+    """What runs is finished and acknowledged; what has not been started is left to others."""
+    running, visitors, waiting = reserve_behind(worker, gate, "enter_late")
+    worker.process.send_signal(signal.SIGTERM)
+    worker.logged("Warm shutdown")
+    for visitor in visitors:
+        visitor.go()
+    assert [worker.get(result) for result in running] == [0, 1]
+    assert worker.ended() == 0
+    assert len(worker.noted("process_shutdown")) == 2
+    other = start_worker(broker=broker, queue=worker.queue)
+    assert [other.get(result) for result in waiting] == [10, 11]
+    assert other.stop() == 0
+    # One that found a free process in the last moment has run there. None has run twice.
+    logs = worker.log + other.log
+    assert [logs.count(f"[{result.id}] succeeded") for result in running + waiting] == [1] * 4
+
+
+def test_cold(worker, gate, start_worker, broker, tmp_path):
+    """What runs is ended, with its `finally`; what is acknowledged late runs elsewhere."""
+    path = tmp_path / "unwound"
+    early = worker.send("unwind", gate._address, str(path))
+    visitors = [gate.arrival()]
+    late = worker.send("enter_late", gate._address, "late")
+    visitors.append(gate.arrival())
+    known(worker, early, late)
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.ended()
+    if CELERY >= (5, 5):  # before, a cold shutdown was nothing but SIGKILL
+        assert marked(path) == "unwound"
+    other = start_worker(broker=broker, queue=worker.queue)
+    gate.arrival().go()
+    assert other.get(late) == "late"
+    assert other.stop() == 0
+    assert early.id not in other.log
+
+
+def test_cold_in_the_moment_of_a_start(worker, gate, start_worker, broker):
+    """Celery does not know yet that the task runs."""
+    late = worker.send("enter_late", gate._address, "late")
+    gate.arrival()
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.ended()
+    other = start_worker(broker=broker, queue=worker.queue)
+    gate.arrival().go()
+    assert other.get(late) == "late"
+
+
+@pytest.mark.skipif(CELERY < (5, 5), reason="new in celery 5.5")
+def test_soft(start_worker, broker, gate):
+    """A cold shutdown that gives the tasks time first."""
+    worker = start_worker(broker=broker, settings={"worker_soft_shutdown_timeout": 5})
+    result = worker.send("enter", gate._address, "in time")
+    visitor = gate.arrival()
+    known(worker, result)
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.logged("Initiating Soft Shutdown")
+    visitor.go()
+    assert worker.get(result) == "in time"
+    worker.ended()
+
+
+def test_two_interrupts(worker, gate):
+    """Ctrl-C is warm, Ctrl-C again is cold."""
+    worker.send("enter", gate._address)
+    pid = gate.arrival().pid
+    worker.process.send_signal(signal.SIGINT)
+    worker.logged("Hitting Ctrl+C again")
+    worker.logged("Warm shutdown")
+    worker.process.send_signal(signal.SIGINT)
+    worker.ended()
+    assert has_ended(pid)
+
+
+def test_a_task_that_ignores_all_ends_with_a_worker_that_is_killed(worker, gate):
+    worker.send("enter", gate._address)
+    pid = gate.arrival().pid
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.ended()
+    assert has_ended(pid)
+
+
+def test_a_second_worker_goes_on(worker, start_worker, broker, gate):
+    """Workers on several machines share one broker: what one leaves, the other does."""
+    other = start_worker(broker=broker, queue=worker.queue)
+    results = [worker.send("add_late", x, 1) for x in range(100)]
+    assert worker.stop() == 0
+    assert [other.get(result) for result in results] == [x + 1 for x in range(100)]

@@ -1,0 +1,157 @@
+"""What adapters of other libraries hang on: classes that a subclass names, places, calls."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+
+import pytest
+
+from gate import enter
+from helpers import DEADLINE, eventually
+from prefork import Pool, PoolBrokenError
+from prefork.process import Process
+
+SOON = 0.05
+
+
+class TooLong(Exception):
+    pass
+
+
+class OtherProcess(Process):
+    kind = "OtherWorker"
+
+
+class OtherPool(Pool):
+    SoftTimeLimitExceeded = TooLong
+    Process = OtherProcess
+
+
+def catch_the_limit():
+    try:
+        while True:
+            pass
+    except TooLong as exc:
+        return str(exc)
+
+
+def reset_the_signal():
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def my_place(gate):
+    gate.enter()
+    me = multiprocessing.current_process()
+    return os.getpid(), me.index, me.name
+
+
+def test_the_soft_limit_raises_what_the_subclass_names(context):
+    with OtherPool(1, context=context) as pool:
+        assert "limit of 0.05 s" in pool.apply(catch_the_limit, soft_timeout=SOON)
+
+
+def test_an_initializer_may_reset_the_signal_of_soft_limits():
+    with OtherPool(1, reset_the_signal) as pool:
+        assert pool.apply(catch_the_limit, soft_timeout=SOON)
+
+
+def test_a_freed_place_is_taken_again(context, gate):
+    with OtherPool(2, context=context) as pool:
+
+        def places():
+            jobs = [pool.apply_async(my_place, (gate,)) for _ in range(2)]
+            for visitor in [gate.arrival() for _ in jobs]:
+                visitor.go()
+            return {index: (pid, name) for pid, index, name in (job.get(DEADLINE) for job in jobs)}
+
+        before = places()
+        assert {name for _, name in before.values()} == {"OtherWorker-1", "OtherWorker-2"}
+        os.kill(before[0][0], signal.SIGKILL)
+        after = eventually(
+            lambda: (now := places())[0][0] != before[0][0] and now, "a new worker comes"
+        )
+        assert after[1] == before[1]
+        assert after[0][1] == "OtherWorker-3"
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_call_soon_comes_after_the_callbacks(make_pool, threads):
+    pool = make_pool(1, threads=threads)
+    calls = queue.SimpleQueue()
+    pool.apply_async(os.getpid, callback=calls.put)
+    threading.Thread(target=pool.call_soon, args=(calls.put, "soon")).start()
+    while not threads and calls.qsize() < 2:
+        pool.handle_events(DEADLINE)
+    assert "soon" in {calls.get(timeout=DEADLINE), calls.get(timeout=DEADLINE)}
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_the_end_of_a_broken_pool_is_told(make_pool, threads):
+    told = queue.SimpleQueue()
+    pool = make_pool(1, os._exit, (3,), threads=threads)
+    pool.when_broken(told.put)
+    while not threads and not told.qsize():
+        pool.handle_events(DEADLINE)
+    assert isinstance(told.get(timeout=DEADLINE), PoolBrokenError)
+
+
+def test_a_pool_is_busy_while_it_works(make_pool):
+    pool = make_pool(1, threads=False)
+    assert not pool.is_busy_here()
+    with pool._jobs.lock:
+        assert pool.is_busy_here()
+
+
+class CountingLoop:
+    """A loop that keeps count of its timers, and never fires them."""
+
+    def __init__(self):
+        self.timers = []
+
+    def add_reader(self, fd, callback):
+        pass
+
+    def remove_reader(self, fd):
+        pass
+
+    def call_later(self, delay, callback):
+        self.timers.append(delay)
+        return self
+
+    def cancel(self):
+        pass
+
+
+def test_a_timer_that_is_early_enough_is_kept(make_pool, gate):
+    pool = make_pool(1, threads=False)
+    loop = CountingLoop()
+    pool.attach(loop)
+    pool.apply_async(enter, (gate,), timeout=1000)
+    visitor = gate.arrival()
+    before = len(loop.timers)
+    for _ in range(10):
+        pool.handle_events(0)
+    assert len(loop.timers) == before
+    visitor.go()
+
+
+def test_no_wakeup_without_news():
+    """What a loop handles leaves nothing behind that would wake it once more."""
+
+    async def main():
+        pool = Pool(1, threads=False)
+        loop = asyncio.get_running_loop()
+        pool.attach(loop)
+        done = loop.create_future()
+        pool.apply_async(os.getpid, callback=done.set_result)
+        await done
+        rung = pool._jobs.outboxes.bell._rung
+        pool.terminate()
+        return rung
+
+    assert not asyncio.run(main())
