@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -70,7 +71,7 @@ def process_initializer(app: Any, hostname: str) -> None:
     set_signals()
     for name in EXIT_SIGNALS:
         signal.signal(getattr(signal, name), _leave)
-    os.register_at_fork(after_in_child=_reset_exit_signals)
+    _exits_at_fork()
     if remapped := os.environ.get("REMAP_SIGTERM"):  # it is for the parent alone
         signal.signal(getattr(signal, remapped), signal.SIG_IGN)
     _appear_in_billiard()
@@ -83,11 +84,28 @@ def process_initializer(app: Any, hostname: str) -> None:
     signals.worker_process_init.send(sender=hostname)
 
 
-def _reset_exit_signals() -> None:
-    """What a task forks, such as the processes of `multiprocessing`, ends at once, as usual."""
-    for name in EXIT_SIGNALS:
-        if signal.getsignal(getattr(signal, name)) is _leave:
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+def _exits_at_fork() -> None:
+    """What a task forks, such as the processes of `multiprocessing`, ends at once, as usual.
+
+    A signal may come before the child has come so far: `Pool.terminate` sends one right after the
+    start. It has to wait, or our handler would see it, in a place where what it raises is dropped.
+    """
+    numbers = [getattr(signal, name) for name in EXIT_SIGNALS]
+    before = threading.local()
+
+    def block() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def reset() -> None:
+        for number in numbers:
+            if signal.getsignal(number) is _leave:
+                signal.signal(number, signal.SIG_DFL)
+        restore()
+
+    os.register_at_fork(before=block, after_in_parent=restore, after_in_child=reset)
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
