@@ -7,7 +7,6 @@ either side makes or reads it once.
 
 from __future__ import annotations
 
-import copyreg
 import pickle
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -48,7 +47,7 @@ class CallPickler:
         pickled = self._functions.get(func)
         if pickled is None:
             owner = getattr(func, "__self__", None)  # of a method such as [].append
-            if kind in copyreg.dispatch_table or not isinstance(owner, (ModuleType, type(None))):
+            if not isinstance(owner, (ModuleType, type(None))):
                 return None
             pickled, _ = pack(func)
             if len(self._functions) >= MOST_FUNCTIONS:

@@ -224,19 +224,20 @@ class Pool(MapFamily):
         *,
         soft_timeout: float | None = None,
         timeout: float | None = None,
+        retries: int = 0,
     ) -> ApplyResult[list[Outcome]]:
         """Call `func` with one item after another, in one worker, as one job.
 
         The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
         the exception. The time limits are each item's. If the worker is lost or killed on the
-        way, the job fails as a whole.
+        way, the job fails as a whole, or is run again as a whole.
         """
         self._jobs.check_running()
         check_callables(callback=callback, error_callback=error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(
             self, self._engine.callbacks, callback, error_callback
         )
-        limits = self._engine.limits.override(timeout, soft_timeout)
+        limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
         self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
         return result
 

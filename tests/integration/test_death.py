@@ -24,7 +24,7 @@ from helpers import (
     process,
     stop,
 )
-from prefork import Pool, WorkerLostError
+from prefork import Pool, Terminated, WorkerLostError
 
 LARGE = 300_000  # bytes; such a pickle travels in a file of its own
 HALF = 40_000  # bytes; two such results do not fit into a pipe
@@ -362,3 +362,20 @@ def test_the_end_of_the_fork_server(make_pool, tmp_path):
     held.get(DEADLINE)
     pool.close()
     assert pool.join(DEADLINE)
+
+
+def test_a_lack_of_memory_is_told(make_pool, gate, monkeypatch):
+    """The kernel's own kill cannot be had in a test, but its count can."""
+    monkeypatch.setattr("prefork.memory.OutOfMemoryKills.any_new", lambda self: True)
+    pool = make_pool(1)
+    handle = pool.apply_async(gate.enter)
+    os.kill(gate.arrival().pid, signal.SIGKILL)
+    with pytest.raises(WorkerLostError, match=r"SIGKILL .*: the kernel was") as caught:
+        handle.get(DEADLINE)
+    assert caught.value.note == "the kernel was out of memory"
+    later = pool.apply_async(gate.enter)
+    gate.arrival()
+    assert later.terminate()  # by the pool itself: nothing of the kind is said
+    with pytest.raises(Terminated):
+        later.get(DEADLINE)
+    assert "memory" not in pool.statistics().exits[-1].reason

@@ -21,7 +21,7 @@ if __name__ == "__mp_main__":
     time.sleep(3600)
 from prefork import Pool, PoolBrokenError
 if __name__ == "__main__":
-    pool = Pool(2, print, (bytes(1_000_000),), context=sys.argv[1], start_timeout=0.5)
+    pool = Pool(2, print, (bytes(1_000_000),), context=sys.argv[1], start_timeout=3.0)
     try:
         pool.apply(abs, (-1,))
     except PoolBrokenError as exc:
