@@ -119,6 +119,7 @@ class Dispatcher:
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
         self._open_parcels = 0  # unsettled large jobs that have a file
+        self._has_vacated = False  # a seat, since its only job could not be sent
         self._bare_parcels = 0  # unsettled large jobs that have none yet
         self.starts = 0  # workers that have become ready
         self.finished = self.failed = self.retried = 0  # jobs
@@ -263,7 +264,8 @@ class Dispatcher:
                 ticket = None
                 if next(iter(seat.sent)) == job.id:
                     # Nothing is running here whose end would be the time to try again.
-                    del seat.sent[job.id]
+                    self.scheduler.drop(seat, job.id)
+                    self._has_vacated = True
                     self.fail(job, exc)
                     continue
             if ticket is None:
@@ -293,8 +295,7 @@ class Dispatcher:
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""
         scheduler = self.scheduler
-        for seat, batch in scheduler.hand_out(seats):
-            self._transmit(seat, batch)
+        self._hand_out(seats)
         while plan := scheduler.steal():
             victim, count = plan
             assert isinstance(victim, Worker)
@@ -302,7 +303,14 @@ class Dispatcher:
             if not jobs:
                 break  # it has read them meanwhile
             scheduler.return_jobs(victim, jobs)
-            for seat, batch in scheduler.hand_out(scheduler.idle_seats()):
+            self._hand_out(scheduler.idle_seats())
+
+    def _hand_out(self, seats: Iterable[Seat] | None) -> None:
+        """Again, if a job could not be sent and failed, so that its worker still has nothing."""
+        self._has_vacated = True
+        while self._has_vacated:
+            self._has_vacated = False
+            for seat, batch in self.scheduler.hand_out(seats):
                 self._transmit(seat, batch)
 
     def take_back(self, worker: Worker) -> None:

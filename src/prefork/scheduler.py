@@ -285,6 +285,11 @@ class Scheduler:
             mean = old * self.mean_seconds + (1.0 - old) * mean
         self.mean_seconds = mean
 
+    def drop(self, seat: Seat, job_id: int) -> None:
+        """This job could not be sent to its seat, and is given up."""
+        del seat.sent[job_id]
+        self._classify(seat)
+
     def return_jobs(self, seat: Seat, job_ids: Iterable[int]) -> None:
         """These were taken back unread: they go to the front of the queue, in their order."""
         jobs = [seat.sent.pop(job_id) for job_id in job_ids if job_id in seat.sent]
