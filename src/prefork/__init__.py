@@ -18,7 +18,9 @@ Layout, from the top; a module imports only from those below it:
     staff             the workers of a running pool: hired, watched, replaced, buried
     starts            the start of a worker, where it may take for ever
     enforcement       what ends single jobs: limits, `terminate`, `cancel`
-    dispatcher        the jobs: sent to workers, collected, every one accounted for
+    exchange          what the workers report; the end of a pool
+    dispatcher        the jobs of a running pool, on their way to the workers
+    accounts          every job that was taken, until its outcome is known
     news              what is to be told about jobs, and to whom
     crew              one worker as the pool knows it
     jobs              makes jobs of calls

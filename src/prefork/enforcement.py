@@ -13,8 +13,8 @@ import signal
 
 from prefork.crew import Sentence, Worker
 from prefork.deadlines import Expiry
-from prefork.dispatcher import Dispatcher
 from prefork.errors import MemoryLimitExceeded, Terminated, TimeLimitExceeded
+from prefork.exchange import Exchange
 from prefork.memory import resident
 from prefork.scheduler import Job, JobOwner
 from prefork.worker import SOFT_SIGNAL
@@ -29,7 +29,7 @@ class Enforcement:
         max_memory: how much a worker may have resident while it runs a task, KiB.
     """
 
-    def __init__(self, jobs: Dispatcher, max_memory: int | None = None) -> None:
+    def __init__(self, jobs: Exchange, max_memory: int | None = None) -> None:
         self._jobs = jobs
         self._max_memory = max_memory
 
@@ -62,7 +62,7 @@ class Enforcement:
     def _tell_starts(self, now: float) -> None:
         for worker, job in self._jobs.begun.look(self._jobs.workers, now):
             assert isinstance(worker, Worker)
-            self._jobs.tell_start(worker, job, worker.accepted())
+            self._jobs.accounts.tell_start(worker, job, worker.accepted())
 
     def _expire(self, expiry: Expiry) -> None:
         worker, job = expiry.seat, expiry.job
@@ -141,24 +141,24 @@ class Enforcement:
 
     def terminate_all(self, owner: JobOwner) -> bool:
         with self._jobs.lock:
-            jobs = [job for job in self._jobs.cache.values() if job.owner is owner]
+            jobs = [job for job in self._jobs.accounts.open.values() if job.owner is owner]
             ended = [self.terminate(job) for job in jobs]
             return any(ended)
 
     def _recall(self, job: Job) -> Worker | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""
         worker = job.seat
-        if job.id not in self._jobs.cache or not isinstance(worker, Worker):
+        if job.id not in self._jobs.accounts.open or not isinstance(worker, Worker):
             return None
         self._take_all(worker)
         return worker
 
     def _cancel_queued(self, job: Job) -> bool:
-        if job.seat is not None or job.id not in self._jobs.cache:
+        if job.seat is not None or job.id not in self._jobs.accounts.open:
             return False
         self._jobs.scheduler.withdraw(job)
         text = f"job {job.id} ({job.function}) was cancelled before it started"
-        self._jobs.fail(job, Terminated(text))
+        self._jobs.accounts.fail(job, Terminated(text))
         return True
 
     def terminate_on(self, pid: int, signum: int | None = None) -> bool:

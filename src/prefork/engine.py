@@ -54,7 +54,7 @@ class Engine:
         self.limits = limits
         self.staff = staff = Staff(options)
         self.jobs = jobs = staff.jobs
-        self.make = JobMaker(jobs.may_open_parcel)
+        self.make = JobMaker(jobs.accounts.may_open_parcel)
         self.enforcement = Enforcement(jobs, options.max_memory_per_task)
         self.observer = Observer(staff)
         self._task_handler = classes.tasks
@@ -63,12 +63,14 @@ class Engine:
             classes.results(
                 jobs.outboxes,
                 jobs.collect,
-                jobs.cache,
+                jobs.accounts.open,
                 jobs.outboxes.ready,
                 jobs.check_done,
                 jobs.slot_free,
             ),
-            classes.limits(self.enforcement, jobs.cache, limits.soft_timeout, limits.timeout),
+            classes.limits(
+                self.enforcement, jobs.accounts.open, limits.soft_timeout, limits.timeout
+            ),
             classes.supervisor(staff),
             self.callbacks,
         )

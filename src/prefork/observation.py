@@ -30,11 +30,11 @@ class Observer:
             return PoolStatistics(
                 staff.processes,
                 workers,
-                len(jobs.cache) - running,
+                len(jobs.accounts.open) - running,
                 running,
-                jobs.finished,
-                jobs.failed,
-                jobs.retried,
+                jobs.accounts.finished,
+                jobs.accounts.failed,
+                jobs.accounts.retried,
                 tuple(staff.history),
             )
 

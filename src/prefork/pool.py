@@ -420,6 +420,6 @@ class Pool(MapFamily):
     def __repr__(self) -> str:
         state = self._jobs.state.value
         text = f"{type(self).__name__}: {state}, {self.processes} processes"
-        if unfinished := len(self._jobs.cache):
+        if unfinished := len(self._jobs.accounts.open):
             text += f", {unfinished} jobs unfinished"
         return f"<{text}>"

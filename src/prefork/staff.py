@@ -25,8 +25,9 @@ from typing import NamedTuple
 from prefork.channel import Channel
 from prefork.crew import GIVE_UP_SECONDS, Worker
 from prefork.deadlines import MEMORY_SECONDS
-from prefork.dispatcher import Dispatcher, State
+from prefork.dispatcher import State
 from prefork.errors import SoftTimeLimitExceeded, Terminated, describe_exit
+from prefork.exchange import Exchange
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
 from prefork.process import Child, Process, preload
@@ -86,7 +87,7 @@ class Staff:
         self.processes = options.processes  # how many workers there should be
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
-        self.jobs = Dispatcher(self.exits.bell.ring, look_interval, options.accept_delay)
+        self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
