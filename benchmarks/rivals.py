@@ -183,6 +183,9 @@ class Billiard(Multiprocessing):
             run, (task,), callback=called, error_callback=called, **limits(task)
         )
 
+    def fate(self, error: BaseException) -> Fate:
+        return super().fate(getattr(error, "exc", error))  # its own errors come wrapped
+
     def manage(self, deed: str, few: int) -> bool:
         size = self.pool._processes
         if deed == "grow" and size < few + 2:

@@ -51,6 +51,7 @@ class Storm:
         self.ledger = Ledger(self.kind.strict)
         self.deeds = Deeds()
         self.replaced = 0  # pools that were given up
+        self._given_up: list[Rival] = []
         self.callbacks: Counter[int] = Counter()
         self.pool: Rival = self._make()
         self._stopped: list[tuple[float, int]] = []  # until when, pid
@@ -119,6 +120,7 @@ class Storm:
     def _replace(self) -> None:
         """Give the pool up, and make another one, as its user would have to."""
         self.replaced += 1
+        self._given_up.append(self.pool)  # some hang when they are collected
         for process in running():
             if process.parent == os.getpid():
                 with contextlib.suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ from prefork import Pool
 
 PROGRAM = Path(__file__).with_name("storm.py")
 
-LAST = 120.0  # seconds that a trial has for its end, when its time is up
+LAST = 30.0  # seconds that a trial has for its end, when its time is up
 
 
 class Trial(NamedTuple):
