@@ -18,6 +18,7 @@ Layout, from the top; a module imports only from those below it:
     staff             the workers of a running pool: hired, watched, replaced, buried
     starts            the start of a worker, where it may take for ever
     enforcement       what ends single jobs: limits, `terminate`, `cancel`
+    recruiter         starts workers, and judges starts that fail
     exchange          what the workers report; the end of a pool
     dispatcher        the jobs of a running pool, on their way to the workers
     accounts          every job that was taken, until its outcome is known

@@ -22,8 +22,9 @@ from prefork.handlers import (
 )
 from prefork.jobs import JobMaker
 from prefork.observation import Observer
+from prefork.recruiter import Options
 from prefork.scheduler import Job
-from prefork.staff import Options, Staff
+from prefork.staff import Staff
 
 __all__ = ["Engine", "RoleClasses"]
 
@@ -74,7 +75,7 @@ class Engine:
             classes.supervisor(staff),
             self.callbacks,
         )
-        staff.starts_aside = threads and options.context.get_start_method() != "fork"
+        staff.recruiter.starts_aside = threads and options.context.get_start_method() != "fork"
         self.driver: Driver = Threads(roles, staff) if threads else EventLoop(roles, staff)
         jobs.wait_for = self.driver.wait
         # At the interpreter's exit, before multiprocessing waits for its children.
@@ -84,7 +85,7 @@ class Engine:
 
     def _start(self) -> None:
         try:
-            self.staff.hire_first()
+            self.staff.recruiter.hire_first()
             self.driver.start()
         except BaseException:
             self.jobs.stop(Terminated("the pool could not be started"))

@@ -24,8 +24,8 @@ from prefork.enforcement import Enforcement
 from prefork.engine import Engine, RoleClasses
 from prefork.mapping import MapFamily
 from prefork.messages import ACCEPT, Outcome
+from prefork.recruiter import Options
 from prefork.results import ApplyResult, Callback, Signal
-from prefork.staff import Options
 from prefork.statistics import PoolStatistics
 from prefork.worker import Initializer
 

@@ -1,8 +1,7 @@
-"""The workers of a running pool: hired, watched, replaced, dismissed, buried.
+"""The workers of a running pool: how many there are; watched, dismissed, replaced, buried.
 
-    hire ─► starting ─► ready ─► leaving ─► exited ─► gone
-                │          └───── killed ──────┘
-                └─ failed: again, after a pause; or the pool breaks down
+    (hired: `recruiter.py`) ─► starting ─► ready ─► leaving ─► exited ─► gone
+                                   └──────────┴── killed ──────┘
 
 The end of a worker is seen twice: its outbox ends, and its process ends. In between it may still
 be busy with its own exit, or something that it forked may hold the outbox open; both are waited
@@ -11,39 +10,28 @@ for, but not for ever.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import random
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from multiprocessing.context import BaseContext
-from typing import NamedTuple
 
-from prefork.channel import Channel
-from prefork.crew import GIVE_UP_SECONDS, Worker
+from prefork.crew import Worker
 from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import State
-from prefork.errors import SoftTimeLimitExceeded, Terminated, describe_exit
+from prefork.errors import Terminated, describe_exit
 from prefork.exchange import Exchange
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
-from prefork.process import Child, Process, preload
+from prefork.recruiter import Options, Recruiter
 from prefork.results import Signal
-from prefork.starts import Start, is_passing
 from prefork.statistics import WorkerExit
 from prefork.watch import Watch
-from prefork.worker import Initializer, WorkerOptions, main
 
-__all__ = ["Options", "Staff"]
+__all__ = ["Staff"]
 
 logger = logging.getLogger("prefork")
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""From the third failed start in a row on, so many seconds pass before the next one: twice as many
-each time, up to the longest."""
 
 EXIT_SECONDS = 10.0
 """A worker that has said goodbye has so long for its own exit: threads and processes that its
@@ -55,30 +43,6 @@ that closed it, and the worker is killed."""
 
 KEPT_EXITS = 100
 """How many ended workers are remembered."""
-
-
-class Options(NamedTuple):
-    """What a pool's workers are made with."""
-
-    processes: int
-    context: BaseContext
-    initializer: Initializer | None = None
-    process_class: type[Process] = Process
-    max_tasks: int | None = None  # of one worker
-    tasks_jitter: int = 0  # so many fewer, at most, by chance
-    max_memory: int | None = None  # of a worker after a task, KiB
-    max_memory_per_task: int | None = None  # while it runs one, KiB
-    max_restarts: int = 10  # failed starts in a row
-    start_timeout: float | None = None  # seconds
-    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
-    accept_delay: float | None = None  # see `Starts`
-
-    def for_worker(self) -> WorkerOptions:
-        """What the next worker is to know."""
-        tasks = self.max_tasks
-        if tasks is not None:
-            tasks -= random.randint(0, self.tasks_jitter)
-        return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
 
 
 class Staff:
@@ -93,130 +57,15 @@ class Staff:
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
         self._ended = Signal()
         self._termination = ""  # has been asked for, and why
-        self._hired = 0
-        self._good_starts = 0
-        self._failed_starts = 0  # in a row
-        self._pause_until = 0.0  # no worker is started before (monotonic)
         self._outdated: deque[Worker] = deque()  # to be replaced, one after another
         self._memory_kills = OutOfMemoryKills()
-        preload(options.context, main.__module__)
-        self.starts_aside = False  # workers are started on a thread of their own
-        self._start: Start | None = None  # that is under way there
-        self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
+        self.recruiter = Recruiter(options, self.jobs, self.exits)
 
     @property
     def state(self) -> State:
         return self.jobs.state
 
-    # ---- starting
-
-    def hire(self) -> None:
-        """Start one more worker process. Takes milliseconds with fork, more with spawn.
-
-        Raises:
-            OSError: the system has no process, memory or descriptor left.
-            Exception: the start method's own trouble, such as an initializer that cannot be
-                pickled for `spawn`.
-        """
-        worker = self._make_worker()
-        with self.jobs.lock:
-            if self.state is not State.ENDED:
-                self.exits.add(worker.process, worker)
-                self.jobs.join(worker)
-                if self.state is State.TERMINATE:
-                    worker.kill("the pool was terminated")
-                self.exits.bell.ring()  # its start may have to be watched
-                logger.debug("started worker %d (%s)", worker.pid, worker.name)
-                return
-        worker.kill()  # it has come too late: the pool did not wait for it
-        if worker.process.wait(EXIT_SECONDS):
-            worker.process.collect()
-            worker.process.close()
-        worker.channel.close()
-
-    def hire_first(self) -> None:
-        """Start the first workers; raises what keeps one from it."""
-        for _ in range(self.processes):
-            if self.starts_aside:
-                Start(self.hire, self.exits.bell.ring).finish(self.options.start_timeout)
-            else:
-                self.hire()
-
-    def _make_worker(self) -> Worker:
-        self._hired += 1
-        name = f"{self.options.process_class.kind}-{self._hired}"
-        options = self.options.for_worker()
-        channel = Channel()
-        end = channel.take_worker_end()
-        try:
-            with end.handing_over():
-                process = Child(
-                    self.options.process_class,
-                    self.options.context,
-                    name,
-                    main,
-                    (end, options),
-                    self._free_place(),
-                )
-        except BaseException:
-            channel.close()
-            raise
-        worker = Worker(channel, process, name)
-        if options.max_tasks is not None:
-            worker.quota = options.max_tasks
-        if self.options.start_timeout is not None:
-            worker.patience_ends = time.monotonic() + self.options.start_timeout
-        return worker
-
-    def _free_place(self) -> int:
-        with self.jobs.lock:
-            staying = [w for w in self.jobs.workers if not (w.exited or w.farewell)]
-        taken = {worker.process.index for worker in staying}
-        return next(index for index in itertools.count() if index not in taken)
-
-    def _fill_up(self) -> None:
-        """Start the workers that are missing."""
-        self._see_start_end()
-        while (
-            self._start is None
-            and self._is_short_of_workers()
-            and time.monotonic() >= self._pause_until
-        ):
-            try:
-                if self.starts_aside:
-                    self._start = Start(self.hire, self.exits.bell.ring)
-                else:
-                    self.hire()
-            except Exception as exc:
-                self._judge_no_start(exc)
-
-    def _see_start_end(self) -> None:
-        start = self._start
-        if start is None:
-            return
-        if start.ended:
-            self._start = None
-            if start.error is not None:
-                self._judge_no_start(start.error)
-        elif self._is_overdue(start) and not self.jobs.workers:
-            limit = self.options.start_timeout
-            self.jobs.break_down(f"no worker process could be started within {limit:g} s")
-
-    def _is_overdue(self, start: Start) -> bool:
-        limit = self.options.start_timeout
-        return limit is not None and time.monotonic() >= start.began + limit
-
-    def _judge_no_start(self, exc: Exception) -> None:
-        """There is not even a process."""
-        logger.error("cannot start a worker process: %s", describe(exc))
-        if is_passing(exc):
-            self._count_failed_start()
-            if self._failed_starts <= self.options.max_restarts:
-                return
-        self._pause_until = time.monotonic() + 1.0
-        if not self.jobs.workers:
-            why = f"the pool cannot start a worker process: {describe(exc)}"
-            self.jobs.break_down(why, exc)
+    # ---- how many
 
     def _is_short_of_workers(self) -> bool:
         with self.jobs.lock:
@@ -256,22 +105,14 @@ class Staff:
             buried = before > len(self.jobs.workers)
         if buried:
             time.sleep(0.0)  # a fork holds the interpreter for long: first the errors are told
-        self._fill_up()
+        self.recruiter.fill_up(self._is_short_of_workers)
         with self.jobs.lock:
             self._let_go()
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
             is_over = self.state is State.TERMINATE or self.jobs.is_done()
-            if is_over and not self.jobs.workers and self._starts_no_more():
+            if is_over and not self.jobs.workers and self.recruiter.has_ended():
                 self.jobs.state = State.ENDED
             return self._next_time()
-
-    def _starts_no_more(self) -> bool:
-        """Whether the pool can end: a start that is under way is waited for, but not for ever."""
-        if self._start is None or self._start.ended:
-            return True
-        now = time.monotonic()
-        self._abandon_at = min(self._abandon_at, now + GIVE_UP_SECONDS)
-        return now >= self._abandon_at
 
     def _note_exit(self, worker: Worker) -> None:
         worker.exited = True
@@ -350,7 +191,7 @@ class Staff:
         worker.process.close()
         self._record(worker, exitcode, note)
         if not worker.ready and worker.start_error is None:
-            self._judge_failed_start(worker, exitcode, stack)
+            self.recruiter.judge_failed_start(worker, exitcode, stack)
 
     def _note(self, worker: Worker, exitcode: int | None) -> str:
         if exitcode == -signal.SIGKILL and not worker.killed and self._memory_kills.any_new():
@@ -372,34 +213,9 @@ class Staff:
         text = f"{how}: {why}" if why else how
         logger.log(level, "worker %d (%s) %s", worker.pid, worker.name, text)
 
-    def _judge_failed_start(self, worker: Worker, exitcode: int | None, stack: str) -> None:
-        """A worker ended before it was ready: its successor would probably, too."""
-        self._count_failed_start()
-        left_of_itself = exitcode is not None and exitcode >= 0
-        are_all_late = worker.late and not self.jobs.starts
-        if left_of_itself or are_all_late or self._failed_starts > self.options.max_restarts:
-            how = worker.reason or f"{describe_exit(exitcode)} before it was ready"
-            self.jobs.break_down(
-                f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
-                f"{self._failed_starts}; see its error output\n{stack}".rstrip()
-            )
-
-    def _count_failed_start(self) -> None:
-        if self.jobs.starts != self._good_starts:
-            self._good_starts, self._failed_starts = self.jobs.starts, 0
-        self._failed_starts += 1
-        if self._failed_starts > 2:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failed_starts - 3))
-            self._pause_until = time.monotonic() + pause
-
     def _next_time(self) -> float | None:
         times = [w.patience_ends for w in self.jobs.workers if w.patience_ends is not None]
-        if self._start is not None:
-            times.append(self._abandon_at)
-            if self.options.start_timeout is not None and not self._is_overdue(self._start):
-                times.append(self._start.began + self.options.start_timeout)
-        elif self._is_short_of_workers():
-            times.append(self._pause_until)
+        times += self.recruiter.next_times(self._is_short_of_workers)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     # ---- letting go

@@ -1,0 +1,223 @@
+"""Starts the workers of a running pool, and judges starts that fail.
+
+                 ┌─ failed: again, after a pause; or the pool breaks down
+    hire ─► starting ─► ready (from here on: `staff.py`)
+
+With fork a start is one call. With the other start methods it is a conversation that may take for
+ever; then it is had aside, on a thread of its own (`starts.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import NamedTuple
+
+from prefork.channel import Channel
+from prefork.crew import GIVE_UP_SECONDS, Worker
+from prefork.dispatcher import State
+from prefork.errors import SoftTimeLimitExceeded, describe_exit
+from prefork.exchange import Exchange
+from prefork.messages import describe
+from prefork.process import Child, Process, preload
+from prefork.starts import Start, is_passing
+from prefork.watch import Watch
+from prefork.worker import Initializer, WorkerOptions, main
+
+__all__ = ["Options", "Recruiter"]
+
+logger = logging.getLogger("prefork")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""From the third failed start in a row on, so many seconds pass before the next one: twice as many
+each time, up to the longest."""
+
+LATE_SECONDS = 10.0
+"""How long to wait for the end of a worker whose start has come too late."""
+
+
+class Options(NamedTuple):
+    """What a pool's workers are made with."""
+
+    processes: int
+    context: BaseContext
+    initializer: Initializer | None = None
+    process_class: type[Process] = Process
+    max_tasks: int | None = None  # of one worker
+    tasks_jitter: int = 0  # so many fewer, at most, by chance
+    max_memory: int | None = None  # of a worker after a task, KiB
+    max_memory_per_task: int | None = None  # while it runs one, KiB
+    max_restarts: int = 10  # failed starts in a row
+    start_timeout: float | None = None  # seconds
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
+    accept_delay: float | None = None  # see `Starts`
+
+    def for_worker(self) -> WorkerOptions:
+        """What the next worker is to know."""
+        tasks = self.max_tasks
+        if tasks is not None:
+            tasks -= random.randint(0, self.tasks_jitter)
+        return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
+
+
+class Recruiter:
+    def __init__(self, options: Options, jobs: Exchange, exits: Watch[Worker]) -> None:
+        self.starts_aside = False  # workers are started on a thread of their own
+        self._options = options
+        self._jobs = jobs
+        self._exits = exits
+        self._hired = 0
+        self._good_starts = 0
+        self._failed_starts = 0  # in a row
+        self._pause_until = 0.0  # no worker is started before (monotonic)
+        self._start: Start | None = None  # that is under way aside
+        self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
+        preload(options.context, main.__module__)
+
+    def hire(self) -> None:
+        """Start one more worker process. Takes milliseconds with fork, more with spawn.
+
+        Raises:
+            OSError: the system has no process, memory or descriptor left.
+            Exception: the start method's own trouble, such as an initializer that cannot be
+                pickled for `spawn`.
+        """
+        worker = self._make_worker()
+        with self._jobs.lock:
+            if self._jobs.state is not State.ENDED:
+                self._exits.add(worker.process, worker)
+                self._jobs.join(worker)
+                if self._jobs.state is State.TERMINATE:
+                    worker.kill("the pool was terminated")
+                self._exits.bell.ring()  # its start may have to be watched
+                logger.debug("started worker %d (%s)", worker.pid, worker.name)
+                return
+        worker.kill()  # it has come too late: the pool did not wait for it
+        if worker.process.wait(LATE_SECONDS):
+            worker.process.collect()
+            worker.process.close()
+        worker.channel.close()
+
+    def hire_first(self) -> None:
+        """Start the first workers; raises what keeps one from it."""
+        for _ in range(self._options.processes):
+            if self.starts_aside:
+                Start(self.hire, self._exits.bell.ring).finish(self._options.start_timeout)
+            else:
+                self.hire()
+
+    def _make_worker(self) -> Worker:
+        self._hired += 1
+        name = f"{self._options.process_class.kind}-{self._hired}"
+        options = self._options.for_worker()
+        channel = Channel()
+        end = channel.take_worker_end()
+        try:
+            with end.handing_over():
+                process = Child(
+                    self._options.process_class,
+                    self._options.context,
+                    name,
+                    main,
+                    (end, options),
+                    self._free_place(),
+                )
+        except BaseException:
+            channel.close()
+            raise
+        worker = Worker(channel, process, name)
+        if options.max_tasks is not None:
+            worker.quota = options.max_tasks
+        if self._options.start_timeout is not None:
+            worker.patience_ends = time.monotonic() + self._options.start_timeout
+        return worker
+
+    def _free_place(self) -> int:
+        with self._jobs.lock:
+            staying = [w for w in self._jobs.workers if not (w.exited or w.farewell)]
+        taken = {worker.process.index for worker in staying}
+        return next(index for index in itertools.count() if index not in taken)
+
+    def fill_up(self, is_short: Callable[[], bool]) -> None:
+        """Start workers while there are too few."""
+        self._see_start_end()
+        while self._start is None and is_short() and time.monotonic() >= self._pause_until:
+            try:
+                if self.starts_aside:
+                    self._start = Start(self.hire, self._exits.bell.ring)
+                else:
+                    self.hire()
+            except Exception as exc:
+                self._judge_no_start(exc)
+
+    def _see_start_end(self) -> None:
+        start = self._start
+        if start is None:
+            return
+        if start.ended:
+            self._start = None
+            if start.error is not None:
+                self._judge_no_start(start.error)
+        elif self._is_overdue(start) and not self._jobs.workers:
+            limit = self._options.start_timeout
+            self._jobs.break_down(f"no worker process could be started within {limit:g} s")
+
+    def _is_overdue(self, start: Start) -> bool:
+        limit = self._options.start_timeout
+        return limit is not None and time.monotonic() >= start.began + limit
+
+    def _judge_no_start(self, exc: Exception) -> None:
+        """There is not even a process."""
+        logger.error("cannot start a worker process: %s", describe(exc))
+        if is_passing(exc):
+            self._count_failed_start()
+            if self._failed_starts <= self._options.max_restarts:
+                return
+        self._pause_until = time.monotonic() + 1.0
+        if not self._jobs.workers:
+            why = f"the pool cannot start a worker process: {describe(exc)}"
+            self._jobs.break_down(why, exc)
+
+    def has_ended(self) -> bool:
+        """Whether the pool can end: a start that is under way is waited for, but not for ever."""
+        if self._start is None or self._start.ended:
+            return True
+        now = time.monotonic()
+        self._abandon_at = min(self._abandon_at, now + GIVE_UP_SECONDS)
+        return now >= self._abandon_at
+
+    def judge_failed_start(self, worker: Worker, exitcode: int | None, stack: str) -> None:
+        """A worker ended before it was ready: its successor would probably, too."""
+        self._count_failed_start()
+        left_of_itself = exitcode is not None and exitcode >= 0
+        are_all_late = worker.late and not self._jobs.starts
+        if left_of_itself or are_all_late or self._failed_starts > self._options.max_restarts:
+            how = worker.reason or f"{describe_exit(exitcode)} before it was ready"
+            self._jobs.break_down(
+                f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
+                f"{self._failed_starts}; see its error output\n{stack}".rstrip()
+            )
+
+    def _count_failed_start(self) -> None:
+        if self._jobs.starts != self._good_starts:
+            self._good_starts, self._failed_starts = self._jobs.starts, 0
+        self._failed_starts += 1
+        if self._failed_starts > 2:
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failed_starts - 3))
+            self._pause_until = time.monotonic() + pause
+
+    def next_times(self, is_short: Callable[[], bool]) -> list[float]:
+        """When `fill_up` wants to be called again (monotonic)."""
+        times = []
+        if self._start is not None:
+            times.append(self._abandon_at)
+            if self._options.start_timeout is not None and not self._is_overdue(self._start):
+                times.append(self._start.began + self._options.start_timeout)
+        elif is_short():
+            times.append(self._pause_until)
+        return times
