@@ -66,7 +66,8 @@ class Worker(Seat):
     @property
     def is_retiring(self) -> bool:
         """Whether it will take no more jobs."""
-        return self.leaving or self.farewell or self.dying or self.exited or self.quota <= 0
+        leaves = self.leaving or self.quota <= 0
+        return leaves or self.farewell or self.dying or self.exited or self.lost is not None
 
     @property
     def is_doomed(self) -> bool:

@@ -139,11 +139,11 @@ class Enforcement:
             self._jobs.distribute()
             return ended
 
-    def terminate_all(self, owner: JobOwner) -> bool:
+    def terminate_all(self, owner: JobOwner) -> None:
         with self._jobs.lock:
-            jobs = [job for job in self._jobs.accounts.open.values() if job.owner is owner]
-            ended = [self.terminate(job) for job in jobs]
-            return any(ended)
+            for job in list(self._jobs.accounts.open.values()):
+                if job.owner is owner:
+                    self.terminate(job)
 
     def _recall(self, job: Job) -> Worker | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""
@@ -187,7 +187,7 @@ class Enforcement:
         self._jobs.hear_out(worker)
 
     def _reopen(self, worker: Worker) -> None:
-        if not (worker.leaving or worker.exited or worker.gone):
+        if not worker.is_retiring:
             self._jobs.scheduler.reopen(worker)
 
     def _isolate(self, worker: Worker, job: Job, started: float | None = None) -> bool:

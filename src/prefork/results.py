@@ -42,7 +42,7 @@ class JobEnder(Protocol):
     def terminate(self, job: Job, signum: int | None = None) -> bool:
         """In any case: with this signal to its worker, or by killing that."""
 
-    def terminate_all(self, owner: JobOwner) -> bool:
+    def terminate_all(self, owner: JobOwner) -> None:
         """All jobs whose results are this one's."""
 
 
@@ -332,8 +332,12 @@ class MapResult(_Handle[list[Any]]):
             return False
         self.cancelled = True
         self.room.notify()
-        self.end(Terminated(f"the map of {self._function} was terminated"))
-        return pool.enforcement.terminate_all(self)
+        self.end(error := self._terminated())
+        pool.enforcement.terminate_all(self)
+        return self._outcome is not None and self._outcome.value is error
+
+    def _terminated(self) -> Terminated:
+        return Terminated(f"the map of {self._function} was terminated")
 
     # ---- the feeder's side
 
@@ -348,6 +352,8 @@ class MapResult(_Handle[list[Any]]):
     def bind(self, job: Job) -> None:
         with self._lock:
             self._jobs += 1
+        if self.cancelled:  # meanwhile: it shall not run
+            job.flaw = job.flaw or self._terminated()
 
     def end(self, error: BaseException | None = None) -> None:
         """The input was handed over, or could not be: then what was is all there will be."""

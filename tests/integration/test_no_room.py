@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers import DEADLINE
-from prefork import Pool, staff
+from prefork import Pool, recruiter
 from prefork.channel import Channel
 from prefork.parcels import Transport
 
@@ -27,7 +27,7 @@ def worker_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Pool]:
     """Makes pools of one worker, with an initializer."""
-    monkeypatch.setattr(staff, "Channel", functools.partial(Channel, request.param))
+    monkeypatch.setattr(recruiter, "Channel", functools.partial(Channel, request.param))
     return lambda *init: make_pool(1, *init, context="fork")
 
 

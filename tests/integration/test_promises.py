@@ -174,7 +174,8 @@ class Promises(RuleBasedStateMachine):
         jobs = [handed for handed in self.handed if handed.handle is not None]
         if jobs:
             handed = jobs[which % len(jobs)]
-            if getattr(handed.handle, verb)():
+            end = getattr(handed.handle, verb, handed.handle.terminate)  # a map has no cancel()
+            if end():
                 self.ended.update(handed.numbers)
 
     @rule(which=st.integers(0, MOST))
@@ -182,7 +183,7 @@ class Promises(RuleBasedStateMachine):
         if (pid := self.worker(which)) is not None:
             self.hit.add(pid)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
 
     @rule(which=st.integers(0, MOST), signum=st.sampled_from([None, signal.SIGTERM]))
     def terminate_job_on_worker(self, which: int, signum: int | None) -> None:
@@ -195,7 +196,7 @@ class Promises(RuleBasedStateMachine):
         if (pid := self.worker(which)) is not None:
             self.stopped.add(pid)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+                send(pid, signal.SIGSTOP)
 
     @rule()
     def continue_workers(self) -> None:
@@ -203,7 +204,7 @@ class Promises(RuleBasedStateMachine):
             pid = self.stopped.pop()
             found = process(pid)
             if found is not None and found.parent == os.getpid():
-                os.kill(pid, signal.SIGCONT)
+                send(pid, signal.SIGCONT)
 
     @rule()
     def grow(self) -> None:
@@ -250,24 +251,32 @@ class Promises(RuleBasedStateMachine):
     def check(self) -> None:
         self.continue_workers()
         self.pool.close()
-        outcomes = [outcome(handed) for handed in self.handed]
-        assert self.pool.join(DEADLINE), "it ends"
+        outcomes = [self.outcome(handed) for handed in self.handed]
+        assert self.pool.join(DEADLINE), f"it does not end: {self.pool.statistics()}"
         starts: dict[int, list[int]] = {}
         for line in (self.folder / "starts").read_text().splitlines():
             number, pid = map(int, line.split())
             starts.setdefault(number, []).append(pid)
-        lost: Counter[int] = Counter()
+        lost: dict[int, dict[int, str]] = {}  # by process, then by job
         for handed, (value, error) in zip(self.handed, outcomes, strict=True):
             self.check_one(handed, value, error, starts)
             if isinstance(error, WorkerLostError):
-                lost[error.pid] += 1
-        assert all(count == 1 for count in lost.values()), "a death costs one job"
+                lost.setdefault(error.pid, {})[error.job] = f"{error} ({handed})"
+        assert all(len(costs) == 1 for costs in lost.values()), f"a death costs one job: {lost}"
         assert all(count == 1 for count in self.calls.values()), "one callback each"
         ours = {child.pid for child in children()} - self.before
         assert not ours, "no process is left"
         eventually(
             lambda: set(os.listdir("/proc/self/fd")) <= self.descriptors, "no descriptor is left"
         )
+
+    def outcome(self, handed: Handed) -> tuple[Any, BaseException | None]:
+        try:
+            return handed.get(), None
+        except TimeoutError:
+            raise AssertionError(f"no answer: {handed}, {self.pool.statistics()}") from None
+        except Exception as exc:
+            return None, exc
 
     def check_one(
         self, handed: Handed, value: Any, error: BaseException | None, starts: dict[int, list[int]]
@@ -287,13 +296,10 @@ class Promises(RuleBasedStateMachine):
             assert type(error) is handed.error, f"{error!r} is not what it deserves"
 
 
-def outcome(handed: Handed) -> tuple[Any, BaseException | None]:
-    try:
-        return handed.get(), None
-    except TimeoutError:
-        raise AssertionError(f"no answer: {handed}") from None
-    except Exception as exc:
-        return None, exc
+def send(pid: int, signum: int) -> None:
+    """A signal to a worker, unless it has ended this very moment."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
 
 
 Promises.TestCase.settings = settings(
