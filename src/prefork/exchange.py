@@ -95,7 +95,7 @@ class Exchange(Dispatcher):
         if kind == Kind.ACCEPTED:
             if job := self.accounts.open.get(report.job):
                 self.accounts.tell_start(worker, job, report.started)
-        elif kind == Kind.READY:
+        elif kind == Kind.READY and worker.start_error is None:
             if not worker.dying:  # else that is waited for
                 worker.patience_ends = None
             self.scheduler.mark_ready(worker)
@@ -127,6 +127,7 @@ class Exchange(Dispatcher):
         why = f"its channel was corrupted: {why}"
         if not worker.ready:  # it was the initializer
             worker.start_error = RuntimeError(why)
+            worker.kill(why)
             self.ring_staff()
             return
         self.scheduler.shut(worker)

@@ -60,7 +60,8 @@ class Pool(MapFamily):
             killed, and the job fails with `MemoryLimitExceeded`. It is measured ten times a
             second. KiB; None: no limit.
         max_restarts: after more than so many failed starts of workers in a row, with growing
-            pauses in between, the pool fails with `PoolBrokenError`.
+            pauses in between, the pool fails with `PoolBrokenError`; at once, if no worker has
+            ever been ready and this one's initializer raised, exited or hung.
         start_timeout: how long a worker may take to start, its initializer included, in seconds.
             One that takes longer is killed; if none has ever been ready, the pool fails.
         accept_delay: an `accept_callback` may come so many seconds late, which makes short tasks

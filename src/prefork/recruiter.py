@@ -194,13 +194,17 @@ class Recruiter:
     def judge_failed_start(self, worker: Worker, exitcode: int | None, stack: str) -> None:
         """A worker ended before it was ready: its successor would probably, too."""
         self._count_failed_start()
-        left_of_itself = exitcode is not None and exitcode >= 0
-        are_all_late = worker.late and not self._jobs.starts
-        if left_of_itself or are_all_late or self._failed_starts > self._options.max_restarts:
+        cause = worker.start_error
+        on_purpose = cause is not None or worker.late or (exitcode is not None and exitcode >= 0)
+        are_all_so = on_purpose and not self._jobs.starts
+        if are_all_so or self._failed_starts > self._options.max_restarts:
             how = worker.reason or f"{describe_exit(exitcode)} before it was ready"
+            if cause is not None:
+                how = f"the initializer failed: {describe(cause)}"
             self._jobs.break_down(
                 f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
-                f"{self._failed_starts}; see its error output\n{stack}".rstrip()
+                f"{self._failed_starts}; see its error output\n{stack}".rstrip(),
+                cause,
             )
 
     def _count_failed_start(self) -> None:

@@ -126,8 +126,8 @@ class Staff:
     def _review(self, worker: Worker) -> None:
         """See whether this worker's story is over; with the lock held."""
         now = time.monotonic()
-        if worker.start_error is not None:
-            exc = worker.start_error
+        exc = worker.start_error
+        if exc is not None and not self.jobs.starts:  # the others would probably fail, too
             self.jobs.break_down(f"the initializer failed in a worker: {describe(exc)}", exc)
         if worker.exited:
             self.jobs.hear_out(worker)
@@ -190,7 +190,7 @@ class Staff:
         worker.channel.close()
         worker.process.close()
         self._record(worker, exitcode, note)
-        if not worker.ready and worker.start_error is None:
+        if not worker.ready:
             self.recruiter.judge_failed_start(worker, exitcode, stack)
 
     def _note(self, worker: Worker, exitcode: int | None) -> str:

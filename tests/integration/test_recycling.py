@@ -216,6 +216,28 @@ def test_a_later_initializer_that_hangs_is_tried_again(make_pool, tmp_path):
         handle.get(DEADLINE)
 
 
+def raise_unless(path):
+    if path.exists():
+        raise LookupError("the database is away")
+    mark(path)
+
+
+def test_a_later_initializer_that_raises_is_tried_again(make_pool, tmp_path):
+    pool = make_pool(1, raise_unless, (tmp_path / "once",), max_restarts=8)
+    assert pool.apply(square, (3,)) == 9
+    for _ in range(2):
+        with pytest.raises(WorkerLostError):
+            pool.apply(os._exit, (1,))
+        handle = pool.apply_async(square, (3,))
+        eventually(lambda: pool.statistics().exits[-1].exitcode == 1, "a start fails")
+        (tmp_path / "once").unlink()  # the database is back
+        assert handle.get(DEADLINE) == 9
+    with pytest.raises(WorkerLostError):
+        pool.apply(os._exit, (1,))
+    with pytest.raises(PoolBrokenError, match=r"the database is away.* in a row: 9"):
+        pool.apply_async(square, (3,)).get(DEADLINE)
+
+
 @pytest.mark.parametrize("restarts", [0, 3])
 def test_so_many_restarts(make_pool, tmp_path, restarts):
     pool = make_pool(1, die, (tmp_path / "log",), max_restarts=restarts)
