@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -27,6 +28,8 @@ from prefork import (
     WorkerLostError,
     WorkerState,
 )
+
+pytestmark = pytest.mark.timeout(300)  # when it fails, hypothesis looks for the shortest way there
 
 FEW = 2  # workers
 MOST = 4
@@ -303,7 +306,7 @@ def send(pid: int, signum: int) -> None:
 
 
 Promises.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=30,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -12,6 +12,7 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, eventually, has_ended, log_start, mark
 from prefork import MemoryLimitExceeded, PoolBrokenError, WorkerLostError
+from prefork.memory import resident
 
 MIB = 1 << 20
 
@@ -79,8 +80,14 @@ def test_recycling_loses_no_queued_work(make_pool, context):
 # --- for their memory
 
 
+def beyond_ours(mib):
+    """KiB: a forked worker starts with the memory that this process has."""
+    return resident(os.getpid()) + mib * 1024
+
+
 def test_a_worker_that_has_grown_is_replaced(make_pool):
-    pool = make_pool(1, max_memory_per_child=150 * 1024)
+    limit = beyond_ours(150)
+    pool = make_pool(1, max_memory_per_child=limit)
     pid = pool.apply(keep, (10,))
     assert pool.apply(keep, (10,)) == pid
     assert pool.apply(keep, (200,)) == pid  # the task completes
@@ -88,23 +95,24 @@ def test_a_worker_that_has_grown_is_replaced(make_pool):
     assert pid not in {handle.get(DEADLINE) for handle in handles}
     left = eventually(lambda: pool.statistics().exits, "the large worker leaves")
     assert [(each.pid, each.exitcode) for each in left] == [(pid, 0)]
-    assert "KiB of memory, more than 153600 KiB" in left[0].reason
+    assert f"KiB of memory, more than {limit} KiB" in left[0].reason
 
 
 def test_memory_that_was_given_back_does_not_count(make_pool):
-    pool = make_pool(1, max_memory_per_child=150 * 1024)
+    pool = make_pool(1, max_memory_per_child=beyond_ours(150))
     pid = pool.apply(borrow, (300,))
     assert pool.apply(os.getpid) == pid
 
 
 def test_a_task_that_takes_too_much_memory_fails_alone(make_pool, context):
-    pool = make_pool(2, max_memory_per_task=200 * 1024, context=context)
+    limit = beyond_ours(200)
+    pool = make_pool(2, max_memory_per_task=limit, context=context)
     others = [pool.apply_async(square, (x,)) for x in range(100)]
     handle = pool.apply_async(eat)
     with pytest.raises(MemoryLimitExceeded) as caught:
         handle.get(DEADLINE)
     error = caught.value
-    assert error.limit == 200 * 1024 < error.resident
+    assert error.limit == limit < error.resident
     assert (error.job, error.function) == (handle.job, "test_recycling.eat")
     assert "in eat" in error.stack
     assert f"{error.resident} KiB of memory" in str(error)
