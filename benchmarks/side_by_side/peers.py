@@ -89,7 +89,7 @@ class _PoolPeer(Peer):
 
 
 class Prefork(_PoolPeer):
-    module = "prefork"
+    module = "prefork.pool"
     distribution = "prefork"
 
     def __init__(self, workers: int, method: str) -> None:
