@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+import uuid
+from pathlib import Path
 
 import pytest
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from kombu.transport import filesystem
+from kombu.utils.json import dumps
 
 from helpers import eventually
 
@@ -19,11 +24,23 @@ def transport(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broker")
     for name in ("messages", "control"):
         (folder / name).mkdir()
-    return {
+    settings = {
         "data_folder_in": str(folder / "messages"),
         "data_folder_out": str(folder / "messages"),
         "control_folder": str(folder / "control"),
     }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filesystem.Channel, "_put", put_whole)
+        yield settings
+
+
+def put_whole(channel, queue, payload, **_):
+    """Send a message in one piece: the transport's own way shows a file before it is written, and
+    a worker that finds it then loses the message."""
+    path = Path(channel.data_folder_out) / f"{time.monotonic_ns()}_{uuid.uuid4()}.{queue}.msg"
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(dumps(payload))
+    new.rename(path)
 
 
 @pytest.fixture(scope="module")
