@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import Callable
 
 from prefork.crew import Sentence, Worker
 from prefork.deadlines import Expiry
@@ -139,11 +140,17 @@ class Enforcement:
             self._jobs.distribute()
             return ended
 
+    def cancel_all(self, owner: JobOwner) -> None:
+        self._for_all(owner, self.cancel)
+
     def terminate_all(self, owner: JobOwner) -> None:
+        self._for_all(owner, self.terminate)
+
+    def _for_all(self, owner: JobOwner, end: Callable[[Job], bool]) -> None:
         with self._jobs.lock:
             for job in list(self._jobs.accounts.open.values()):
                 if job.owner is owner:
-                    self.terminate(job)
+                    end(job)
 
     def _recall(self, job: Job) -> Worker | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""

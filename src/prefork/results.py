@@ -42,6 +42,9 @@ class JobEnder(Protocol):
     def terminate(self, job: Job, signum: int | None = None) -> bool:
         """In any case: with this signal to its worker, or by killing that."""
 
+    def cancel_all(self, owner: JobOwner) -> None:
+        """All jobs whose results are this one's, unless they have been started."""
+
     def terminate_all(self, owner: JobOwner) -> None:
         """All jobs whose results are this one's."""
 
@@ -320,6 +323,15 @@ class MapResult(_Handle[list[Any]]):
         if length == 0:
             self._finish(Outcome(True, []))
 
+    def cancel(self) -> bool:
+        """Have none of its calls run that have not been started; those that have go on, and their
+        results are dropped. It fails with `Terminated`, unless an item had failed before.
+
+        Returns:
+            Whether there was anything to end: False if it was ready.
+        """
+        return (pool := self._pool) is not None and self._end(pool.enforcement.cancel_all)
+
     def terminate(self) -> bool:
         """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
         failed before.
@@ -327,13 +339,13 @@ class MapResult(_Handle[list[Any]]):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        pool = self._pool
-        if pool is None:
-            return False
+        return (pool := self._pool) is not None and self._end(pool.enforcement.terminate_all)
+
+    def _end(self, end_all: Callable[[JobOwner], None]) -> bool:
         self.cancelled = True
         self.room.notify()
         self.end(error := self._terminated())
-        pool.enforcement.terminate_all(self)
+        end_all(self)
         return self._outcome is not None and self._outcome.value is error
 
     def _terminated(self) -> Terminated:

@@ -177,8 +177,7 @@ class Promises(RuleBasedStateMachine):
         jobs = [handed for handed in self.handed if handed.handle is not None]
         if jobs:
             handed = jobs[which % len(jobs)]
-            end = getattr(handed.handle, verb, handed.handle.terminate)  # a map has no cancel()
-            if end():
+            if getattr(handed.handle, verb)():
                 self.ended.update(handed.numbers)
 
     @rule(which=st.integers(0, MOST))

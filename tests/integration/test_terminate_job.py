@@ -183,6 +183,23 @@ def test_a_map_is_terminated(make_pool, gate):
     assert pool.join(DEADLINE)
 
 
+def test_a_map_is_cancelled_and_what_runs_goes_on(make_pool, gate):
+    pool = make_pool(2)
+    result = pool.map_async(gate.enter, range(1000), 1)
+    visitors = [gate.arrival() for _ in range(2)]
+    assert result.cancel()
+    with pytest.raises(Terminated, match=r"map of .* was terminated"):
+        result.get(0)
+    assert not result.cancel()
+    assert sorted(w.pid for w in pool.statistics().workers) == sorted(v.pid for v in visitors)
+    for visitor in visitors:
+        visitor.go()
+    assert pool.map(square, range(10)) == [x * x for x in range(10)]
+    assert pool.statistics().exits == ()
+    pool.close()
+    assert pool.join(DEADLINE)
+
+
 def test_terminating_at_any_moment_hits_only_that_job(make_pool):
     pool = make_pool(2)
     for round in range(100):
