@@ -130,20 +130,17 @@ def test_memory_limits_are_checked(make_pool, name, value, error):
 
 
 def test_a_restart_leaves_no_gap_in_service(make_pool, gate):
-    """While the only worker is replaced, there is always one that is ready."""
-    pool = make_pool(1)
-    old = pool.apply(os.getpid)
+    """The only worker serves until its successor has run its initializer."""
+    pool = make_pool(1, enter, (gate,))
+    first = gate.arrival()
+    first.go()
+    assert pool.apply(os.getpid) == first.pid
     pool.restart()
-    seen = set()
-
-    def replaced():
-        seen.update(w.pid for w in pool.statistics().workers)
-        ready = [w for w in pool.statistics().workers if w.state in ("idle", "busy")]
-        assert ready
-        return old not in seen or ready[0].pid != old
-
-    eventually(replaced, "the worker is replaced")
-    assert pool.apply(os.getpid) != old
+    second = gate.arrival()
+    assert pool.apply_async(os.getpid).get(DEADLINE) == first.pid
+    second.go()
+    eventually(lambda: pool.apply(os.getpid) == second.pid, "the successor serves")
+    eventually(lambda: has_ended(first.pid), "the first worker leaves")
 
 
 def test_a_restart_replaces_workers_one_after_another(make_pool, gate):
