@@ -98,7 +98,7 @@ class Ring:
         return key in self._used
 
 
-class Channel:
+class Channel(forks.Owned):
     """The pool's side."""
 
     def __init__(self, transport: Transport = BEST) -> None:
@@ -301,14 +301,15 @@ class Channel:
         if self._worker_end is not None:
             self._worker_end.close()
 
-    abandon = close
+    def abandon(self) -> None:
+        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_inbox", -1) >= 0:
             self.close()
 
 
-class WorkerEnd:
+class WorkerEnd(forks.Owned):
     """The worker's side. The pool makes it, hands it to the child process, and closes its copy."""
 
     def __init__(
@@ -403,7 +404,8 @@ class WorkerEnd:
             os.close(fd)
         self._parcels.close()
 
-    abandon = close
+    def abandon(self) -> None:
+        self.close()
 
 
 def _rebuild_worker_end(

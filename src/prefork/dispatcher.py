@@ -29,8 +29,8 @@ from prefork.messages import (
     TICKET,
 )
 from prefork.news import News
-from prefork.results import Signal
 from prefork.scheduler import Job, Scheduler, Seat
+from prefork.waiting import Signal
 from prefork.watch import Watch
 
 __all__ = ["Dispatcher", "Feeder", "State"]
@@ -71,7 +71,7 @@ class Wait(Protocol):
     ) -> bool: ...
 
 
-class Dispatcher:
+class Dispatcher(forks.Owned):
     """Takes jobs, has workers run them, collects what they report.
 
     Args:

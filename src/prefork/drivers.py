@@ -22,8 +22,8 @@ from prefork.handlers import (
     TaskHandler,
     TimeoutHandler,
 )
-from prefork.results import Signal
 from prefork.staff import Staff
+from prefork.waiting import Signal
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 

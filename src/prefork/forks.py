@@ -13,14 +13,16 @@ import threading
 import traceback
 import weakref
 from collections.abc import Iterator
-from typing import Protocol
 
-__all__ = ["creating", "disown", "keeping", "own"]
+__all__ = ["Owned", "creating", "disown", "keeping", "own"]
 
 
-class Owned(Protocol):
+class Owned:
+    """What `own` takes."""
+
     def abandon(self) -> None:
         """In a forked child: let go, without a trace for the parent."""
+        raise NotImplementedError
 
 
 _owned: weakref.WeakSet[Owned] = weakref.WeakSet()

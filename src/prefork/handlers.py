@@ -28,9 +28,9 @@ from typing import Protocol
 from prefork.crew import Worker
 from prefork.dispatcher import Dispatcher, State
 from prefork.news import News
-from prefork.results import Signal
 from prefork.scheduler import Job
 from prefork.staff import Staff
+from prefork.waiting import Signal
 from prefork.watch import Watch
 
 __all__ = [

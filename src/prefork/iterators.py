@@ -9,8 +9,9 @@ from multiprocessing import TimeoutError
 from typing import Any
 
 from prefork.messages import Outcome
-from prefork.results import Owner, Signal
+from prefork.owners import Owner
 from prefork.scheduler import Job
+from prefork.waiting import Signal
 
 __all__ = ["IMapIterator", "IMapUnorderedIterator"]
 
@@ -99,11 +100,13 @@ class _Items:
     def take(self, timeout: float | None) -> Outcome | None:
         """The next outcome; None at the end."""
         while True:
+            outcome: Outcome | None = None
             with self._taking:
                 if self._ready:
                     outcome = self._ready.popleft()
                     self.taken += 1
-                    break
+            if outcome is not None:
+                break
             if self._is_over() and not self._ready:
                 self._pool = None
                 return None

@@ -10,7 +10,8 @@ from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
 from prefork.engine import Engine
 from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import MAP, STARMAP, function_name
-from prefork.results import Callback, MapResult, Owner
+from prefork.owners import Callback, Owner
+from prefork.results import MapResult
 
 __all__ = ["MapFamily"]
 

@@ -59,7 +59,7 @@ def memory_file(name: str, size: int, transport: Transport) -> int:
     return fd
 
 
-class Parcel:
+class Parcel(forks.Owned):
     """A large pickle with its out-of-band buffers, in an anonymous file.
 
     The receiver maps the file privately: it may write to its arrays, and the kernel frees the
@@ -90,7 +90,8 @@ class Parcel:
             forks.disown(self)
             os.close(fd)
 
-    abandon = close
+    def abandon(self) -> None:
+        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):

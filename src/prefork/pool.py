@@ -24,9 +24,11 @@ from prefork.enforcement import Enforcement
 from prefork.engine import Engine, RoleClasses
 from prefork.mapping import MapFamily
 from prefork.messages import ACCEPT, Outcome
+from prefork.owners import Callback
 from prefork.recruiter import Options
-from prefork.results import ApplyResult, Callback, Signal
+from prefork.results import ApplyResult
 from prefork.statistics import PoolStatistics
+from prefork.waiting import Signal
 from prefork.worker import Initializer
 
 __all__ = ["Pool"]

@@ -70,7 +70,7 @@ def preload(context: BaseContext, module: str) -> None:
             server.set_forkserver_preload([*server._preload_modules, module])
 
 
-class _Lifeline:
+class _Lifeline(forks.Owned):
     """Ties a child's process group to this process, without a thread and without polling.
 
     A pipe. The child asks the kernel to send SIGKILL to its group when something happens to the
@@ -93,7 +93,8 @@ class _Lifeline:
             forks.disown(self)
             os.close(writer)
 
-    abandon = cut
+    def abandon(self) -> None:
+        self.cut()
 
     def __del__(self) -> None:
         if hasattr(self, "_writer"):

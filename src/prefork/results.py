@@ -6,106 +6,24 @@ handle knows it asks its job.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from multiprocessing import TimeoutError
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from prefork.errors import Terminated
 from prefork.messages import Outcome
+from prefork.owners import Callback, Owner, Referable, Runner
 from prefork.scheduler import Job, JobOwner
+from prefork.waiting import Signal
 
-__all__ = ["ApplyResult", "Callback", "MapResult", "Owner", "Runner", "Signal"]
+__all__ = ["ApplyResult", "MapResult"]
 
 T = TypeVar("T")
-Callback = Callable[..., object] | None
 
 
-class Runner(Protocol):
-    """Who runs a user's callback: a thread of the pool, or an event loop."""
-
-    def __call__(
-        self, callback: Callable[..., object], *args: object, **kwargs: object
-    ) -> None: ...
-
-
-class JobEnder(Protocol):
-    """Ends single jobs; tells whether there was anything to end."""
-
-    def cancel(self, job: Job) -> bool:
-        """Only if it has not been started."""
-
-    def terminate(self, job: Job, signum: int | None = None) -> bool:
-        """In any case: with this signal to its worker, or by killing that."""
-
-    def cancel_all(self, owner: JobOwner) -> None:
-        """All jobs whose results are this one's, unless they have been started."""
-
-    def terminate_all(self, owner: JobOwner) -> None:
-        """All jobs whose results are this one's."""
-
-
-class Owner(Protocol):
-    """The pool that a result comes from; results keep it alive until they are here."""
-
-    @property
-    def enforcement(self) -> JobEnder: ...
-
-    def wait_for(
-        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
-    ) -> bool:
-        """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
-
-        Raises:
-            RuntimeError: it would wait in vain: in a forked child, or inside of the pool.
-        """
-
-
-class Signal:
-    """Lets threads wait for a condition that other threads make true.
-
-    `notify` is safe to call from anywhere, a finalizer included: it takes no lock.
-    """
-
-    __slots__ = ("_waiters",)
-
-    def __init__(self) -> None:
-        self._waiters: deque[threading.Lock] = deque()
-
-    def wait(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `condition()`, at most `timeout` seconds; returns what it is then."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not condition():
-            lock = threading.Lock()
-            lock.acquire()
-            self._waiters.append(lock)
-            # Looked at again after joining the queue: whoever makes it true does so before
-            # it notifies, so one of the two sees the other.
-            if condition():
-                return True  # (the lock stays behind, to be released with the others)
-            left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-            if not lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
-                with contextlib.suppress(ValueError):  # notified this very moment
-                    self._waiters.remove(lock)
-                if left == 0.0:
-                    return condition()
-        return True
-
-    def notify(self) -> None:
-        """Have the waiting threads look at their condition again."""
-        waiters = self._waiters
-        while waiters:
-            try:
-                waiters.popleft().release()
-            except IndexError:  # another thread has woken the last one
-                return
-
-
-class _Handle(Generic[T]):
+class _Handle(Generic[T], Referable):
     """What all handles share: one outcome, set once; waiters and callbacks told once."""
 
     __slots__ = (
@@ -118,7 +36,7 @@ class _Handle(Generic[T]):
         "_signal",
     )
 
-    _making_signals = threading.Lock()
+    _making_signals: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
         self, pool: Owner, run: Runner, callback: Callback, error_callback: Callback

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from prefork.arguments import NO_LIMITS, Limits
 from prefork.messages import CALL, LIMITED, Outcome, function_name
@@ -97,7 +97,7 @@ class Job:
         "withdrawn",
     )
 
-    _ids = itertools.count(1)
+    _ids: ClassVar[itertools.count[int]] = itertools.count(1)
 
     def __init__(
         self,

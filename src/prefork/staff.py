@@ -25,8 +25,8 @@ from prefork.exchange import Exchange
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
 from prefork.recruiter import Options, Recruiter
-from prefork.results import Signal
 from prefork.statistics import WorkerExit
+from prefork.waiting import Signal
 from prefork.watch import Watch
 
 __all__ = ["Staff"]

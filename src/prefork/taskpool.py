@@ -19,7 +19,7 @@ from prefork.drivers import Loop
 from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded
 from prefork.initializer import WORKER_SIGIGNORE, WORKER_SIGRESET, process_initializer
 from prefork.messages import function_name
-from prefork.results import Callback
+from prefork.owners import Callback
 from prefork.statistics import WorkerStatistics
 from prefork.tasks import Slots, Task
 

@@ -73,7 +73,7 @@ class _Selector:
 _Poller = getattr(select, "epoll", _Selector)
 
 
-class Watch(Generic[T]):
+class Watch(forks.Owned, Generic[T]):
     """A set of descriptors, each with what it stands for."""
 
     def __init__(self) -> None:
@@ -120,7 +120,8 @@ class Watch(Generic[T]):
         self._poller.close()
         self.bell.close()
 
-    abandon = close
+    def abandon(self) -> None:
+        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_poller"):

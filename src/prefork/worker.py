@@ -112,7 +112,7 @@ def _exit_code(exc: BaseException) -> int:
     return 0 if code is None else code if isinstance(code, int) else 1
 
 
-class _Worker:
+class _Worker(forks.Owned):
     def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
         self._end = end
         self._options = options

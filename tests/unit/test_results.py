@@ -11,8 +11,9 @@ import pytest
 
 from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import Outcome
-from prefork.results import ApplyResult, MapResult, Signal
+from prefork.results import ApplyResult, MapResult
 from prefork.scheduler import Job
+from prefork.waiting import Signal
 
 
 class Pool:
