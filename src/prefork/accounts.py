@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from prefork.channel import INLINE
 from prefork.crew import Worker
-from prefork.messages import Outcome, Report
-from prefork.news import Accepted, News
+from prefork.messages import Kind
+from prefork.news import ACCEPTED, ERROR, Accepted, News
 from prefork.scheduler import Job
 
 __all__ = ["Accounts"]
+
+_FAILED = int(Kind.FAILED)
 
 MAX_OPEN_PARCELS = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
@@ -35,14 +37,17 @@ class Accounts:
         if job.parcel is not None or len(job.pickled) > INLINE:
             self._count_parcel(job, +1)
 
-    def settle(self, job: Job, outcome: Report | Outcome, well: bool) -> None:
-        """Does nothing if it has been settled before."""
+    def settle(self, job: Job, kind: int, payload: object) -> None:
+        """The outcome is known: a report's kind and payload, or ERROR and an exception.
+
+        Does nothing if the job has been settled before.
+        """
         if self.open.pop(job.id, None) is None:
             return
-        if well:
-            self.finished += 1
-        else:
+        if kind in (ERROR, _FAILED):
             self.failed += 1
+        else:
+            self.finished += 1
         if job.parcel is not None or len(job.pickled) > INLINE:
             self._count_parcel(job, -1)
             if job.parcel is not None:
@@ -50,10 +55,10 @@ class Accounts:
                 job.parcel = None
         job.seat = None
         job.pickled = b""
-        self._news.add(job, outcome)
+        self._news.add(job, kind, payload)
 
     def fail(self, job: Job, reason: BaseException) -> None:
-        self.settle(job, Outcome(False, reason), False)
+        self.settle(job, ERROR, reason)
 
     def note_retry(self, job: Job) -> None:
         """It will be run again."""
@@ -64,7 +69,7 @@ class Accounts:
 
     def tell_start(self, worker: Worker, job: Job, started: float) -> None:
         job.untold = False
-        self._news.add(job, Accepted(worker.pid, started))
+        self._news.add(job, ACCEPTED, Accepted(worker.pid, started))
 
     def may_open_parcel(self) -> bool:
         """Whether the file of a large job may be made before a worker is free for it.

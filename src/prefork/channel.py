@@ -35,6 +35,7 @@ from prefork import forks
 from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
 from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
 from prefork.stacks import BOX, BlackBox
+from prefork.watch import wait_for
 
 BOARD = 64  # bytes: the job, then when its limits' clock started, then when it was taken
 RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
@@ -44,6 +45,7 @@ INLINE = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *parcel*."""
 MAX_TICKETS = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
+_CORRUPTED = int(Kind.CORRUPTED)
 _READ = 1 << 16  # bytes at once: a pipe holds no more
 
 
@@ -252,13 +254,13 @@ class Channel(forks.Owned):
         return bool(mark != MARK) or len(pending) >= REPORT.size + min(length, INLINE)
 
     def _parse(self, data: bytes) -> tuple[list[Report], int]:
-        reports = []
+        reports: list[Report] = []
         position, size = 0, len(data)
         while position + REPORT.size <= size:
             header = REPORT.unpack_from(data, position)
             job, started, seconds, length, kind, is_parcel, mark = header
-            if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
-                reports.append(Report(Kind.CORRUPTED, 0, 0.0, 0.0, None))
+            if mark != MARK or length > INLINE or kind >= _CORRUPTED:
+                reports.append((_CORRUPTED, 0, 0.0, 0.0, None))
                 position = next_report(data, position + 1)
                 continue
             end = position + REPORT.size + length
@@ -270,7 +272,7 @@ class Channel(forks.Owned):
                     payload = receive_parcel(self._parcels, job)
                 except OSError as exc:
                     payload = exc  # its job fails with it
-            reports.append(Report(kind, job, started, seconds, payload))
+            reports.append((kind, job, started, seconds, payload))
             position = end
         return reports, position
 
@@ -358,20 +360,21 @@ class WorkerEnd(forks.Owned):
             try:
                 data = os.read(self._inbox, TICKET.size)
             except BlockingIOError:
-                self._poll.poll()
+                wait_for(self._poll)
                 continue
             if not data:
                 return None
-            ticket = Ticket._make(TICKET.unpack(data))
-            return None if ticket.flags & LEAVE else ticket
+            ticket: Ticket = TICKET.unpack(data)
+            return None if ticket[-1] & LEAVE else ticket
 
     def payload(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
         """The task's pickled call, and its buffers."""
-        if ticket.flags & PARCEL:
-            pickled, *buffers = receive_parcel(self._parcels, ticket.job)
+        job, _, offset, length, _, flags = ticket
+        if flags & PARCEL:
+            pickled, *buffers = receive_parcel(self._parcels, job)
             return pickled, buffers
-        start = BOARD + ticket.offset
-        return self._memory[start : start + ticket.length], []
+        start = BOARD + offset
+        return self._memory[start : start + length], []
 
     def report(
         self,

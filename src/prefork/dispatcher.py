@@ -131,7 +131,9 @@ class Dispatcher(forks.Owned):
             return
         self.check_owner()
         if self.broken is not None:
-            raise PoolBrokenError(*self.broken.args) from self.broken.__cause__
+            error = PoolBrokenError(*self.broken.args)
+            error.__cause__ = self.broken.__cause__
+            raise error
         raise ValueError(f"the pool is {self.state.value}: it takes no more jobs")
 
     def submit(self, job: Job, feeding: bool = False) -> None:

@@ -17,6 +17,7 @@ from prefork.deadlines import Expiry
 from prefork.errors import MemoryLimitExceeded, Terminated, TimeLimitExceeded
 from prefork.exchange import Exchange
 from prefork.memory import resident
+from prefork.news import EXPIRED
 from prefork.scheduler import Job, JobOwner
 from prefork.worker import SOFT_SIGNAL
 
@@ -72,7 +73,7 @@ class Enforcement:
             return
         if expiry.soft:
             if worker.sentence is None:
-                self._jobs.news.add(job, expiry)
+                self._jobs.news.add(job, EXPIRED, expiry)
                 worker.process.signal(SOFT_SIGNAL)
         elif self._isolate(worker, job, expiry.started):
             why = f"job {job.id} ({job.function}) exceeded its time limit of {expiry.timeout:g} s"

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from prefork.crew import Worker
 from prefork.dispatcher import Dispatcher, State
 from prefork.errors import PoolBrokenError, WorkerLostError
-from prefork.messages import Kind, Report, decode, decode_exit, decode_reason, describe
-from prefork.news import News
+from prefork.messages import Kind, decode, decode_exit, decode_reason, describe
+from prefork.news import EXPIRED, News
 from prefork.scheduler import Job
 
 __all__ = ["Exchange"]
@@ -55,19 +55,20 @@ class Exchange(Dispatcher):
                 self.ring_staff()
             return False
         count, seconds = 0, 0.0
-        for report in reports:
-            if report.kind in RESULTS:
+        for kind, job_id, started, duration, payload in reports:
+            if kind in RESULTS:
                 count += 1
-                seconds += report.seconds
-                if (job := worker.sent.pop(report.job, None)) is not None:
-                    self._finish(worker, job, report)
-                elif worker.lost is None or worker.lost.id != report.job:
+                seconds += duration
+                if (job := worker.sent.pop(job_id, None)) is not None:
+                    job.started, job.seconds = started, duration
+                    self._finish(worker, job, kind, payload)
+                elif worker.lost is None or worker.lost.id != job_id:
                     self._distrust(worker, "it reported a job that it was not sent")
             else:
                 self.scheduler.note_finished(worker, count, seconds)
                 count, seconds = 0, 0.0
                 try:
-                    self._heed(worker, report)
+                    self._heed(worker, kind, job_id, started, payload)
                 except ValueError as exc:
                     self._distrust(worker, str(exc))
         self.scheduler.note_finished(worker, count, seconds)
@@ -78,23 +79,24 @@ class Exchange(Dispatcher):
         while self.listen(worker):
             pass
 
-    def _finish(self, worker: Worker, job: Job, report: Report) -> None:
+    def _finish(self, worker: Worker, job: Job, kind: int, payload: object) -> None:
         worker.channel.forget(job.id)
         worker.tasks += 1
         worker.sentence = None  # if it was for this job, it came too late
-        job.pid, job.started, job.seconds = worker.pid, report.started, report.seconds
+        job.pid = worker.pid
         if job.untold:
-            self.accounts.tell_start(worker, job, report.started)
-        self.accounts.settle(job, report, report.kind != Kind.FAILED)
+            self.accounts.tell_start(worker, job, job.started)
+        self.accounts.settle(job, kind, payload)
         if worker.sent and self.begun.delay is not None:
             self.expect_start(worker)
 
-    def _heed(self, worker: Worker, report: Report) -> None:
+    def _heed(
+        self, worker: Worker, kind: int, job_id: int, started: float, payload: object
+    ) -> None:
         """What a worker says about something else than a result."""
-        kind = report.kind
         if kind == Kind.ACCEPTED:
-            if job := self.accounts.open.get(report.job):
-                self.accounts.tell_start(worker, job, report.started)
+            if job := self.accounts.open.get(job_id):
+                self.accounts.tell_start(worker, job, started)
         elif kind == Kind.READY and worker.start_error is None:
             if not worker.dying:  # else that is waited for
                 worker.patience_ends = None
@@ -103,14 +105,14 @@ class Exchange(Dispatcher):
             self.starts += 1
             self.ring_staff()
         elif kind == Kind.EXITING:
-            if job := worker.sent.get(report.job):
-                code, why = decode_exit(report)
+            if job := worker.sent.get(job_id):
+                code, why = decode_exit(payload)
                 self.lose(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
-            worker.start_error = decode(report).value
+            _, worker.start_error = decode(kind, payload)
             self.ring_staff()
         elif kind == Kind.LEAVING:
-            self.dismiss(worker, decode_reason(report))
+            self.dismiss(worker, decode_reason(payload))
             self.ring_staff()
         elif kind == Kind.CORRUPTED:
             self._distrust(worker, "it sent bytes that are no report")
@@ -156,7 +158,7 @@ class Exchange(Dispatcher):
         sentence = worker.sentence
         if sentence is not None and sentence.job is job:
             if sentence.expiry is not None:
-                self.news.add(job, sentence.expiry)
+                self.news.add(job, EXPIRED, sentence.expiry)
             job.pid = worker.pid
             self.accounts.fail(job, sentence.error(stack or NO_STACK))
         elif job.retries and job.id in self.accounts.open:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import TimeoutError
 from typing import Any
 
-from prefork.messages import Outcome
 from prefork.owners import Owner
 from prefork.scheduler import Job
 from prefork.waiting import Signal
 
 __all__ = ["IMapIterator", "IMapUnorderedIterator"]
+
+Outcome = tuple[bool, Any]  # whether it went well; the result, or the exception
 
 
 class _Items:
@@ -39,7 +40,7 @@ class _Items:
         self.on_cancel: Callable[[], object] = lambda: None
         self.room = Signal()
         self.news = Signal()
-        self._arrived: dict[int, list[Outcome]] = {}
+        self._arrived: dict[int, Sequence[Outcome]] = {}
         self._ready: deque[Outcome] = deque()
         self._next_job = 0
         self._taking = threading.Lock()
@@ -77,8 +78,8 @@ class _Items:
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def settle(self, job: Job, outcome: Outcome) -> Signal:
-        outcomes = outcome.value if self.chunksize > 1 and outcome.ok else [outcome] * job.size
+    def settle(self, job: Job, ok: bool, value: Any) -> Signal:
+        outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
         if not self.ordered:
             self._ready.extend(outcomes)
         else:
@@ -158,13 +159,16 @@ class IMapIterator(Iterator[Any]):
         """
         outcome = self._items.take(timeout)
         if outcome is None:
-            error, self._items.input_error = self._items.input_error, None
-            raise StopIteration if error is None else error
-        if outcome.ok:
-            return outcome.value
-        if isinstance(outcome.value, StopIteration):  # it would end the iteration (PEP 479)
-            raise RuntimeError("the task raised StopIteration") from outcome.value
-        raise outcome.value
+            end, self._items.input_error = self._items.input_error, None
+            raise StopIteration if end is None else end
+        ok, value = outcome
+        if ok:
+            return value
+        if isinstance(value, StopIteration):  # it would end the iteration (PEP 479)
+            error = RuntimeError("the task raised StopIteration")
+            error.__cause__ = value
+            raise error
+        raise value
 
     def close(self) -> None:
         """Take no more results: the input is read no further."""

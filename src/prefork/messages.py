@@ -26,16 +26,16 @@ PROTOCOL = 5
 """Pickle protocol: the first with out-of-band buffers (PEP 574)."""
 
 
-class Ticket(NamedTuple):
-    """The right to run one task; whoever reads it from the inbox owns the task."""
+Ticket = tuple[int, float, int, int, int, int]
+"""The right to run one task; whoever reads it from the inbox owns the task.
 
-    job: int
-    soft_timeout: float  # seconds; 0.0 is no limit
-    offset: int  # of the pickled call in the shared memory
-    length: int  # bytes; 0 when it comes as a parcel
-    function_length: int  # bytes of it that are the function's pickle, if that has one of its own
-    flags: int
-
+- the job
+- its soft limit in seconds; 0.0 is none
+- where the pickled call lies in the shared memory
+- its length in bytes; 0 when it comes as a parcel
+- how many of these are the function's pickle, if that has one of its own
+- flags
+"""
 
 TICKET = struct.Struct("<QdIIII")
 
@@ -70,14 +70,15 @@ class Kind(enum.IntEnum):
 
 _DONE = int(Kind.DONE)
 
+Report = tuple[int, int, float, float, Any]
+"""What a worker says.
 
-class Report(NamedTuple):
-    kind: int
-    job: int
-    started: float  # monotonic clock of the machine, seconds
-    seconds: float  # how long the task ran
-    payload: Any  # bytes; a list of buffers, when it came as a parcel; why it could not come
-
+- its kind
+- the job
+- when that was started (monotonic clock of the machine, seconds)
+- how many seconds it ran
+- the payload: bytes; a list of buffers, if it came as a parcel; or why it could not come
+"""
 
 REPORT = struct.Struct("<QddQBB2x4s")
 """A report's header: job, started, seconds, length, kind, 1 if it is a parcel, `MARK`."""
@@ -104,7 +105,7 @@ class Failure(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a job: `value` is its result, or the exception if not `ok`."""
+    """What became of one call of several: `value` is its result, or the exception if not `ok`."""
 
     ok: bool
     value: Any
@@ -231,50 +232,50 @@ def format_traceback(exc: BaseException) -> str:
 _OWN_MODULES = ("prefork.worker", "prefork.messages", "prefork.jobs")
 
 
-def decode(report: Report) -> Outcome:
-    """The outcome that a DONE, OUTCOMES or FAILED report carries.
+def decode(kind: int, payload: Any) -> tuple[bool, Any]:
+    """The outcome that a DONE, OUTCOMES or FAILED report carries: whether the job went well, and
+    its result or the exception.
 
     Never raises: what cannot be unpickled fails this job alone.
     """
-    if isinstance(report.payload, OSError):
-        return Outcome(False, report.payload)
-    if report.kind == _DONE:
-        return decode_result(report.payload)
-    if report.kind == Kind.OUTCOMES:
-        items = load(report.payload)
-        return Outcome(
-            True,
-            [decode_result(v) if ok else decode_failure(Failure(*v)) for ok, v in items],
-        )
-    return decode_failure(Failure(*load(report.payload)))
+    if isinstance(payload, OSError):
+        return False, payload
+    if kind == _DONE:
+        return decode_result(payload)
+    if kind == Kind.OUTCOMES:
+        return True, [
+            Outcome(*(decode_result(v) if ok else decode_failure(Failure(*v))))
+            for ok, v in load(payload)
+        ]
+    return decode_failure(Failure(*load(payload)))
 
 
-def decode_exit(report: Report) -> tuple[int, str]:
+def decode_exit(payload: Any) -> tuple[int, str]:
     """What an EXITING report says: the exit code, and why; ValueError if it says nothing."""
     try:
-        code, why = load(report.payload)
+        code, why = load(payload)
         return int(code), str(why)
     except Exception as exc:
         raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
 
 
-def decode_reason(report: Report) -> str:
+def decode_reason(payload: Any) -> str:
     """Why a worker leaves, as a LEAVING report says; ValueError if it says nothing."""
     try:
-        return str(load(report.payload))
+        return str(load(payload))
     except Exception as exc:
         raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
 
 
-def decode_result(payload: Any) -> Outcome:
+def decode_result(payload: Any) -> tuple[bool, Any]:
     try:
-        return Outcome(True, pickle.loads(payload) if type(payload) is bytes else load(payload))
+        return True, pickle.loads(payload) if type(payload) is bytes else load(payload)
     except BaseException as exc:
         name = _first_global(payload if isinstance(payload, (bytes, memoryview)) else payload[0])
-        return Outcome(False, _decoding_error(name, exc))
+        return False, _decoding_error(name, exc)
 
 
-def decode_failure(failure: Failure) -> Outcome:
+def decode_failure(failure: Failure) -> tuple[bool, Any]:
     try:
         exc = load(failure.pickled)
         if not isinstance(exc, BaseException):
@@ -282,7 +283,7 @@ def decode_failure(failure: Failure) -> Outcome:
         exc.__cause__ = RemoteTraceback(failure.traceback)
     except BaseException as reason:
         exc = _decoding_error(failure.type_name, reason, failure.traceback)
-    return Outcome(False, exc)
+    return False, exc
 
 
 def load(payload: Any) -> Any:

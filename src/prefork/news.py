@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefork.deadlines import Expiry
-from prefork.messages import Outcome, Report, decode
+from prefork.messages import decode
 from prefork.scheduler import NOBODY, Job, Wakes
 
-__all__ = ["Accepted", "Item", "News"]
+__all__ = ["ACCEPTED", "ERROR", "EXPIRED", "Accepted", "News"]
+
+# What news are about, beside the kinds of reports that end a job.
+ERROR = -1  # the job has failed; the detail is the exception
+ACCEPTED = -2  # a worker has started it; an `Accepted`
+EXPIRED = -3  # a time limit has passed; an `Expiry`
 
 
 class Accepted(NamedTuple):
@@ -22,9 +27,6 @@ class Accepted(NamedTuple):
 
     pid: int
     started: float  # monotonic, seconds
-
-
-Item = Report | Outcome | Accepted | Expiry
 
 
 class News:
@@ -35,14 +37,15 @@ class News:
 
     def __init__(self, bell: Callable[[], object]) -> None:
         self._bell = bell
-        self._queue: deque[tuple[Job, Item]] = deque()
+        self._queue: deque[tuple[Job, int, Any]] = deque()
         self.reader_is_here = False  # the result handler is adding them itself
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, job: Job, item: Item) -> None:
-        self._queue.append((job, item))
+    def add(self, job: Job, kind: int, detail: object) -> None:
+        """Of a kind of report that ends a job, with its payload; or of a kind of those above."""
+        self._queue.append((job, kind, detail))
         if not self.reader_is_here:
             self._bell()
 
@@ -52,29 +55,32 @@ class News:
         waiting: dict[Wakes, None] = {}
         try:
             while self._queue:
-                job, item = self._queue.popleft()
-                signal = _tell_owner(job, item)
+                job, kind, detail = self._queue.popleft()
+                signal = _tell_owner(job, kind, detail)
                 if signal is not None:
                     waiting[signal] = None
-                    if type(item) is Report and type(item.payload) is list:
+                    if type(detail) is list:
                         signal.notify()  # large ones take their time
         finally:
             for signal in waiting:
                 signal.notify()
 
 
-def _tell_owner(job: Job, item: Item) -> Wakes | None:
+def _tell_owner(job: Job, kind: int, detail: Any) -> Wakes | None:
     """Returns what the owner's waiting threads wait for, if this concerns them."""
     owner = job.owner
-    if type(item) is Accepted:
-        owner.accept(job, item.pid, item.started)
+    if kind == ACCEPTED:
+        accepted: Accepted = detail
+        owner.accept(job, accepted.pid, accepted.started)
         return None
-    if type(item) is Expiry:
-        owner.expire(job, item.soft, item.timeout)
+    if kind == EXPIRED:
+        expiry: Expiry = detail
+        owner.expire(job, expiry.soft, expiry.timeout)
         return None
     job.owner = NOBODY  # the owner may hold the job: a cycle would keep its result in memory
     try:
-        return owner.settle(job, decode(item) if type(item) is Report else item)  # type: ignore[arg-type]
+        ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
+        return owner.settle(job, ok, value)
     except BaseException as exc:
-        owner.settle(job, Outcome(False, exc))
+        owner.settle(job, False, exc)
         raise

@@ -13,7 +13,6 @@ from multiprocessing import TimeoutError
 from typing import Any, ClassVar, Generic, TypeVar
 
 from prefork.errors import Terminated
-from prefork.messages import Outcome
 from prefork.owners import Callback, Owner, Referable, Runner
 from prefork.scheduler import Job, JobOwner
 from prefork.waiting import Signal
@@ -30,10 +29,11 @@ class _Handle(Generic[T], Referable):
         "__weakref__",
         "_callback",
         "_error_callback",
-        "_outcome",
+        "_ok",
         "_pool",
         "_run",
         "_signal",
+        "_value",
     )
 
     _making_signals: ClassVar[threading.Lock] = threading.Lock()
@@ -45,12 +45,13 @@ class _Handle(Generic[T], Referable):
         self._run = run
         self._callback = callback
         self._error_callback = error_callback
-        self._outcome: Outcome | None = None
+        self._ok: bool | None = None  # not known yet
+        self._value: Any = None  # the result, or the exception if not ok
         self._signal: Signal | None = None
 
     def ready(self) -> bool:
         """Whether the result, or the error, is here."""
-        return self._outcome is not None
+        return self._ok is not None
 
     def successful(self) -> bool:
         """Whether the call completed without an error.
@@ -58,9 +59,9 @@ class _Handle(Generic[T], Referable):
         Raises:
             ValueError: it is not ready.
         """
-        if self._outcome is None:
+        if self._ok is None:
             raise ValueError(f"{self!r} is not ready")
-        return self._outcome.ok
+        return self._ok
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is here, at most `timeout` seconds."""
@@ -80,28 +81,29 @@ class _Handle(Generic[T], Referable):
             Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
                 `PreforkError` that says why the task did not finish.
         """
-        if self._outcome is None:
+        if self._ok is None:
             self.wait(timeout)
-        if self._outcome is None:
+        if self._ok is None:
             raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
-        if self._outcome.ok:
-            return self._outcome.value  # type: ignore[no-any-return]
-        raise self._outcome.value
+        if self._ok:
+            return self._value  # type: ignore[no-any-return]
+        raise self._value
 
-    def _finish(self, outcome: Outcome) -> Signal | None:
+    def _finish(self, ok: bool, value: Any) -> Signal | None:
         """Returns what is to be notified of it."""
-        self._outcome = outcome
+        self._value = value
+        self._ok = ok  # now it is ready
         self._pool = None
-        callback = self._callback if outcome.ok else self._error_callback
+        callback = self._callback if ok else self._error_callback
         self._callback = self._error_callback = None
         if callback is not None:
-            self._run(callback, outcome.value)
+            self._run(callback, value)
         return self._signal
 
     def _state(self) -> str:
-        if self._outcome is None:
+        if self._ok is None:
             return "pending"
-        return "successful" if self._outcome.ok else f"failed: {self._outcome.value!r}"
+        return "successful" if self._ok else f"failed: {self._value!r}"
 
 
 def _after_in_child() -> None:
@@ -194,8 +196,8 @@ class ApplyResult(_Handle[T]):
             self._run(self._accept_callback, pid, time_accepted)
             self._accept_callback = None
 
-    def settle(self, job: Job, outcome: Outcome) -> Signal | None:
-        return self._finish(outcome)
+    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
+        return self._finish(ok, value)
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         """The job has passed its soft or hard time limit."""
@@ -205,7 +207,7 @@ class ApplyResult(_Handle[T]):
     def __repr__(self) -> str:
         function = self._job.function if self._job else "?"
         state = self._state()
-        if self._outcome is None and self.pid is not None:
+        if self._ok is None and self.pid is not None:
             state = f"running in process {self.pid}"
         return f"<{type(self).__name__} of job {self.job} {function}: {state}>"
 
@@ -229,7 +231,7 @@ class MapResult(_Handle[list[Any]]):
         super().__init__(pool, run, callback, error_callback)
         self._function = function
         self._values: list[Any] = [None] * length
-        self._error: Outcome | None = None
+        self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._items = length  # that are expected
         self._done = 0  # items
@@ -239,7 +241,7 @@ class MapResult(_Handle[list[Any]]):
         self.room = Signal()
         self.cancelled = False
         if length == 0:
-            self._finish(Outcome(True, []))
+            self._finish(True, [])
 
     def cancel(self) -> bool:
         """Have none of its calls run that have not been started; those that have go on, and their
@@ -264,7 +266,7 @@ class MapResult(_Handle[list[Any]]):
         self.room.notify()
         self.end(error := self._terminated())
         end_all(self)
-        return self._outcome is not None and self._outcome.value is error
+        return self._value is error
 
     def _terminated(self) -> Terminated:
         return Terminated(f"the map of {self._function} was terminated")
@@ -289,8 +291,8 @@ class MapResult(_Handle[list[Any]]):
         """The input was handed over, or could not be: then what was is all there will be."""
         if error is not None:
             with self._lock:
-                self._error = Outcome(False, error)
-                signal = self._finish(self._error) if self._outcome is None else None
+                self._error = error
+                signal = self._finish(False, error) if self._ok is None else None
             if signal is not None:
                 signal.notify()
 
@@ -302,18 +304,20 @@ class MapResult(_Handle[list[Any]]):
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def settle(self, job: Job, outcome: Outcome) -> Signal | None:
-        if self._measured is not None and outcome.ok:
+    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
+        if self._measured is not None and ok:
             self._measured(job.size, job.seconds)
         with self._lock:
-            if outcome.ok:
-                self._values[job.index : job.index + job.size] = outcome.value
+            if ok:
+                self._values[job.index : job.index + job.size] = value
             elif self._error is None:
-                self._error = outcome
+                self._error = value
             self._done += job.size
             self._jobs -= 1
-            if self._done == self._items and self._outcome is None:
-                return self._finish(self._error or Outcome(True, self._values))
+            if self._done == self._items and self._ok is None:
+                if self._error is not None:
+                    return self._finish(False, self._error)
+                return self._finish(True, self._values)
         return self.room
 
     def __repr__(self) -> str:

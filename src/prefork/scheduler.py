@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Protocol
 
 from prefork.arguments import NO_LIMITS, Limits
-from prefork.messages import CALL, LIMITED, Outcome, function_name
+from prefork.messages import CALL, LIMITED, function_name
 
 __all__ = ["NOBODY", "Job", "JobOwner", "Scheduler", "Seat", "Wakes"]
 
@@ -45,8 +45,9 @@ class JobOwner(Protocol):
 
     def accept(self, job: Job, pid: int, time_accepted: float) -> None: ...
 
-    def settle(self, job: Job, outcome: Outcome) -> Wakes | None:
-        """Returns what is to be notified, soon."""
+    def settle(self, job: Job, ok: bool, value: Any) -> Wakes | None:
+        """`value` is the result, or the exception if not `ok`; returns what is to be notified,
+        soon."""
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
 
@@ -58,7 +59,7 @@ class _Nobody:
     def accept(self, job: Job, pid: int, time_accepted: float) -> None:
         pass
 
-    def settle(self, job: Job, outcome: Outcome) -> None:
+    def settle(self, job: Job, ok: bool, value: Any) -> None:
         pass
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None:

@@ -10,9 +10,16 @@ from typing import Any, Generic, TypeVar
 
 from prefork import forks
 
-__all__ = ["Bell", "Watch"]
+__all__ = ["Bell", "Watch", "wait_for"]
 
 T = TypeVar("T")
+
+
+def wait_for(poll: select.poll) -> None:
+    """`poll.poll()`. Here, and not where it is called: compiled code does not look whether a
+    signal has come before it waits."""
+    poll.poll()
+
 
 MAX_TIMEOUT = 86400.0  # seconds; epoll counts milliseconds in an int. Who waits longer waits again.
 

@@ -170,16 +170,17 @@ class _Worker(forks.Owned):
     # ---- one task
 
     def _run_task(self, ticket: Ticket) -> None:
-        end, job, flags = self._end, ticket.job, ticket.flags
+        end = self._end
+        job, soft_timeout, _, _, function_length, flags = ticket
         end.clock[1] = end.clock[2] = started = time.monotonic()
         end.board[0] = job
         if flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)
         self._limited = bool(flags & LIMITED)
-        self._soft_timeout = ticket.soft_timeout
+        self._soft_timeout = soft_timeout
         try:
             try:
-                func, arguments = self._load(ticket)
+                func, arguments = self._load(ticket, function_length)
                 if self._limited:
                     self._restart_clock()  # what unpickling took is not the task's own time
                 kind, pickled, buffers = self._call(flags, func, arguments)
@@ -196,10 +197,10 @@ class _Worker(forks.Owned):
             os._exit(0)
         self._report(kind, job, started, pickled, buffers)
 
-    def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
+    def _load(self, ticket: Ticket, function_length: int) -> tuple[Callable[..., Any], Any]:
         try:
             pickled, buffers = self._end.payload(ticket)
-            return self._calls.load(pickled, ticket.function_length, buffers)
+            return self._calls.load(pickled, function_length, buffers)
         except Exception as exc:
             exc.add_note(
                 "while unpickling the call in a worker process: it can use what is importable "

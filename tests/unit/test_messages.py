@@ -12,7 +12,6 @@ from prefork.messages import (
     OUT_OF_BAND,
     Failure,
     Kind,
-    Report,
     decode,
     dumps,
     encode_failure,
@@ -23,9 +22,14 @@ from prefork.messages import (
 )
 
 
-def over_the_wire(kind: int, pickled: bytes, buffers=()) -> Report:
-    payload = [pickled, *map(bytearray, buffers)] if buffers else pickled
-    return Report(kind, 1, 0.0, 0.0, payload)
+def arrive(kind: int, pickled: bytes, buffers=()):
+    return decode(kind, [pickled, *map(bytearray, buffers)] if buffers else pickled)
+
+
+def error_of(kind: int, pickled: bytes, buffers=()):
+    ok, error = arrive(kind, pickled, buffers)
+    assert not ok
+    return error
 
 
 def failed(exc: BaseException):
@@ -33,9 +37,7 @@ def failed(exc: BaseException):
         raise exc
     except BaseException as raised:
         fields = encode_failure(raised)
-    outcome = decode(over_the_wire(Kind.FAILED, dumps(fields)))
-    assert not outcome.ok
-    return outcome.value
+    return error_of(Kind.FAILED, dumps(fields))
 
 
 class NoPickle:
@@ -60,7 +62,7 @@ class NeedsTwo(Exception):
 
 @pytest.mark.parametrize("value", [None, 0, b"", "text", [1, {"a": (2,)}], bytes(OUT_OF_BAND * 2)])
 def test_a_result_arrives(value):
-    assert decode(over_the_wire(*encode_result(value))) == (True, value)
+    assert arrive(*encode_result(value)) == (True, value)
 
 
 def test_an_exception_arrives_with_its_traceback_as_the_cause():
@@ -76,12 +78,11 @@ def test_an_exception_arrives_with_its_traceback_as_the_cause():
 
 @pytest.mark.parametrize("cls", [NoPickle, NoRepr])
 def test_a_result_that_does_not_pickle_is_named(cls):
-    outcome = decode(over_the_wire(*encode_result(cls())))
-    assert not outcome.ok
-    assert isinstance(outcome.value, errors.MaybeEncodingError)
-    assert isinstance(outcome.value, std_pool.MaybeEncodingError)
-    assert cls.__name__ in str(outcome.value)
-    assert "I stay here" in str(outcome.value)
+    error = error_of(*encode_result(cls()))
+    assert isinstance(error, errors.MaybeEncodingError)
+    assert isinstance(error, std_pool.MaybeEncodingError)
+    assert cls.__name__ in str(error)
+    assert "I stay here" in str(error)
 
 
 def test_an_exception_that_does_not_pickle_is_named():
@@ -102,20 +103,19 @@ def test_an_exception_that_does_not_unpickle_is_named_with_its_traceback():
 
 
 def test_a_result_that_does_not_unpickle_is_named():
-    outcome = decode(over_the_wire(*encode_result(NoUnpickle())))
-    assert not outcome.ok
-    assert outcome.value.type_name == "int"
-    assert isinstance(outcome.value.__cause__, ValueError)
+    error = error_of(*encode_result(NoUnpickle()))
+    assert error.type_name == "int"
+    assert isinstance(error.__cause__, ValueError)
 
 
 def test_what_claims_to_be_an_exception_and_is_none_is_an_error():
     payload = dumps(tuple(Failure(dumps("text"), "some.Error", "its traceback")))
-    outcome = decode(over_the_wire(Kind.FAILED, payload))
-    assert "unpickles to str" in str(outcome.value)
+    error = error_of(Kind.FAILED, payload)
+    assert "unpickles to str" in str(error)
 
 
 def test_foreign_bytes_fail_the_job_and_nothing_else():
-    assert not decode(over_the_wire(Kind.DONE, b"\xff\x00garbage")).ok
+    error_of(Kind.DONE, b"\xff\x00garbage")
 
 
 def test_small_buffers_stay_in_the_pickle():

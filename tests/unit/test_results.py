@@ -10,7 +10,6 @@ import weakref
 import pytest
 
 from prefork.iterators import IMapIterator, IMapUnorderedIterator
-from prefork.messages import Outcome
 from prefork.results import ApplyResult, MapResult
 from prefork.scheduler import Job
 from prefork.waiting import Signal
@@ -41,7 +40,7 @@ def test_a_handle_is_pending_then_ready():
         handle.successful()
     with pytest.raises(multiprocessing.TimeoutError):
         handle.get(timeout=0)
-    handle.settle(job, Outcome(True, 5))
+    handle.settle(job, True, 5)
     assert handle.ready()
     assert handle.successful()
     assert handle.get(0) == 5
@@ -49,7 +48,7 @@ def test_a_handle_is_pending_then_ready():
 
 def test_a_failed_handle_raises_each_time():
     handle, job = pending()
-    handle.settle(job, Outcome(False, KeyError("k")))
+    handle.settle(job, False, KeyError("k"))
     assert not handle.successful()
     for _ in range(2):
         with pytest.raises(KeyError):
@@ -67,7 +66,7 @@ def test_the_right_callback_is_called_once():
         )
         handle.accept(job, 42, 1.0)
         handle.expire(job, True, 2.0)
-        handle.settle(job, Outcome(ok, "x"))
+        handle.settle(job, ok, "x")
     assert log == [
         *[("accepted", 42), ("limit", True, 2.0), ("done", "x")],
         *[("accepted", 42), ("limit", True, 2.0), ("failed", "x")],
@@ -80,7 +79,7 @@ def test_a_handle_keeps_its_pool_until_the_result_is_here():
     reference = weakref.ref(pool)
     del pool
     assert reference() is not None
-    handle.settle(Job(handle, len), Outcome(True, None))
+    handle.settle(Job(handle, len), True, None)
     gc.collect()
     assert reference() is None
 
@@ -91,7 +90,7 @@ def test_many_threads_wait_for_one_result():
     threads = [threading.Thread(target=lambda: got.append(handle.get(30))) for _ in range(20)]
     for thread in threads:
         thread.start()
-    handle.settle(job, Outcome(True, 1))
+    handle.settle(job, True, 1)
     for thread in threads:
         thread.join(30)
     assert got == [1] * 20
@@ -128,10 +127,10 @@ def chunk(owner, index: int, size: int) -> Job:
 def test_a_map_is_ready_when_all_chunks_are():
     result = map_result(3)
     tail, head = chunk(result, 1, 2), chunk(result, 0, 1)
-    result.settle(tail, Outcome(True, ["b", "c"]))
+    result.settle(tail, True, ["b", "c"])
     assert not result.ready()
     assert "2 of 3 items" in repr(result)
-    result.settle(head, Outcome(True, ["a"]))
+    result.settle(head, True, ["a"])
     assert result.get() == ["a", "b", "c"]
 
 
@@ -139,9 +138,9 @@ def test_the_first_error_of_a_map_is_its_error_once_all_chunks_are_finished():
     errors = []
     result = map_result(2, error_callback=errors.append)
     one, two = chunk(result, 0, 1), chunk(result, 1, 1)
-    result.settle(two, Outcome(False, KeyError(2)))
+    result.settle(two, False, KeyError(2))
     assert not result.ready()
-    result.settle(one, Outcome(False, KeyError(1)))
+    result.settle(one, False, KeyError(1))
     with pytest.raises(KeyError, match="2"):
         result.get()
     assert len(errors) == 1
@@ -161,8 +160,8 @@ def test_imap_keeps_the_order_imap_unordered_does_not():
     for cls, expected in ((IMapIterator, ["a", "b"]), (IMapUnorderedIterator, ["b", "a"])):
         results = iterator(cls)
         jobs = [chunk(results.items, n, 1) for n in range(2)]
-        results.items.settle(jobs[1], Outcome(True, "b"))
-        results.items.settle(jobs[0], Outcome(True, "a"))
+        results.items.settle(jobs[1], True, "b")
+        results.items.settle(jobs[0], True, "a")
         results.items.end()
         assert list(results) == expected
 
@@ -170,7 +169,7 @@ def test_imap_keeps_the_order_imap_unordered_does_not():
 def test_imap_raises_for_an_item_and_goes_on():
     results = iterator(IMapIterator, chunksize=2)
     job = chunk(results.items, 0, 2)
-    results.items.settle(job, Outcome(True, [Outcome(False, KeyError(1)), Outcome(True, 2)]))
+    results.items.settle(job, True, [(False, KeyError(1)), (True, 2)])
     results.items.end()
     with pytest.raises(KeyError):
         next(results)
@@ -185,7 +184,7 @@ def test_an_error_of_the_input_comes_after_its_results_and_ends_the_iteration():
     results.items.end(OSError("disk"))
     with pytest.raises(multiprocessing.TimeoutError):
         results.next(timeout=0)
-    results.items.settle(job, Outcome(True, 1))
+    results.items.settle(job, True, 1)
     assert next(results) == 1
     with pytest.raises(OSError, match="disk"):
         next(results)
@@ -200,7 +199,7 @@ def test_there_is_room_for_what_the_consumer_has_taken():
     while items.has_room():
         jobs.append(chunk(items, len(jobs), 2))
     assert len(jobs) == 2
-    items.settle(jobs[0], Outcome(True, [Outcome(True, 1), Outcome(True, 2)]))
+    items.settle(jobs[0], True, [(True, 1), (True, 2)])
     assert not items.has_room()
     next(results)
     next(results)
