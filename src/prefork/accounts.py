@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from prefork.channel import INLINE
 from prefork.crew import Worker
 from prefork.messages import Kind
@@ -10,9 +12,7 @@ from prefork.scheduler import Job
 
 __all__ = ["Accounts"]
 
-_FAILED = int(Kind.FAILED)
-
-MAX_OPEN_PARCELS = 128
+MAX_OPEN_PARCELS: Final = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
 
 
@@ -44,7 +44,7 @@ class Accounts:
         """
         if self.open.pop(job.id, None) is None:
             return
-        if kind in (ERROR, _FAILED):
+        if kind in (ERROR, Kind.FAILED):
             self.failed += 1
         else:
             self.finished += 1

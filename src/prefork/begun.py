@@ -8,12 +8,13 @@ result says when they started: one message and one wake-up less for each.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from prefork.scheduler import Job, Seat
 
 __all__ = ["Starts"]
 
-LONGEST_PAUSE = 0.5
+LONGEST_PAUSE: Final = 0.5
 """Seconds between two looks at a worker that does not start its job: one that was stopped."""
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, Final
 
 from prefork.messages import pack
 
 __all__ = ["CallPickler", "CallUnpickler"]
 
-MOST_FUNCTIONS = 1000  # to remember
+MOST_FUNCTIONS: Final = 1000  # to remember
 
 
 class CallPickler:

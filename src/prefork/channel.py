@@ -29,7 +29,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, Final
 
 from prefork import forks
 from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
@@ -37,16 +37,15 @@ from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_
 from prefork.stacks import BOX, BlackBox
 from prefork.watch import wait_for
 
-BOARD = 64  # bytes: the job, then when its limits' clock started, then when it was taken
-RING = 1 << 18  # bytes of shared memory for pickles on their way to one worker
-_BLACK_BOX = BOARD + RING  # where it starts
-_MEMORY = _BLACK_BOX + BOX
-INLINE = 1 << 16
+BOARD: Final = 64  # bytes: the job, then when its limits' clock started, then when it was taken
+RING: Final = 1 << 18  # bytes of shared memory for pickles on their way to one worker
+_BLACK_BOX: Final = BOARD + RING  # where it starts
+_MEMORY: Final = _BLACK_BOX + BOX
+INLINE: Final = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *parcel*."""
-MAX_TICKETS = select.PIPE_BUF // TICKET.size
+MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
-_CORRUPTED = int(Kind.CORRUPTED)
-_READ = 1 << 16  # bytes at once: a pipe holds no more
+_READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
 
 def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
@@ -259,8 +258,8 @@ class Channel(forks.Owned):
         while position + REPORT.size <= size:
             header = REPORT.unpack_from(data, position)
             job, started, seconds, length, kind, is_parcel, mark = header
-            if mark != MARK or length > INLINE or kind >= _CORRUPTED:
-                reports.append((_CORRUPTED, 0, 0.0, 0.0, None))
+            if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
+                reports.append((Kind.CORRUPTED, 0, 0.0, 0.0, None))
                 position = next_report(data, position + 1)
                 continue
             end = position + REPORT.size + length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from prefork.channel import Channel
 from prefork.deadlines import Expiry
@@ -17,11 +17,11 @@ from prefork.statistics import WorkerState, WorkerStatistics
 
 __all__ = ["GIVE_UP_SECONDS", "Sentence", "Worker"]
 
-LAST_WORDS_SECONDS = 0.1
+LAST_WORDS_SECONDS: Final = 0.1
 """So long a worker that is to be killed has for writing its stack: some hundred times what it
 takes. One that blocks signals does not even begin."""
 
-GIVE_UP_SECONDS = 5.0
+GIVE_UP_SECONDS: Final = 5.0
 """A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
 for; then its job fails and the pool goes on without it."""
 

@@ -8,17 +8,17 @@ limit, so that is when to look. What has not started then cannot expire before a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from prefork.scheduler import Job, Seat
 
 __all__ = ["MEMORY_SECONDS", "Deadlines", "Expiry", "Findings"]
 
-UNREAD_SECONDS = 2.0
+UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
 does not run: one that was stopped, for instance."""
 
-MEMORY_SECONDS = 0.1
+MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
 
 

@@ -136,18 +136,27 @@ class Dispatcher(forks.Owned):
             raise error
         raise ValueError(f"the pool is {self.state.value}: it takes no more jobs")
 
-    def submit(self, job: Job, feeding: bool = False) -> None:
+    def submit(self, job: Job) -> None:
         """Take a job: from now on it will be settled exactly once."""
         with self.lock:
-            if not (feeding and self.state is State.CLOSE):
+            self.check_running()
+            self._admit(job)
+
+    def submit_fed(self, job: Job) -> None:
+        """The same with a job of an input; those are read to their ends when the pool is closed."""
+        with self.lock:
+            if self.state is not State.CLOSE:
                 self.check_running()
-            try:
-                self._admit(job)
-            except BaseException:  # a signal handler's, such as KeyboardInterrupt
-                self._give_up(job)
-                raise
+            self._admit(job)
 
     def _admit(self, job: Job) -> None:
+        try:
+            self._take(job)
+        except BaseException:  # a signal handler's, such as KeyboardInterrupt
+            self._give_up(job)
+            raise
+
+    def _take(self, job: Job) -> None:
         self.accounts.admit(job)
         job.owner.bind(job)
         if job.flaw is not None:

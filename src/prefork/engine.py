@@ -96,16 +96,13 @@ class Engine:
     def feed(self, jobs: Generator[Job, None, None], result: Output, here: bool = False) -> None:
         """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
         who will wait for the result in any case."""
-        feeder = self._task_handler(jobs, self._submit_fed, result, self.jobs)
+        feeder = self._task_handler(jobs, self.jobs.submit_fed, result, self.jobs)
         try:
             self.jobs.begin_feed(feeder)
             self.driver.feed(feeder, here)
         except BaseException:
             self.jobs.end_feed(feeder)
             raise
-
-    def _submit_fed(self, job: Job) -> None:
-        self.jobs.submit(job, feeding=True)
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         self.callbacks(call, *args)

@@ -12,6 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterable
+from typing import Final
 
 from prefork.crew import Worker
 from prefork.dispatcher import Dispatcher, State
@@ -24,10 +25,7 @@ __all__ = ["Exchange"]
 
 logger = logging.getLogger("prefork")
 
-NO_STACK = "(no stack could be had: the process took no signals)"
-
-RESULTS = frozenset(map(int, (Kind.DONE, Kind.FAILED, Kind.OUTCOMES)))
-"""Kinds of reports that end a job."""
+NO_STACK: Final = "(no stack could be had: the process took no signals)"
 
 
 class Exchange(Dispatcher):
@@ -56,7 +54,7 @@ class Exchange(Dispatcher):
             return False
         count, seconds = 0, 0.0
         for kind, job_id, started, duration, payload in reports:
-            if kind in RESULTS:
+            if Kind.DONE <= kind <= Kind.OUTCOMES:
                 count += 1
                 seconds += duration
                 if (job := worker.sent.pop(job_id, None)) is not None:

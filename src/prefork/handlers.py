@@ -198,11 +198,13 @@ class TaskHandler(Role):
             return
         self._is_reading = True
         try:
-            while self._can_go_on():
-                if self._is_over() or (job := next(self.taskqueue, None)) is None:
-                    self._end()
+            while not self._is_over():
+                if not (self._has_all_room or self.outqueue.has_room()):
                     return
+                if (job := next(self.taskqueue, None)) is None:
+                    break
                 self.put(job)
+            self._end()
         except BaseException as exc:  # of the user's iterable: it goes to who reads the results
             self.error = exc
             self._end()

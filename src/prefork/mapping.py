@@ -17,7 +17,7 @@ __all__ = ["MapFamily"]
 
 Items = TypeVar("Items", bound=IMapIterator)
 
-BUFFERED_PER_WORKER = 32
+BUFFERED_PER_WORKER = 128
 """Chunks on their way, per worker: enough for batches of short tasks."""
 
 
@@ -113,7 +113,7 @@ class MapFamily(Owner):
             chunksize: how many items are handed to a worker at once.
             lost_worker_timeout: instead of the pool's.
             buffersize: how many items the input is read ahead of the results that were taken;
-                None: 32 chunks per worker.
+                None: 128 chunks per worker.
         """
         limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
         return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)

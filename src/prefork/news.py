@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from prefork.deadlines import Expiry
 from prefork.messages import decode
@@ -17,9 +17,9 @@ from prefork.scheduler import NOBODY, Job, Wakes
 __all__ = ["ACCEPTED", "ERROR", "EXPIRED", "Accepted", "News"]
 
 # What news are about, beside the kinds of reports that end a job.
-ERROR = -1  # the job has failed; the detail is the exception
-ACCEPTED = -2  # a worker has started it; an `Accepted`
-EXPIRED = -3  # a time limit has passed; an `Expiry`
+ERROR: Final = -1  # the job has failed; the detail is the exception
+ACCEPTED: Final = -2  # a worker has started it; an `Accepted`
+EXPIRED: Final = -3  # a time limit has passed; an `Expiry`
 
 
 class Accepted(NamedTuple):

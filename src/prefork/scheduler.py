@@ -17,19 +17,19 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from prefork.arguments import NO_LIMITS, Limits
 from prefork.messages import CALL, LIMITED, function_name
 
 __all__ = ["NOBODY", "Job", "JobOwner", "Scheduler", "Seat", "Wakes"]
 
-BATCH_SECONDS = 0.01
+BATCH_SECONDS: Final = 0.01
 """Work to keep in each inbox: more than the 5 ms that a busy thread may keep the interpreter lock
 (`sys.getswitchinterval`), so that a worker does not run dry before the pool's threads get it."""
-MAX_DEPTH = 100  # jobs in one inbox, the running one included
-MIN_DEPTH = 2
-_SMOOTHING = 0.1  # weight of the newest job in the running mean
+MAX_DEPTH: Final = 100  # jobs in one inbox, the running one included
+MIN_DEPTH: Final = 2
+_SMOOTHING: Final = 0.1  # weight of the newest job in the running mean
 
 
 class Wakes(Protocol):
@@ -66,7 +66,7 @@ class _Nobody:
         pass
 
 
-NOBODY = _Nobody()
+NOBODY: Final = _Nobody()
 """The owner of a job that is settled."""
 
 

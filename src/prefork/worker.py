@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import DupFd, ForkingPickler
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from prefork import forks, stacks
 from prefork.calls import CallUnpickler
@@ -43,11 +43,13 @@ from prefork.parcels import Parcel
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions", "main"]
 
-SOFT_SIGNAL = signal.SIGUSR1
+SOFT_SIGNAL: Final = signal.SIGUSR1
 
-_SMALL = 1 << 12  # bytes of a pickle that fit into any pipe beside what else starts a process
+_SMALL: Final = (
+    1 << 12
+)  # bytes of a pickle that fit into any pipe beside what else starts a process
 
-_EXITS = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
+_EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
 class Initializer:
@@ -238,7 +240,7 @@ class _Worker(forks.Owned):
             return self._encode([func(item) for item in items])
         return self._encode([func(*item) for item in items])
 
-    def _encode(self, value: object) -> tuple[Kind, bytes, list[memoryview]]:
+    def _encode(self, value: object) -> tuple[int, bytes, list[memoryview]]:
         return encode_result(value, self._options.soft_limit)
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
