@@ -13,7 +13,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test servers test-oldest-celery lint format bench bench-full clean
+.PHONY: help demo test compiled servers test-oldest-celery lint format bench bench-full clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -35,15 +35,29 @@ demo: $(INSTALLED) ## Measure the standard library, and three files that behave 
 	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl || [ $$? -eq 1 ]
 	@$(BIN)/python examples/stdlib_demo.py check $(DEMO)
 
-test: $(INSTALLED) servers lint ## Lint, then run all tests
+test: $(INSTALLED) servers lint compiled ## Lint, then run all tests
 # The tests get a temporary directory of their own, which goes with them. pytest's exit code 5
 # says that it found no tests, which is no failure for the serial ones: there may be none.
+# The unit tests take the source apart; what is compiled is tested as a whole.
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-test.XXXXXX"); \
 	trap 'rm -rf "$$scratch"' EXIT; \
 	export TMPDIR="$$scratch"; \
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
 	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/celery_worker; \
-	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]
+	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]; \
+	PYTHONPATH=$(COMPILED) $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
+
+# A place of its own, since the tests are to be run with both. It is built from a copy, since the
+# compiler leaves what it makes in the source.
+COMPILED := build/compiled
+compiled: $(COMPILED)/.made ## Compile the modules that every call goes through, into build/compiled
+$(COMPILED)/.made: $(INSTALLED) pyproject.toml $(shell find src -name '*.py')
+	@echo 'Compiling into $(COMPILED)'
+	@rm -rf $(COMPILED) build/source
+	@mkdir -p build/source
+	@cp -R pyproject.toml README.md LICENSE src build/source
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) build/source/
+	@touch $@
 
 # Redis and RabbitMQ, for the tests of celery workers; the tests start servers of their own.
 SERVERS := redis-server rabbitmq-server
@@ -83,7 +97,7 @@ format: $(INSTALLED) ## Format the code, and fix what ruff can fix
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
 # BENCH passes options on, as in: make bench BENCH='--only apply imap --rounds 5'
-bench: $(BENCH_INSTALLED) ## Measure beside other pools: two minutes (all of it: make bench-full)
+bench: $(BENCH_INSTALLED) compiled ## Measure beside other pools: two minutes (all of it: make bench-full)
 	$(BIN)/python -m benchmarks.side_by_side run $(if $(FULL),--full) $(BENCH)
 	$(BIN)/python -m benchmarks.side_by_side charts
 

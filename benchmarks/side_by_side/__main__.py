@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.peers import PEERS, REFERENCE
 from benchmarks.side_by_side.report import report
+from benchmarks.side_by_side.sample import ROOT
 from benchmarks.side_by_side.summary import Run
 from benchmarks.side_by_side.workloads import FULL, QUICK, WORKLOADS
 
@@ -48,6 +49,10 @@ def main() -> None:
 def _run(args: argparse.Namespace) -> None:
     mode = FULL if args.full else QUICK
     peers = [peer for peer in PEERS if peer in {REFERENCE, *args.peers}]
+    for peer in peers:
+        home = PEERS[peer].home
+        if home is not None and not (ROOT / home / "prefork").is_dir():
+            raise SystemExit(f"{home} has no prefork in it: make compiled")
     plan = rounds.Plan(mode, args.rounds or ROUNDS[mode], args.only, peers)
     data = rounds.run(plan)
     args.results.parent.mkdir(parents=True, exist_ok=True)

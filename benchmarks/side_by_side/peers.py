@@ -23,6 +23,7 @@ class Peer:
     module: ClassVar[str]
     """To be imported before a start is timed."""
     distribution: ClassVar[str | None] = None  # that it comes with; None: the standard library
+    home: ClassVar[str | None] = None  # a folder of the checkout that it is imported from
     default_chunk_is_one: ClassVar[bool] = False
     """Whether `map` hands over items one by one by default: slow, so it is given fewer."""
 
@@ -91,11 +92,18 @@ class _PoolPeer(Peer):
 class Prefork(_PoolPeer):
     module = "prefork.pool"
     distribution = "prefork"
+    home = "build/compiled"
 
     def __init__(self, workers: int, method: str) -> None:
         from prefork import Pool
 
         self._pool = Pool(workers, context=method)
+
+
+class PreforkInterpreted(Prefork):
+    """The same source, as plain Python."""
+
+    home = "src"
 
 
 class Multiprocessing(_PoolPeer):
@@ -236,6 +244,7 @@ class Joblib(Peer):
 
 PEERS: dict[str, type[Peer]] = {
     "prefork": Prefork,
+    "not compiled": PreforkInterpreted,
     "multiprocessing": Multiprocessing,
     "concurrent.futures": ConcurrentFutures,
     "billiard": Billiard,
@@ -246,6 +255,7 @@ PEERS: dict[str, type[Peer]] = {
 }
 
 REFERENCE = "prefork"
+OTHERS = [name for name, peer in PEERS.items() if not issubclass(peer, Prefork)]
 
 
 def versions() -> dict[str, str]:

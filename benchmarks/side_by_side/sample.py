@@ -34,6 +34,12 @@ class Task(NamedTuple):
     loops: int
 
 
+def environment(contender: str) -> dict[str, str]:
+    """What makes its process import this pool from where it is to come from."""
+    peer = PEERS.get(contender)
+    return {"PYTHONPATH": str(ROOT / peer.home)} if peer is not None and peer.home else {}
+
+
 def measure(task: Task) -> dict[str, float]:
     workload = WORKLOADS[task.workload]
     peer = PEERS.get(task.contender, PEERS[REFERENCE])
@@ -50,6 +56,7 @@ def take(task: Task, deadline: float) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, json.dumps(task)],
             cwd=ROOT,
+            env=os.environ | environment(task.contender),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=error,

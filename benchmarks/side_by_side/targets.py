@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.side_by_side.peers import PEERS, REFERENCE
+from benchmarks.side_by_side.peers import OTHERS, REFERENCE
 from benchmarks.side_by_side.summary import Run
 
 Value = Callable[[Run], float | None]
@@ -45,7 +45,7 @@ def _own(workload: str, metric: str) -> Value:
 
 def _fastest_peer(workload: str) -> Value:
     def value(run: Run) -> float | None:
-        others = [_times(workload, peer)(run) for peer in PEERS if peer != REFERENCE]
+        others = [_times(workload, peer)(run) for peer in OTHERS]
         return min((times for times in others if times is not None), default=None)
 
     return value

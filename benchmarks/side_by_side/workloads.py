@@ -14,7 +14,7 @@ from benchmarks.side_by_side.peers import Peer
 
 FULL, QUICK = "full", "quick"
 
-CORE = ("prefork", "multiprocessing", "concurrent.futures", "billiard")
+CORE = ("prefork", "not compiled", "multiprocessing", "concurrent.futures", "billiard")
 
 Measure = Callable[[Bench], Metrics]
 
@@ -191,7 +191,7 @@ def _many_workers(workers: int) -> Workload:
         measure=partial(measures.many_workers, workers=workers),
         full=20_000,
         quick=0 if workers == 256 else 5_000,
-        only=("prefork", "multiprocessing", "billiard"),
+        only=("prefork", "not compiled", "multiprocessing", "billiard"),
     )
 
 

@@ -28,6 +28,8 @@ Layout, from the top; a module imports only from those below it:
     worker            what runs in the child process
     iterators         lazy iterators over results
     results           result handles
+    owners            what a result asks of its pool (types)
+    waiting           where threads wait for one another
     scheduler         who gets which task        (policy, no I/O)
     deadlines         what expires when          (policy, no I/O)
     begun             whose start is still to be told (policy, no I/O)
