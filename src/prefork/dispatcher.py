@@ -29,7 +29,7 @@ from prefork.messages import (
     TICKET,
 )
 from prefork.news import News
-from prefork.scheduler import Job, Scheduler, Seat
+from prefork.scheduler import HOLD_SECONDS, Job, Scheduler, Seat
 from prefork.waiting import Signal
 from prefork.watch import Watch
 
@@ -79,6 +79,7 @@ class Dispatcher(forks.Owned):
             an initializer that failed, the last job done.
         look_interval: see `Deadlines`.
         accept_delay: see `Starts`.
+        cpus: see `Scheduler`.
     """
 
     def __init__(
@@ -86,16 +87,19 @@ class Dispatcher(forks.Owned):
         staff_bell: Callable[[], object],
         look_interval: float | None = None,
         accept_delay: float | None = None,
+        cpus: int = 2,
     ) -> None:
         self.lock = threading.RLock()  # re-entrant, as a finalizer may run inside
         self.state = State.RUN
         self.workers: list[Worker] = []
         self.feeders: set[Feeder] = set()  # inputs that are still being read
         self.outboxes: Watch[Worker] = Watch()
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(cpus)
         self.deadlines = Deadlines(look_interval)
         self._looks_always = look_interval is not None
         self.begun = Starts(accept_delay)
+        self.held_until: float | None = None  # monotonic; then it is seen whether that pays
+        self._settled_before = 0
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
@@ -161,8 +165,12 @@ class Dispatcher(forks.Owned):
         job.owner.bind(job)
         if job.flaw is not None:
             self.accounts.fail(job, job.flaw)
-        elif (seat := self.scheduler.submit(job)) is not None:
+            return
+        seat = self.scheduler.submit(job)
+        if seat is not None:
             self._transmit(seat, [job])
+        if self.held_until is None:
+            self._hold()
 
     def _give_up(self, job: Job) -> None:
         """A submission was interrupted, nobody knows where; the job must not stay behind."""
@@ -277,6 +285,25 @@ class Dispatcher(forks.Owned):
                 break  # it has read them meanwhile
             scheduler.return_jobs(victim, jobs)
             self._hand_out(scheduler.idle_seats())
+        if self.held_until is None:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Short jobs may be waiting for workers that are at work, while others idle: look later
+        whether that was right."""
+        if self.scheduler.is_holding() and self.scheduler.has_waiting():
+            self.held_until = time.monotonic() + HOLD_SECONDS
+            self._settled_before = self.accounts.settled
+            self.limit_sent()
+
+    def release(self) -> None:
+        """It was not, if nobody has finished anything since."""
+        self.held_until = None
+        if self.accounts.settled == self._settled_before:
+            self.scheduler.stop_holding()
+            self.distribute()
+        else:
+            self._hold()
 
     def _hand_out(self, seats: Iterable[Seat] | None) -> None:
         """Again, if a job could not be sent and failed, so that its worker still has nothing."""

@@ -38,10 +38,11 @@ class Enforcement:
     # ---- limits
 
     def next_look(self) -> float | None:
-        """When the next limit can expire (monotonic, seconds), or a start be told; None: no limit
-        runs."""
-        limits, starts = self._jobs.deadlines.next_look, self._jobs.begun.next_look
-        return min(limits, starts) if limits and starts else limits or starts
+        """When the next limit can expire, a start is to be told, or jobs are held for too long
+        (monotonic, seconds); None: nothing of that."""
+        jobs = self._jobs
+        times = (jobs.deadlines.next_look, jobs.begun.next_look, jobs.held_until)
+        return min((time for time in times if time is not None), default=None)
 
     def enforce(self, now: float) -> None:
         """See which limits have expired, and do what follows."""
@@ -49,6 +50,8 @@ class Enforcement:
         with jobs.lock:
             if jobs.begun.next_look is not None and now >= jobs.begun.next_look:
                 self._tell_starts(now)
+            if jobs.held_until is not None and now >= jobs.held_until:
+                jobs.release()
             if jobs.deadlines.next_look is None or now < jobs.deadlines.next_look:
                 return
             expired, unread = jobs.deadlines.look(jobs.workers, now)

@@ -27,6 +27,11 @@ __all__ = ["NOBODY", "Job", "JobOwner", "Scheduler", "Seat", "Wakes"]
 BATCH_SECONDS: Final = 0.01
 """Work to keep in each inbox: more than the 5 ms that a busy thread may keep the interpreter lock
 (`sys.getswitchinterval`), so that a worker does not run dry before the pool's threads get it."""
+SHORT_SECONDS: Final = 0.00005
+"""To wake a worker takes about as much of a CPU. So jobs that are shorter wait for one that is at
+work, if as many are as there are CPUs."""
+HOLD_SECONDS: Final = 0.001
+"""If none of those finishes anything for so long, they go to who idles, after all."""
 MAX_DEPTH: Final = 100  # jobs in one inbox, the running one included
 MIN_DEPTH: Final = 2
 _SMOOTHING: Final = 0.1  # weight of the newest job in the running mean
@@ -171,7 +176,13 @@ class Seat:
 
 
 class Scheduler:
-    def __init__(self) -> None:
+    """
+    Args:
+        cpus: how many workers are enough for jobs that are shorter than `SHORT_SECONDS`.
+    """
+
+    def __init__(self, cpus: int = 2) -> None:
+        self._cpus = cpus
         self.queue: deque[Job] = deque()
         self.seats: list[Seat] = []
         self.mean_seconds: float | None = None
@@ -223,7 +234,7 @@ class Scheduler:
     def submit(self, job: Job) -> Seat | None:
         """Take a new job: the seat to send it to now, or None if it is queued."""
         if not self.queue:
-            if self._idle:
+            if self._idle and not self.is_holding():
                 seat = next(reversed(self._idle))
             elif self._low and self._may_queue_behind(job):
                 seat = next(reversed(self._low))
@@ -236,6 +247,23 @@ class Scheduler:
             return seat
         self.queue.append(job)
         return None
+
+    def is_holding(self) -> bool:
+        """Whether jobs wait for workers that are at work, though others idle."""
+        return (
+            bool(self._idle)
+            and self.mean_seconds is not None
+            and self.mean_seconds < SHORT_SECONDS
+            and len(self._low) + len(self._deep) >= self._cpus
+        )
+
+    def has_waiting(self) -> bool:
+        """Whether there are jobs that others may have to wait for."""
+        return bool(self.queue or self._deep)
+
+    def stop_holding(self) -> None:
+        """The jobs are not as short as they seemed."""
+        self.mean_seconds = SHORT_SECONDS
 
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
@@ -253,7 +281,7 @@ class Scheduler:
                     yield seat, batch
 
     def _batch(self, seat: Seat, depth: int) -> list[Job]:
-        share = -(-len(self.queue) // len(self.seats))
+        share = -(-len(self.queue) // (self._cpus if self.is_holding() else len(self.seats)))
         room = min(depth - len(seat.sent), max(share, 1), seat.quota - len(seat.sent))
         batch: list[Job] = []
         while self.queue and len(batch) < room:
@@ -301,13 +329,13 @@ class Scheduler:
 
     def steal(self) -> tuple[Seat, int] | None:
         """A worker idles and nothing is queued: from whom to take back how many tasks."""
-        if self.queue or not self._idle or not self._deep:
+        if self.queue or not self._idle or not self._deep or self.is_holding():
             return None
         victim = max(self._deep, key=lambda seat: len(seat.sent))
         return victim, len(victim.sent) // 2 if victim.ready else len(victim.sent)
 
     def idle_seats(self) -> list[Seat]:
-        return list(self._idle)
+        return list(reversed(self._idle))
 
     def put_back(self, job: Job) -> None:
         """Run this one again, before all others; no seat has it any more."""

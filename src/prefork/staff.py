@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from prefork.cpus import available_cpus
 from prefork.crew import Worker
 from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import State
@@ -51,7 +52,9 @@ class Staff:
         self.processes = options.processes  # how many workers there should be
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
-        self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay)
+        # With no more workers than CPUs it makes no difference, and two are always enough.
+        cpus = max(2, available_cpus()) if options.processes > 2 else 2
+        self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from prefork.channel import MAX_TICKETS
-from prefork.scheduler import BATCH_SECONDS, MAX_DEPTH, MIN_DEPTH, Job, Scheduler, Seat
+from prefork.scheduler import (
+    BATCH_SECONDS,
+    MAX_DEPTH,
+    MIN_DEPTH,
+    SHORT_SECONDS,
+    Job,
+    Scheduler,
+    Seat,
+)
 
 
 class Owner:
@@ -59,6 +67,26 @@ def test_the_worker_that_was_idle_last_is_preferred_its_caches_are_warm(schedule
     finish(scheduler, first.seat, first.id, 0.001)
     finish(scheduler, second.seat, second.id, 0.001)
     assert scheduler.submit(make_job()) is second.seat
+
+
+def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
+    scheduler = Scheduler(cpus=2)
+    busy = seats(scheduler, 2)
+    scheduler.submit(make_job())
+    scheduler.submit(make_job())
+    idle = seats(scheduler, 5)
+    scheduler.mean_seconds = SHORT_SECONDS / 2
+    assert {scheduler.submit(make_job()) for _ in range(20)} == {*busy, None}
+    assert scheduler.is_holding()
+    finish(scheduler, busy[0], next(iter(busy[0].sent)), SHORT_SECONDS / 2)
+    ((seat, batch),) = scheduler.hand_out([busy[0]])
+    assert seat is busy[0]
+    assert len(batch) == 9  # of 18, for two
+    scheduler.queue.clear()
+    assert scheduler.steal() is None
+    scheduler.stop_holding()
+    assert scheduler.submit(make_job()) in idle
+    assert scheduler.steal() is not None
 
 
 def test_long_jobs_are_handed_out_one_ahead_short_ones_in_batches(scheduler):
@@ -145,7 +173,8 @@ def test_a_report_of_a_job_that_was_given_up_is_nobodys(scheduler):
 
 
 class Lives(RuleBasedStateMachine):
-    """Whatever happens, each job is in exactly one place, and no worker idles beside a queue."""
+    """Whatever happens, each job is in exactly one place, and no worker idles beside a queue, unless
+    short jobs are held."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,6 +231,13 @@ class Lives(RuleBasedStateMachine):
             self.scheduler.return_jobs(seat, list(seat.sent)[1 : 1 + count])
             self.hand_out()
 
+    @precondition(lambda self: self.scheduler.is_holding())
+    @rule()
+    def stop_holding(self) -> None:
+        self.scheduler.stop_holding()
+        assert not self.scheduler.is_holding()
+        self.hand_out()
+
     @invariant()
     def each_job_is_in_one_place(self) -> None:
         places = list(self.scheduler.queue)
@@ -212,7 +248,7 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def nobody_idles_beside_a_queue(self) -> None:
-        if self.scheduler.queue:
+        if self.scheduler.queue and not self.scheduler.is_holding():
             assert not self.scheduler.idle_seats()
 
 
