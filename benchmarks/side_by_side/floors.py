@@ -7,13 +7,16 @@ and no worker that could die.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from socket import recv_fds, send_fds
 from statistics import median
 from typing import TypeVar
 
@@ -71,6 +74,38 @@ def socket_ping_pong(size: int) -> Metrics:
         try:
             return _ping_pong(size, ours.send, ours.recv)
         finally:
+            ours.close()
+
+
+def threaded_ping_pong(size: int) -> Metrics:
+    """The same, but the answers are read by another thread, as in any pool whose results arrive
+    while nobody waits for them."""
+    ours, theirs = socket.socketpair()
+
+    def echo() -> None:
+        ours.close()
+        while message := theirs.recv(64):
+            theirs.send(message)
+
+    with forked(echo):
+        theirs.close()
+        answered = threading.Semaphore(0)
+
+        def read() -> None:
+            while ours.recv(64):
+                answered.release()
+
+        def wait(_: int) -> bytes:
+            answered.acquire()
+            return MESSAGE
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        try:
+            return _ping_pong(size, ours.send, wait)
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+            thread.join()
             ours.close()
 
 
@@ -188,6 +223,44 @@ def copies(array: object, copies: int, repeats: int) -> Metrics:
         for _ in range(repeats):
             for _ in range(copies):
                 tasks.touch(array.copy())
+    return cost.per(repeats)
+
+
+def through_memory_files(array: object, repeats: int, back: bool) -> Metrics:
+    """The array through a memory file to another process, which maps and reads it; and the same way
+    back. The kernel gives each file new pages."""
+    import numpy as np
+
+    assert isinstance(array, np.ndarray)
+    ours, theirs = socket.socketpair()
+
+    def send(socket: socket.socket, array: object) -> None:
+        fd = os.memfd_create("floor")
+        os.write(fd, memoryview(array).cast("B"))  # type: ignore[arg-type]
+        send_fds(socket, [b"!"], [fd])
+        os.close(fd)
+
+    def receive(socket: socket.socket) -> object:
+        _, (fd,), _, _ = recv_fds(socket, 1, 1)
+        found = np.frombuffer(mmap.mmap(fd, array.nbytes, mmap.MAP_PRIVATE), dtype=array.dtype)
+        os.close(fd)
+        tasks.touch(found)
+        return found
+
+    def serve() -> None:
+        ours.close()
+        with contextlib.suppress(ValueError):  # no descriptor has come: the other end is closed
+            while True:
+                found = receive(theirs)
+                send(theirs, found) if back else theirs.send(b"!")
+
+    with forked(serve):
+        theirs.close()
+        with Cost() as cost:
+            for _ in range(repeats):
+                send(ours, array)
+                receive(ours) if back else ours.recv(1)
+        ours.close()
     return cost.per(repeats)
 
 

@@ -63,6 +63,7 @@ _CALLS = {
         floors={
             "floor: socket ping-pong": lambda bench: floors.socket_ping_pong(bench.size),
             "floor: pipe ping-pong": lambda bench: floors.pipe_ping_pong(bench.size),
+            "floor: a thread reads": lambda bench: floors.threaded_ping_pong(bench.size),
         },
     ),
     "map": Workload(
@@ -122,7 +123,10 @@ _PAYLOADS = {
         full=10,
         quick=2,
         floors={
-            "floor: one copy": lambda bench: floors.copies(measures.new_array(), 1, bench.size)
+            "floor: one copy": lambda bench: floors.copies(measures.new_array(), 1, bench.size),
+            "floor: a memory file": lambda bench: floors.through_memory_files(
+                measures.new_array(), bench.size, back=False
+            ),
         },
     ),
     "array_back": Workload(
@@ -132,7 +136,10 @@ _PAYLOADS = {
         full=10,
         quick=1,
         floors={
-            "floor: two copies": lambda bench: floors.copies(measures.new_array(), 2, bench.size)
+            "floor: two copies": lambda bench: floors.copies(measures.new_array(), 2, bench.size),
+            "floor: two memory files": lambda bench: floors.through_memory_files(
+                measures.new_array(), bench.size, back=True
+            ),
         },
     ),
     "array_there_memory": Workload(

@@ -173,8 +173,8 @@ def test_a_report_of_a_job_that_was_given_up_is_nobodys(scheduler):
 
 
 class Lives(RuleBasedStateMachine):
-    """Whatever happens, each job is in exactly one place, and no worker idles beside a queue, unless
-    short jobs are held."""
+    """Whatever happens, each job is in exactly one place, and no worker idles beside a queue,
+    unless short jobs are held."""
 
     def __init__(self) -> None:
         super().__init__()
