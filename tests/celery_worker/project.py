@@ -19,6 +19,7 @@ from pathlib import Path
 
 from celery import Celery, signals
 from celery.exceptions import SoftTimeLimitExceeded
+from kombu.transport import virtual
 
 from gate import Door
 from helpers import log_start, mark
@@ -30,6 +31,9 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     **json.loads(os.environ.get("PROJECT_SETTINGS", "{}")),
 )
+
+if polling := os.environ.get("PROJECT_POLLING"):  # no setting of the transports that poll tables
+    virtual.Transport.polling_interval = float(polling)
 
 logger = logging.getLogger(__name__)
 

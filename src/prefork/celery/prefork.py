@@ -25,7 +25,7 @@ from celery.worker import state
 import prefork.pool
 import prefork.taskpool
 from prefork import errors
-from prefork.celery import child, failures, shutdown
+from prefork.celery import child, failures, rejections, shutdown
 from prefork.drivers import Loop
 from prefork.handlers import CallbackRunner
 from prefork.statistics import WorkerState
@@ -81,6 +81,11 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
 
     # ---- its life
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.threads and self.app is not None:
+            self.app.steps["consumer"].add(rejections.Rejections)
+
     def on_start(self) -> None:
         if not self.options.get("forking_enable", True):
             os.environ[child.FRESH] = "1"
@@ -120,10 +125,11 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
             return
         self._pool.close()
         if state.should_terminate:
-            # Celery has just cancelled what it knows to run. What it has not been told of goes
-            # back to the broker, as nothing is acknowledged.
+            # Celery has just cancelled what it knew to run. What it had not been told of, or is
+            # told of by a thread meanwhile, would be waited for; it goes back to the broker, as
+            # nothing is acknowledged.
             for task in list(self.tasks):
-                if task.pid is None:
+                if task.signum is None:
                     task.abandon(signal.SIGTERM)
         if not self._pool.is_busy_here():  # else a signal handler calls, and celery calls again
             shutdown.drain(self._pool)
