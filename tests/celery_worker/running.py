@@ -122,8 +122,13 @@ class Worker(Client):
 
     @property
     def log(self) -> str:
-        other = self.log_file.parent / "tasks-0.log"  # with the option --logfile tasks-%i.log
-        return self.log_file.read_text() + (other.read_text() if other.exists() else "")
+        # The others: with the options --logfile tasks-%i.log and --logfile tasks%I.log
+        files = (
+            self.log_file,
+            *self.log_file.parent.glob("tasks-0.log"),
+            *self.log_file.parent.glob("tasks.log"),
+        )
+        return "".join(file.read_text() for file in files)
 
     def logged(self, text: str, times: int = 1) -> str:
         """Wait until the log has this text so often."""
