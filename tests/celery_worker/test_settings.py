@@ -218,7 +218,7 @@ def test_as_many_processes_as_there_are_cpus(start_worker):
     assert found != "tasks.log"
 
 
-def test_late_acknowledgement_of_all_tasks(start_worker, redis, gate):
+def test_late_acknowledgement_of_all_tasks(start_worker, gate):
     """Tasks that fail or exceed their limit are rejected, and those whose process is lost go back
     to the broker."""
     worker = start_worker(
@@ -234,9 +234,9 @@ def test_late_acknowledgement_of_all_tasks(start_worker, redis, gate):
     assert worker.get(result) == "again"
     assert isinstance(worker.outcome(worker.send("fail")), ValueError)
     assert isinstance(worker.outcome(worker.send("hang", time_limit=SOON)), TimeLimitExceeded)
-    with worker.app.connection_for_read() as connection:
-        eventually(
-            lambda: not connection.default_channel.client.hlen("unacked"), "no message is held"
-        )
-        assert connection.default_channel.client.llen(worker.queue) == 0
+    if CELERY >= (5, 5):  # before, a task that exceeded its limit was not even rejected
+        with worker.app.connection_for_read() as connection:
+            client = connection.default_channel.client
+            eventually(lambda: not client.hlen("unacked"), "no message is held")
+            assert client.llen(worker.queue) == 0
     assert worker.stop() == 0

@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 from celery.exceptions import TimeLimitExceeded
+from celery.worker.consumer import Consumer
 from kombu.transport.sqlalchemy import Channel
 from running import CELERY
 
@@ -100,6 +101,10 @@ def left(worker):
         return channel.queue_declare(worker.queue, passive=True).message_count
 
 
+@pytest.mark.skipif(
+    not hasattr(Consumer, "call_soon_ack"),
+    reason="older celery forgets acknowledgements at the end",
+)
 def test_warm_shutdown(own_worker, gate):
     """What runs is finished. What waits is left to others, and there once."""
     running = [own_worker.send("enter_late", gate._address, x) for x in range(2)]

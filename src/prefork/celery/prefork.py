@@ -1,8 +1,8 @@
 """The pool, as celery's worker calls it.
 
-    hub      the worker has an event loop (Redis, RabbitMQ): the pool has no threads, the loop
+    hub      the worker has an event loop (Redis, RabbitMQ, SQS): the pool has no threads, the loop
              drives it, and everything is called back in the loop's thread
-    threads  it has none (SQS, a file system, SQL): the pool has threads of its own
+    threads  it has none (SQL, a file system): the pool has threads of its own
 
 This module is called so because celery looks at the last part of a pool's module in its banner
 and in `celery.contrib.testing`, where "prefork" means worker processes.

@@ -2,6 +2,11 @@
 
 import os
 
+from celery.fixups.django import DjangoWorkerFixup
+
+NEWER = hasattr(DjangoWorkerFixup, "_is_prefork")
+"""Older celery knows no pools of connections, and lets a connection live on after the task."""
+
 SECRET_KEY = "none"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -10,8 +15,8 @@ DATABASES = {
     "default": {
         "ENGINE": "django_site.pooled",
         "NAME": os.environ.get("SITE_DATABASE"),
-        "CONN_MAX_AGE": None,  # for ever
-        "OPTIONS": {"pool": True, "timeout": 20},
+        "CONN_MAX_AGE": None if NEWER else 0,  # None: for ever
+        "OPTIONS": {"pool": NEWER, "timeout": 20},
     }
 }
 CELERY_BROKER_URL = os.environ.get("PROJECT_BROKER")

@@ -19,9 +19,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return params
 
     def get_new_connection(self, params: dict[str, Any]) -> Any:
-        maker = self.pools.setdefault(self.alias, os.getpid())
-        if maker != os.getpid():
-            raise InternalError(f"this pool was made by process {maker}")
+        if self.settings_dict["OPTIONS"]["pool"]:
+            maker = self.pools.setdefault(self.alias, os.getpid())
+            if maker != os.getpid():
+                raise InternalError(f"this pool was made by process {maker}")
         return super().get_new_connection(params)
 
     def close_pool(self) -> None:
