@@ -38,7 +38,7 @@ def start_on(database, start, *options):
 
 
 @pytest.fixture(scope="module")
-def worker(start_shared, database):
+def worker(database, start_shared):
     """Its processes are killed, and the new ones use the database. A fork, while a thread is in the
     middle of something in SQLite, would have them wait for it for ever."""
     if CELERY < (5, 7):
@@ -47,7 +47,7 @@ def worker(start_shared, database):
 
 
 @pytest.fixture
-def own_worker(start_worker, database):
+def own_worker(database, start_worker):
     return start_on(database, start_worker)
 
 
