@@ -32,7 +32,12 @@ def database(tmp_path_factory):
 
 
 def start_on(database, start, *options):
-    worker = start(*options, broker=database, env={"PROJECT_POLLING": "0.02"})
+    worker = start(
+        *options,
+        broker=database,
+        env={"PROJECT_POLLING": "0.02"},
+        settings={"worker_proc_alive_timeout": 30},
+    )
     worker.app.conf.broker_transport_options = {}  # all of them go to the database's driver
     return worker
 
