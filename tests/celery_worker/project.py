@@ -5,6 +5,7 @@ Its settings come from the environment, as JSON in `PROJECT_SETTINGS`.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from celery import Celery, signals
 from celery.exceptions import SoftTimeLimitExceeded
+from kombu.transport import virtual
 
 from gate import Door
 from helpers import log_start, mark
@@ -28,8 +30,11 @@ app.conf.update(
     result_backend=os.environ.get("PROJECT_BACKEND"),
     broker_connection_retry_on_startup=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    **json.loads(os.environ.get("PROJECT_SETTINGS", "{}")),
 )
+app.conf.update(json.loads(os.environ.get("PROJECT_SETTINGS", "{}")))
+
+if polling := os.environ.get("PROJECT_POLLING"):  # no setting of the transports that poll tables
+    virtual.Transport.polling_interval = float(polling)
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +181,20 @@ def spin(path=None):
             pass
     except SoftTimeLimitExceeded as exc:
         return f"caught {type(exc).__module__}.{type(exc).__name__}"
+
+
+@app.task
+def leave_a_child(address, value=None):
+    """The process dies. What it has forked, without Python's knowledge, goes on in its place."""
+    if ctypes.PyDLL(None).fork():
+        os._exit(1)
+    return wait_at(address, value)
+
+
+@app.task
+def value_of(module):
+    """What a module says that this process has inherited."""
+    return sys.modules[module].VALUE
 
 
 @app.task

@@ -28,8 +28,9 @@ POOL = "prefork.celery:TaskPool"
 class Client:
     """Sends tasks to one queue, and gets their results from Redis."""
 
-    def __init__(self, broker: str, backend: str, queue: str) -> None:
+    def __init__(self, broker: str, backend: str, queue: str, project: str = "project") -> None:
         self.queue = queue
+        self.project = project
         self._urls = broker, backend
         self.reconnect()
 
@@ -42,7 +43,7 @@ class Client:
         self.app.conf.broker_transport_options = {"client": uuid.uuid4().hex}
 
     def send(self, name: str, *args: Any, **options: Any) -> AsyncResult[Any]:
-        return self.app.send_task(f"project.{name}", args, queue=self.queue, **options)
+        return self.app.send_task(f"{self.project}.{name}", args, queue=self.queue, **options)
 
     def run(self, name: str, *args: Any, **options: Any) -> Any:
         return self.get(self.send(name, *args, **options))
@@ -76,12 +77,13 @@ class Worker(Client):
         settings: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         pool: str | None = POOL,
-        concurrency: int = 2,
+        concurrency: int | None = 2,
         queue: str | None = None,
+        project: str = "project",
         ready: bool = True,
     ) -> None:
         self.name = uuid.uuid4().hex[:8]
-        super().__init__(broker, backend, queue or f"queue-{self.name}")
+        super().__init__(broker, backend, queue or f"queue-{self.name}", project)
         self.node = f"{self.name}@test"
         self.marks = folder / f"marks-{self.name}"
         self.marks.mkdir()
@@ -89,10 +91,11 @@ class Worker(Client):
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "celery", "-A", "project", "worker"),
+                    *(sys.executable, "-m", "celery", "-A", project, "worker"),
                     *("-n", self.node, "-Q", self.queue, "-l", "INFO"),
                     *(("-P", "custom") if pool else ()),
-                    *("-c", str(concurrency), "--without-mingle", "--without-gossip"),
+                    *(("-c", str(concurrency)) if concurrency else ()),
+                    *("--without-mingle", "--without-gossip"),
                     *options,
                 ],
                 env={
@@ -119,8 +122,13 @@ class Worker(Client):
 
     @property
     def log(self) -> str:
-        other = self.log_file.parent / "tasks-0.log"  # with the option --logfile tasks-%i.log
-        return self.log_file.read_text() + (other.read_text() if other.exists() else "")
+        # The others: with the options --logfile tasks-%i.log and --logfile tasks%I.log
+        files = (
+            self.log_file,
+            *self.log_file.parent.glob("tasks-0.log"),
+            *self.log_file.parent.glob("tasks.log"),
+        )
+        return "".join(file.read_text() for file in files)
 
     def logged(self, text: str, times: int = 1) -> str:
         """Wait until the log has this text so often."""

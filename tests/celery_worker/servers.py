@@ -1,5 +1,5 @@
-"""Redis and RabbitMQ, each started for one test run: on loopback, with a port and a folder of its
-own, and stopped after it."""
+"""Redis, RabbitMQ and a likeness of Amazon SQS, each started for one test run: on loopback, with a
+port and a folder of its own, and stopped after it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +126,22 @@ class Redis(Server):
                 return connection.recv(16).startswith(b"+PONG")
         except OSError:
             return False
+
+
+class SQS(Server):
+    """Amazon's queues, as a server that imitates them."""
+
+    @property
+    def url(self) -> str:
+        return f"sqs://key:secret@127.0.0.1:{self.port}"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
 
 
 class RabbitMQ(Server):

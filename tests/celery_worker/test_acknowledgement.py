@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from celery.exceptions import WorkerLostError
 from running import Worker
 from servers import Redis
 
-from helpers import eventually
+from helpers import eventually, has_ended
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def test_kills_under_load(worker, tmp_path):
     while not all(result.ready() for result in results[:500]) and kills < 30:
         before = sum(result.ready() for result in results)
         if workers := worker.workers:
-            os.kill(random.choice(workers), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # one that was killed just now
+                os.kill(random.choice(workers), signal.SIGKILL)
             kills += 1
         eventually(
             lambda before=before: sum(result.ready() for result in results) > before,
@@ -86,7 +88,8 @@ def test_kills_under_load_with_redelivery(worker, tmp_path):
     for _ in range(10):
         before = sum(result.ready() for result in results)
         if workers := worker.workers:
-            os.kill(random.choice(workers), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # one that was killed just now
+                os.kill(random.choice(workers), signal.SIGKILL)
         eventually(
             lambda before=before: (now := sum(r.ready() for r in results)) > before or now == 200,
             "it goes on",
@@ -142,3 +145,23 @@ def test_a_lost_connection(start_worker, own_broker, gate):
     for result in [*waiting, *after]:
         assert worker.log.count(f"[{result.id}] succeeded") == 1
     assert worker.stop() == 0
+
+
+def test_a_lost_connection_ends_what_would_run_again(start_worker, tmp_path_factory, gate):
+    """`worker_cancel_long_running_tasks_on_connection_loss`: those that are acknowledged late."""
+    with contextlib.closing(Redis(tmp_path_factory.mktemp("own"))) as server:
+        worker = start_worker(
+            broker=server, settings={"worker_cancel_long_running_tasks_on_connection_loss": True}
+        )
+        late = worker.send("enter_late", gate._address, "again")
+        early = worker.send("enter", gate._address, "once")
+        visitors = {visitor.value: visitor for visitor in (gate.arrival(), gate.arrival())}
+        eventually(lambda: len(worker.control("active")) == 2, "two run")
+        server.cut_connections()
+        eventually(lambda: has_ended(visitors["again"].pid), "it is ended")
+        worker.reconnect()
+        gate.arrival().go()  # it was delivered again
+        visitors["once"].go()
+        assert worker.get(late) == "again"
+        assert worker.get(early) == "once"
+        assert worker.stop() == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
-from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import Task
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from running import CELERY
 
-from helpers import eventually, has_ended, workers_of
+from helpers import eventually, has_ended
 from prefork.cpus import available_cpus
 
 SOON = 0.3
@@ -157,8 +159,90 @@ def test_a_memory_error_stops_the_worker(start_worker):
 # --- a lost result is waited for
 
 
-def test_worker_lost_wait(start_worker):
-    worker = start_worker(settings={"worker_lost_wait": 0.2})
-    pid = worker.run("info")["pid"]
-    assert pid in workers_of(worker.process.pid)
-    assert isinstance(worker.outcome(worker.send("leave", 1)), WorkerLostError)
+def test_worker_lost_wait(start_worker, gate):
+    """The process is lost. The result is not, as long as somebody could send it."""
+    worker = start_worker(settings={"worker_lost_wait": 3600})
+    result = worker.send("leave_a_child", gate._address, "late")
+    visitor = gate.arrival()
+    eventually(lambda: len(worker.noted("process_init")) == 3, "it has a successor")
+    assert [worker.run("add", x, 1) for x in range(5)] == [1, 2, 3, 4, 5]  # nobody else waits
+    assert [task["id"] for task in worker.control("active")] == [result.id]
+    assert not result.ready()
+    visitor.go()
+    assert worker.get(result) == "late"
+    eventually(lambda: not worker.control("active"), "celery knows that it is done")
+    assert "Worker exited prematurely" not in worker.log
+
+
+def test_worker_lost_wait_is_over(start_worker, gate):
+    worker = start_worker(settings={"worker_lost_wait": 2 * SOON})
+    before = time.monotonic()
+    result = worker.send("leave_a_child", gate._address)
+    visitor = gate.arrival()
+    error = worker.outcome(result)
+    assert isinstance(error, WorkerLostError)
+    assert "exited with code 1 while it ran project.leave_a_child" in str(error)
+    assert time.monotonic() - before >= 2 * SOON
+    eventually(lambda: has_ended(visitor.pid), "the child is killed")
+
+
+# --- what is revoked stays revoked
+
+
+def test_statedb(start_worker, tmp_path):
+    state = str(tmp_path / "state")
+    worker = start_worker("--statedb", state)
+    worker.control("revoke", task_id="unwanted")
+    for pid in worker.workers:
+        os.kill(pid, signal.SIGTERM)
+    assert worker.run("add", 1, 1) == 2
+    assert worker.stop() == 0
+    worker = start_worker("--statedb", state, queue=worker.queue)
+    assert worker.control("revoked") == ["unwanted"]
+    unwanted = worker.send("add", 1, 1, task_id="unwanted")
+    assert isinstance(worker.outcome(unwanted), TaskRevokedError)
+    assert worker.run("add", 1, 1) == 2
+    assert worker.stop() == 0
+
+
+# --- what else there is
+
+
+def test_as_many_processes_as_there_are_cpus(start_worker):
+    """And each has a log file of its own."""
+    worker = start_worker("--logfile", "tasks%I.log", concurrency=None)
+    assert worker.stats["max-concurrency"] == os.cpu_count()
+    worker.run("say", "hello")
+    texts = {path.name: path.read_text() for path in worker.log_file.parent.glob("tasks*.log")}
+    assert {"tasks.log", "tasks-1.log"} <= set(texts)
+    [found] = [name for name, text in texts.items() if "said: hello" in text]
+    assert found != "tasks.log"
+
+
+def test_late_acknowledgement_of_all_tasks(start_worker, gate):
+    """Tasks that fail are rejected. Those whose process is lost, or that exceed their limit, go
+    back to the broker."""
+    worker = start_worker(
+        settings={
+            "task_acks_late": True,
+            "task_reject_on_worker_lost": True,
+            "task_acks_on_failure_or_timeout": False,
+        }
+    )
+    result = worker.send("enter", gate._address, "again")
+    os.kill(gate.arrival().pid, signal.SIGKILL)
+    gate.arrival().go()
+    assert worker.get(result) == "again"
+    assert isinstance(worker.outcome(worker.send("fail")), ValueError)
+    if hasattr(Task, "acks_on_timeout"):  # older celery forgets about it
+        slow = worker.send("enter", gate._address, time_limit=SOON)
+        for _ in range(2):
+            gate.arrival()
+        slow.revoke(terminate=True)
+    with worker.app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        eventually(
+            lambda: not client.hlen("unacked") and not client.llen(worker.queue),
+            "no message is left",
+        )
+    assert worker.stop() == 0

@@ -94,6 +94,23 @@ def test_soft(start_worker, broker, gate):
     worker.ended()
 
 
+@pytest.mark.skipif(CELERY < (5, 5), reason="new in celery 5.5")
+def test_soft_without_tasks(start_worker):
+    """What a worker has reserved for later is worth the time, too, if the settings say so."""
+    worker = start_worker(
+        settings={
+            "worker_soft_shutdown_timeout": 0.5,
+            "worker_enable_soft_shutdown_on_idle": True,
+        }
+    )
+    late = worker.send("add_late", 1, 1, countdown=3600)
+    eventually(lambda: worker.control("scheduled"), "it is scheduled")
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.logged("Initiating Soft Shutdown")
+    worker.ended()
+    assert not late.ready()
+
+
 def test_two_interrupts(worker, gate):
     """Ctrl-C is warm, Ctrl-C again is cold."""
     worker.send("enter", gate._address)

@@ -7,6 +7,7 @@ or `worker_pool = "prefork.celery:TaskPool"` in celery's settings. Layout, from 
     prefork     the pool, as celery's worker calls it
     child       what a worker process does before and after its tasks
     failures    prefork's errors as those that celery knows
+    rejections  with threads: how messages go back to the broker
     shutdown    the end of a worker: waiting for tasks while the broker's timers go on
 
 Nothing outside this package imports celery, kombu or billiard.

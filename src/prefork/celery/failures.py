@@ -79,6 +79,8 @@ def exception_info(error: BaseException) -> ExceptionInfo:
     try:
         raise error
     except BaseException:
-        return ExceptionInfo()
+        info = ExceptionInfo()
+        info.exception = error  # not wrapped, as if to be pickled: events show its `repr`
+        return info
     finally:
         error.__traceback__ = None  # its frame is ours, and would hold all that we hold

@@ -1,8 +1,8 @@
 """The pool, as celery's worker calls it.
 
-    hub      the worker has an event loop (Redis, RabbitMQ): the pool has no threads, the loop
+    hub      the worker has an event loop (Redis, RabbitMQ, SQS): the pool has no threads, the loop
              drives it, and everything is called back in the loop's thread
-    threads  it has none (SQS, a file system, SQL): the pool has threads of its own
+    threads  it has none (SQL, a file system): the pool has threads of its own
 
 This module is called so because celery looks at the last part of a pool's module in its banner
 and in `celery.contrib.testing`, where "prefork" means worker processes.
@@ -25,7 +25,7 @@ from celery.worker import state
 import prefork.pool
 import prefork.taskpool
 from prefork import errors
-from prefork.celery import child, failures, shutdown
+from prefork.celery import child, failures, rejections, shutdown
 from prefork.drivers import Loop
 from prefork.handlers import CallbackRunner
 from prefork.statistics import WorkerState
@@ -81,6 +81,11 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
 
     # ---- its life
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.threads and self.app is not None:
+            self.app.steps["consumer"].add(rejections.Rejections)
+
     def on_start(self) -> None:
         if not self.options.get("forking_enable", True):
             os.environ[child.FRESH] = "1"
@@ -120,10 +125,11 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
             return
         self._pool.close()
         if state.should_terminate:
-            # Celery has just cancelled what it knows to run. What it has not been told of goes
-            # back to the broker, as nothing is acknowledged.
+            # Celery has just cancelled what it knew to run. What it had not been told of, or is
+            # told of by a thread meanwhile, would be waited for; it goes back to the broker, as
+            # nothing is acknowledged.
             for task in list(self.tasks):
-                if task.pid is None:
+                if task.signum is None:
                     task.abandon(signal.SIGTERM)
         if not self._pool.is_busy_here():  # else a signal handler calls, and celery calls again
             shutdown.drain(self._pool)
