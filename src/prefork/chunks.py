@@ -11,13 +11,15 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-__all__ = ["AdaptiveChunks", "fixed_chunks"]
+__all__ = ["MOST_BYTES", "AdaptiveChunks", "fixed_chunks"]
 
 CHUNK_SECONDS: Final = 0.005
 FIRST_CHUNKS: Final = 2  # per worker, of one item each, to measure by
 LEAST_SECONDS: Final = 0.0001  # of work in a chunk, lest handing it over takes longer
 SHARE: Final = 4  # a chunk is at most this fraction of a worker's fair share of what is left
 MAX_CHUNK: Final = 10_000  # items
+MOST_BYTES: Final = 1 << 28
+"""Pickled calls of one input that are on their way: it is read no further ahead."""
 
 
 def fixed_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import TimeoutError
 from typing import Any
 
+from prefork.channel import INLINE
+from prefork.chunks import MOST_BYTES
 from prefork.owners import Owner
 from prefork.scheduler import Job
 from prefork.waiting import Signal
@@ -34,6 +36,8 @@ class _Items:
         self.taken = 0  # items that the consumer has taken
         self.jobs = 0
         self.finished_jobs = 0
+        self.bytes = 0  # of all its jobs
+        self.finished_bytes = 0  # of those that have finished
         self.exhausted = False  # there will be no more jobs
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
@@ -48,12 +52,17 @@ class _Items:
     # ---- the feeder's side
 
     def has_room(self) -> bool:
-        """Whether the input may be read on: it must not run ahead of the consumer."""
-        return self.cancelled or self.sent - self.taken + self.chunksize <= self.buffersize
+        """Whether the input may be read on: it must not run ahead of the consumer, nor fill the
+        memory."""
+        return self.cancelled or (
+            self.sent - self.taken + self.chunksize <= self.buffersize
+            and self.bytes - self.finished_bytes < MOST_BYTES
+        )
 
     def bind(self, job: Job) -> None:
         self.sent += job.size
         self.jobs += 1
+        self.bytes += job.nbytes
 
     def end(self, error: BaseException | None = None) -> None:
         """The input has ended, by itself or with an exception; only the first call counts."""
@@ -88,6 +97,9 @@ class _Items:
                 self._ready.extend(self._arrived.pop(self._next_job))
                 self._next_job += 1
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
+        self.finished_bytes += job.nbytes
+        if job.nbytes > INLINE:
+            self.room.notify()
         return self.news
 
     # ---- the consumer's side

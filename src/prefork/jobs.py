@@ -92,7 +92,9 @@ class JobMaker:
         job.size, job.index = size, index
         try:
             pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
+            job.nbytes = len(pickled)
             if buffers or len(pickled) > INLINE:
+                job.nbytes += sum(buffer.nbytes for buffer in buffers)
                 self._wrap(job, func, arguments, pickled, buffers)
             else:
                 job.pickled = pickled

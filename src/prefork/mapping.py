@@ -113,7 +113,8 @@ class MapFamily(Owner):
             chunksize: how many items are handed to a worker at once.
             lost_worker_timeout: instead of the pool's.
             buffersize: how many items the input is read ahead of the results that were taken;
-                None: 128 chunks per worker.
+                None: 128 chunks per worker. In any case it is not read on while 256 MiB of calls
+                are on their way.
         """
         limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
         return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)

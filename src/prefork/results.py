@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing import TimeoutError
 from typing import Any, ClassVar, Generic, TypeVar
 
+from prefork.chunks import MOST_BYTES
 from prefork.errors import Terminated
 from prefork.owners import Callback, Owner, Referable, Runner
 from prefork.scheduler import Job, JobOwner
@@ -236,6 +237,7 @@ class MapResult(_Handle[list[Any]]):
         self._items = length  # that are expected
         self._done = 0  # items
         self._jobs = 0  # on their way
+        self._bytes = 0  # of these
         self._most_jobs = 1
         self._measured: Callable[[int, float], object] | None = None
         self.room = Signal()
@@ -279,11 +281,12 @@ class MapResult(_Handle[list[Any]]):
         self._measured = measured
 
     def has_room(self) -> bool:
-        return self._jobs < self._most_jobs
+        return self._jobs < self._most_jobs and self._bytes < MOST_BYTES
 
     def bind(self, job: Job) -> None:
         with self._lock:
             self._jobs += 1
+            self._bytes += job.nbytes
         if self.cancelled:  # meanwhile: it shall not run
             job.flaw = job.flaw or self._terminated()
 
@@ -314,6 +317,7 @@ class MapResult(_Handle[list[Any]]):
                 self._error = value
             self._done += job.size
             self._jobs -= 1
+            self._bytes -= job.nbytes
             if self._done == self._items and self._ok is None:
                 if self._error is not None:
                     return self._finish(False, self._error)

@@ -87,6 +87,7 @@ class Job:
         "id",
         "index",
         "lost_timeout",
+        "nbytes",
         "owner",
         "parcel",
         "pickled",
@@ -121,6 +122,7 @@ class Job:
             self.flags |= LIMITED
         self.pickled = b""  # the call
         self.function_length = 0  # bytes of it
+        self.nbytes = 0  # of it, with its buffers
         self.flaw: BaseException | None = None  # why it could not be pickled
         self.parcel: Any = None  # the call and its buffers, if they are large
         self.index = 0  # of its first item in the result

@@ -13,6 +13,7 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, eventually
 from prefork import Pool, Terminated
+from prefork.chunks import MOST_BYTES
 
 VERBS = ["imap", "imap_unordered"]
 
@@ -31,6 +32,12 @@ def pass_gate(item):
     """An item is (gate or None, value)."""
     gate, value = item
     return gate.enter(value) if gate else value
+
+
+def enter_with(item):
+    gate, data = item
+    gate.enter()
+    return len(data)
 
 
 def outcomes(iterator):
@@ -172,6 +179,33 @@ def test_without_a_buffersize_the_input_is_not_read_without_limit(make_pool):
     results = make_pool(2).imap(square, numbers)
     assert [next(results) for _ in range(1000)] == [x * x for x in range(1000)]
     assert numbers.read < 2000
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_large_items_are_read_no_further_ahead_than_memory_allows(make_pool, gate, verb):
+    items = Input((gate, bytes(MOST_BYTES // 8)) for _ in range(20))
+    results = getattr(make_pool(2), verb)(enter_with, items)
+    visitors = [gate.arrival() for _ in range(2)]
+    eventually(lambda: items.read == 8, "it is read as far as there is room")
+    for visitor in visitors:
+        visitor.go()
+    for _ in range(18):
+        gate.arrival().go()
+    assert list(results) == [MOST_BYTES // 8] * 20
+    assert items.read == 20
+
+
+def test_a_map_of_large_items_takes_its_time(make_pool, gate):
+    pool = make_pool(2)
+    size = MOST_BYTES // 4
+    result = pool.map_async(enter_with, [(gate, bytes(size))] * 9, 1)
+    visitors = [gate.arrival() for _ in range(2)]
+    eventually(lambda: pool.statistics().queued + 2 == 4, "four are on their way")
+    for visitor in visitors:
+        visitor.go()
+    for _ in range(7):
+        gate.arrival().go()
+    assert result.get(DEADLINE) == [size] * 9
 
 
 def test_a_buffer_smaller_than_a_chunk_holds_one_chunk(make_pool):

@@ -184,6 +184,26 @@ def count_views(views):
     return len(views), int(sum(view[-1] for view in views))
 
 
+KEPT = []
+
+
+def keep(array):
+    KEPT.append(array)
+    return len(KEPT)
+
+
+def first_of_kept(_):
+    return [int(array[0]) for array in KEPT]
+
+
+def test_a_task_keeps_its_arguments(make_pool):
+    """What a worker holds on to stays as it is, however many others come and go."""
+    pool = make_pool(1)
+    arrays = [np.full(100_000, n) for n in range(200)]
+    assert pool.map(keep, arrays, 1) == list(range(1, 201))
+    assert pool.apply(first_of_kept, (None,)) == list(range(200))
+
+
 @pytest.mark.serial
 def test_very_many_large_buffers(make_pool):
     """More than fit into one message of their lengths: 10,000 buffers of 70 KB."""
