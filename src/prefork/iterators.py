@@ -91,8 +91,11 @@ class _Items:
         outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
         if not self.ordered:
             self._ready.extend(outcomes)
-        else:
+        elif job.index != self._next_job:
             self._arrived[job.index] = outcomes
+        else:
+            self._ready.extend(outcomes)
+            self._next_job += 1
             while self._next_job in self._arrived:
                 self._ready.extend(self._arrived.pop(self._next_job))
                 self._next_job += 1

@@ -74,9 +74,12 @@ class JobMaker:
         limits: Limits,
     ) -> Generator[Job, None, None]:
         """The jobs of an `imap`."""
-        mode = CALL if chunksize == 1 else EACH
-        for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
-            yield self._make(owner, func, mode, chunk, limits, len(chunk), index)
+        if chunksize == 1:
+            for index, item in enumerate(iterator):
+                yield self._make(owner, func, CALL, (item,), limits, 1, index)
+        else:
+            for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
+                yield self._make(owner, func, EACH, chunk, limits, len(chunk), index)
 
     def _make(
         self,
