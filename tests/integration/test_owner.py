@@ -259,10 +259,11 @@ def test_no_successor_can_be_started(monkeypatch):
 # --- the owner forks
 
 FORKS = """
-import faulthandler, os, sys
+import faulthandler, os, sys, warnings
 from prefork import Pool
 
 faulthandler.enable()
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 says: better not fork then
 
 
 def in_child(pool, how):

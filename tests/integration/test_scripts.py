@@ -134,7 +134,7 @@ def test_a_program_from_the_command_line(script):
 # --- Ctrl-C
 
 INTERRUPTED = """
-import itertools, multiprocessing, os, signal, sys, time
+import itertools, multiprocessing, os, signal, sys, threading, time
 from prefork import Pool
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -155,6 +155,10 @@ def main():
 
 def use(pool, how):
     pool.map(task, range(3))
+    if how == "callback":
+        started = threading.Event()
+        pool.apply_async(task, (1,), callback=lambda _: (started.set(), time.sleep(1000)))
+        started.wait()
     print("ready", flush=True)
     if how == "get":
         pool.apply_async(task, (3,)).get()
@@ -178,7 +182,6 @@ def use(pool, how):
         pool.close()
         pool.join()
     elif how == "callback":
-        pool.apply_async(task, (1,), callback=lambda _: time.sleep(1000)).get()
         pool.apply_async(task, (3,)).get()
 
 if __name__ == "__main__":
