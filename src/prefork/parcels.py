@@ -59,7 +59,7 @@ def memory_file(name: str, size: int, transport: Transport) -> int:
     return fd
 
 
-class Parcel(forks.Owned):
+class Parcel:
     """A large pickle with its out-of-band buffers, in an anonymous file.
 
     The receiver maps the file privately: it may write to its arrays, and the kernel frees the
@@ -74,7 +74,7 @@ class Parcel(forks.Owned):
         pieces.insert(0, memoryview(lengths).cast("B"))
         with forks.creating():
             self.fd = memory_file("prefork-parcel", 0, transport)
-            forks.own(self)
+            self._fds = forks.Descriptors(self.fd)
         try:
             position = 0
             for piece in pieces:
@@ -85,16 +85,11 @@ class Parcel(forks.Owned):
             raise
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            forks.disown(self)
-            os.close(fd)
-
-    def abandon(self) -> None:
-        self.close()
+        self.fd = -1
+        self._fds.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
+        if hasattr(self, "_fds"):
             self.close()
 
     @staticmethod

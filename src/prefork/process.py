@@ -70,7 +70,7 @@ def preload(context: BaseContext, module: str) -> None:
             server.set_forkserver_preload([*server._preload_modules, module])
 
 
-class _Lifeline(forks.Owned):
+class _Lifeline:
     """Ties a child's process group to this process, without a thread and without polling.
 
     A pipe. The child asks the kernel to send SIGKILL to its group when something happens to the
@@ -82,19 +82,13 @@ class _Lifeline(forks.Owned):
 
     def __init__(self) -> None:
         with forks.creating():
-            reader, self._writer = os.pipe()
-            forks.own(self)
+            reader, writer = os.pipe()
+            self._writer = forks.Descriptors(writer)
         self.end = _LifelineEnd(reader)
 
     def cut(self) -> None:
         """Kill the child with its group (if it has come so far as to hold its end)."""
-        writer, self._writer = self._writer, -1
-        if writer >= 0:
-            forks.disown(self)
-            os.close(writer)
-
-    def abandon(self) -> None:
-        self.cut()
+        self._writer.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_writer"):

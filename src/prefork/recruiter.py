@@ -14,6 +14,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
@@ -65,6 +66,50 @@ class Options(NamedTuple):
         return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
 
 
+class _Draft:
+    """A worker that is being started."""
+
+    def __init__(self, options: Options, name: str, place: int) -> None:
+        self._options = options
+        self._worker_options = options.for_worker()
+        self._name = name
+        self._place = place
+        self._process: Child | None = None
+        self._channel = Channel()
+        self._end = self._channel.take_worker_end()
+
+    def start(self) -> None:
+        self._end.hand_over(self._start)
+
+    def _start(self) -> None:
+        self._process = Child(
+            self._options.process_class,
+            self._options.context,
+            self._name,
+            main,
+            (self._end, self._worker_options),
+            self._place,
+        )
+
+    def worker(self) -> Worker:
+        """Once it has been started."""
+        assert self._process is not None
+        self._channel.open()
+        worker = Worker(self._channel, self._process, self._name)
+        if self._worker_options.max_tasks is not None:
+            worker.quota = self._worker_options.max_tasks
+        return worker
+
+    def discard(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            if self._process.wait(LATE_SECONDS):
+                self._process.collect()
+                self._process.close()
+        self._end.close()
+        self._channel.close()
+
+
 class Recruiter:
     def __init__(self, options: Options, jobs: Exchange, exits: Watch[Worker]) -> None:
         self.starts_aside = False  # workers are started on a thread of their own
@@ -79,69 +124,64 @@ class Recruiter:
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
         preload(options.context, main.__module__)
 
-    def hire(self) -> None:
-        """Start one more worker process. Takes milliseconds with fork, more with spawn.
+    def hire(self, count: int = 1) -> None:
+        """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
+
+        After a fork, parent and child share all memory; a page that either of them touches is
+        copied then. So as much as possible is done before the first fork or after the last one,
+        where it is not paid for again after each.
 
         Raises:
             OSError: the system has no process, memory or descriptor left.
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        worker = self._make_worker()
+        drafts: deque[_Draft] = deque()
+        try:
+            for place in self._free_places(count):
+                drafts.append(self._draft(place))
+            for draft in drafts:
+                draft.start()
+            while drafts and self._admit(drafts[0]):
+                drafts.popleft()
+        finally:
+            for draft in drafts:
+                draft.discard()
+
+    def _draft(self, place: int) -> _Draft:
+        self._hired += 1
+        return _Draft(self._options, f"{self._options.process_class.kind}-{self._hired}", place)
+
+    def _admit(self, draft: _Draft) -> bool:
+        """Make it one of the pool's workers; False: it has come too late, the pool did not wait."""
+        worker = draft.worker()
+        if self._options.start_timeout is not None:
+            worker.patience_ends = time.monotonic() + self._options.start_timeout
         with self._jobs.lock:
-            if self._jobs.state is not State.ENDED:
-                self._exits.add(worker.process, worker)
-                self._jobs.join(worker)
-                if self._jobs.state is State.TERMINATE:
-                    worker.kill("the pool was terminated")
-                self._exits.bell.ring()  # its start may have to be watched
-                logger.debug("started worker %d (%s)", worker.pid, worker.name)
-                return
-        worker.kill()  # it has come too late: the pool did not wait for it
-        if worker.process.wait(LATE_SECONDS):
-            worker.process.collect()
-            worker.process.close()
-        worker.channel.close()
+            if self._jobs.state is State.ENDED:
+                return False
+            self._exits.add(worker.process, worker)
+            self._jobs.join(worker)
+            if self._jobs.state is State.TERMINATE:
+                worker.kill("the pool was terminated")
+            self._exits.bell.ring()  # its start may have to be watched
+            logger.debug("started worker %d (%s)", worker.pid, worker.name)
+        return True
 
     def hire_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
+        if not self.starts_aside:
+            self.hire(self._options.processes)
+            return
         for _ in range(self._options.processes):
-            if self.starts_aside:
-                Start(self.hire, self._exits.bell.ring).finish(self._options.start_timeout)
-            else:
-                self.hire()
+            Start(self.hire, self._exits.bell.ring).finish(self._options.start_timeout)
 
-    def _make_worker(self) -> Worker:
-        self._hired += 1
-        name = f"{self._options.process_class.kind}-{self._hired}"
-        options = self._options.for_worker()
-        channel = Channel()
-        end = channel.take_worker_end()
-        try:
-            with end.handing_over():
-                process = Child(
-                    self._options.process_class,
-                    self._options.context,
-                    name,
-                    main,
-                    (end, options),
-                    self._free_place(),
-                )
-        except BaseException:
-            channel.close()
-            raise
-        worker = Worker(channel, process, name)
-        if options.max_tasks is not None:
-            worker.quota = options.max_tasks
-        if self._options.start_timeout is not None:
-            worker.patience_ends = time.monotonic() + self._options.start_timeout
-        return worker
-
-    def _free_place(self) -> int:
+    def _free_places(self, count: int) -> list[int]:
         with self._jobs.lock:
             staying = [w for w in self._jobs.workers if not (w.exited or w.farewell)]
         taken = {worker.process.index for worker in staying}
-        return next(index for index in itertools.count() if index not in taken)
+        free = (index for index in itertools.count() if index not in taken)
+        return list(itertools.islice(free, count))
 
     def fill_up(self, is_short: Callable[[], bool]) -> None:
         """Start workers while there are too few."""
