@@ -27,7 +27,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any
 
@@ -317,8 +317,8 @@ class Channel(forks.Owned):
 
 
 class WorkerEnd(forks.Owned):
-    """The worker's side. The pool makes it, hands it to the child process, and closes its copy:
-    what of it is not the pool's, too (`fds`)."""
+    """The worker's side. The pool makes it, starts a child that keeps its descriptors, and closes
+    its copy: `owned`, those that are not the pool's, too."""
 
     def __init__(
         self,
@@ -327,38 +327,32 @@ class WorkerEnd(forks.Owned):
         parcels: int,
         memory: int,
         transport: Transport,
-        fds: forks.Descriptors,
+        owned: forks.Descriptors,
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
         self._parcels_fd = parcels
         self._memory_fd = memory
         self._transport = transport
-        self._fds = fds
+        self._owned = owned
         self._is_open = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
-        return _rebuild_worker_end, (*map(reduction.DupFd, self._all_fds()), self._transport)
+        return _rebuild_worker_end, (*map(reduction.DupFd, self.fds()), self._transport)
 
-    def _all_fds(self) -> tuple[int, int, int, int]:
+    def fds(self) -> tuple[int, int, int, int]:
+        """What the child needs of this process's descriptors."""
         return self._inbox, self._outbox, self._parcels_fd, self._memory_fd
 
     @property
     def closed(self) -> bool:
         return self._inbox < 0
 
-    def hand_over(self, start: Callable[[], object]) -> None:
-        """Call `start`, which starts the child: it keeps this end open, the pool does not."""
-        try:
-            forks.keeping(self._all_fds(), start)
-        finally:
-            self.close()
-
     def open(self) -> int:
         """In the child: map the shared memory. Returns the file of the black box."""
-        if not self._fds.are_ours:
-            self._fds = forks.Descriptors(*self._all_fds())
+        if not self._owned.are_ours:
+            self._owned = forks.Descriptors(*self.fds())
         forks.own(self)
         self._parcels = socket.socket(fileno=self._parcels_fd)
         self._parcels.setblocking(True)
@@ -420,7 +414,7 @@ class WorkerEnd(forks.Owned):
         if self._is_open:
             self._parcels.detach()
         self._inbox = self._outbox = self._memory_fd = -1
-        self._fds.close()
+        self._owned.close()
 
     def abandon(self) -> None:
         self.close()

@@ -72,6 +72,11 @@ class Descriptors:
         """Whether this was made by this very process, not by its parent."""
         return self._generation == _generation
 
+    def give_away(self) -> None:
+        """Children that are forked from now on keep them."""
+        _open.difference_update(self.fds)
+        self.fds = []
+
     def close(self) -> None:
         """Close them, once."""
         with _guard:  # nobody forks in between

@@ -84,7 +84,7 @@ class _Lifeline:
         with forks.creating():
             reader, writer = os.pipe()
             self._writer = forks.Descriptors(writer)
-        self.end = _LifelineEnd(reader)
+            self.end = _LifelineEnd(forks.Descriptors(reader))
 
     def cut(self) -> None:
         """Kill the child with its group (if it has come so far as to hold its end)."""
@@ -98,28 +98,33 @@ class _Lifeline:
 class _LifelineEnd:
     """The child's end; this process closes its copy once the child has started."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, owned: forks.Descriptors) -> None:
+        self._owned = owned
+        (self.fd,) = owned.fds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_lifeline_end, (reduction.DupFd(self._fd),)
+        return _rebuild_lifeline_end, (reduction.DupFd(self.fd),)
 
     def hold(self) -> None:
-        """In the child: lead a process group, and have it killed when the parent is gone."""
+        """In the child: lead a process group, and have it killed when the parent is gone.
+
+        What a task forks keeps it, too: so it is killed even if this process has ended before.
+        """
+        self._owned.give_away()
         with contextlib.suppress(PermissionError):  # we lead a session already
             os.setpgid(0, 0)
         if hasattr(fcntl, "F_SETSIG"):
-            fcntl.fcntl(self._fd, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGKILL)
-            flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-            if _is_readable(self._fd, 0):  # gone before the kernel knew whom to tell
+            fcntl.fcntl(self.fd, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGKILL)
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+            if _is_readable(self.fd, 0):  # gone before the kernel knew whom to tell
                 self._kill_own_group()
         else:
             threading.Thread(target=self._watch, name="prefork-lifeline", daemon=True).start()
 
     def _watch(self) -> None:
-        os.read(self._fd, 1)
+        os.read(self.fd, 1)
         self._kill_own_group()
 
     @staticmethod
@@ -127,13 +132,13 @@ class _LifelineEnd:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._owned.close()
 
 
 def _rebuild_lifeline_end(duplicate: Any) -> _LifelineEnd:
     fd = duplicate.detach()
     os.set_inheritable(fd, False)
-    return _LifelineEnd(fd)
+    return _LifelineEnd(forks.Descriptors(fd))
 
 
 def _is_readable(fd: int, timeout: float) -> bool:
@@ -159,6 +164,9 @@ def _run_tied(end: _LifelineEnd, target: Callable[..., object], args: tuple[Any,
 class Child:
     """A process that runs `target(*args)`: its pid, its end, and the means to end it.
 
+    It is made, then started, and then looked after, which are three steps since forks should
+    follow one upon another (see `Recruiter.hire`).
+
     Raises:
         OSError: the system has no process, memory or descriptor left.
     """
@@ -173,26 +181,28 @@ class Child:
         index: int = 0,
     ) -> None:
         self.index = index
+        self.pid = 0  # until it is started
+        self._pidfd = -1
         self._lifeline = _Lifeline()
-        end = self._lifeline.end
-        try:
-            process = process_class(
-                target=_run_tied, name=name, args=(end, target, args), context=context
-            )
-            process.index = index
-            process.start()
-        finally:
-            end.close()
-        assert process.pid is not None
-        self._process = process
-        self.pid: int = process.pid
+        self._process = process_class(
+            target=_run_tied, name=name, args=(self._lifeline.end, target, args), context=context
+        )
+        self._process.index = index
+
+    def start(self, *fds: int) -> None:
+        """Start it; it keeps these descriptors of ours."""
+        forks.keeping((*fds, self._lifeline.end.fd), self._process.start)
         # A status can be collected once: not by whoever in this process asks multiprocessing for
         # its active children meanwhile.
-        _children.discard(process)
+        _children.discard(self._process)
+        self.pid = self._process.pid or 0
+
+    def look_after(self) -> None:
+        """It has been started."""
+        self._lifeline.end.close()
         # Both sides do this, so that it is done whoever runs first.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(self.pid, self.pid)
-        self._pidfd = -1
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # an old kernel; no descriptor left
                 self._pidfd = os.pidfd_open(self.pid)
@@ -264,6 +274,7 @@ class Child:
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+        self._lifeline.end.close()
         self._lifeline.cut()
         try:
             self._process.close()

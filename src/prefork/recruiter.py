@@ -70,42 +70,46 @@ class _Draft:
     """A worker that is being started."""
 
     def __init__(self, options: Options, name: str, place: int) -> None:
-        self._options = options
-        self._worker_options = options.for_worker()
         self._name = name
-        self._place = place
-        self._process: Child | None = None
+        self._options = options.for_worker()
         self._channel = Channel()
         self._end = self._channel.take_worker_end()
+        try:
+            self._child = Child(
+                options.process_class,
+                options.context,
+                name,
+                main,
+                (self._end, self._options),
+                place,
+            )
+        except BaseException:
+            self._close()
+            raise
 
     def start(self) -> None:
-        self._end.hand_over(self._start)
-
-    def _start(self) -> None:
-        self._process = Child(
-            self._options.process_class,
-            self._options.context,
-            self._name,
-            main,
-            (self._end, self._worker_options),
-            self._place,
-        )
+        self._child.start(*self._end.fds())
 
     def worker(self) -> Worker:
-        """Once it has been started."""
-        assert self._process is not None
+        """It has been started."""
+        self._end.close()
+        self._child.look_after()
         self._channel.open()
-        worker = Worker(self._channel, self._process, self._name)
-        if self._worker_options.max_tasks is not None:
-            worker.quota = self._worker_options.max_tasks
+        worker = Worker(self._channel, self._child, self._name)
+        if self._options.max_tasks is not None:
+            worker.quota = self._options.max_tasks
         return worker
 
     def discard(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            if self._process.wait(LATE_SECONDS):
-                self._process.collect()
-                self._process.close()
+        """It is not to be, or has come too late: the pool did not wait for it."""
+        if self._child.pid:
+            self._child.kill()
+            if self._child.wait(LATE_SECONDS):
+                self._child.collect()
+        self._child.close()
+        self._close()
+
+    def _close(self) -> None:
         self._end.close()
         self._channel.close()
 
@@ -153,7 +157,7 @@ class Recruiter:
         return _Draft(self._options, f"{self._options.process_class.kind}-{self._hired}", place)
 
     def _admit(self, draft: _Draft) -> bool:
-        """Make it one of the pool's workers; False: it has come too late, the pool did not wait."""
+        """Make it one of the pool's workers, if that has not ended meanwhile; whether it is."""
         worker = draft.worker()
         if self._options.start_timeout is not None:
             worker.patience_ends = time.monotonic() + self._options.start_timeout

@@ -195,7 +195,8 @@ def test_descriptors_are_freed(pair):
     before = count()
     for _ in range(3):
         pool = Channel(pair[0].transport)
-        pool.take_worker_end().hand_over(pool.open)
+        pool.take_worker_end().close()
+        pool.open()
         pool.close()
         Channel(pair[0].transport)  # dropped
         Channel(pair[0].transport).open()
