@@ -41,6 +41,7 @@ Layout, from the top; a module imports only from those below it:
     cgroups           the control groups that limit both
     forks             what a forked child must not keep
     calls             how a call is pickled
+    journal           the pool's log
     arguments         checks of what users pass in
     statistics        what can be seen, as immutable snapshots
     messages          what travels

@@ -33,7 +33,16 @@ from typing import Any
 
 from prefork import forks
 from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
-from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
+from prefork.parcels import (
+    BEST,
+    Parcel,
+    Post,
+    Transport,
+    high,
+    memory_file,
+    receive_parcel,
+    send_parcel,
+)
 from prefork.stacks import BOX, BlackBox
 
 BOARD = 64  # bytes: the job, then when its limits' clock started, then when it was taken
@@ -121,7 +130,8 @@ class Channel(forks.Owned):
         self._outbox, outbox = _pipe(ours, theirs)
         kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
         own, their = socket.socketpair(socket.AF_UNIX, kind)
-        self._parcels_fd, parcels = ours.add(own.detach()), theirs.add(their.detach())
+        self._parcels = Post(ours.add(own.detach()), blocking=False)
+        parcels = theirs.add(their.detach())
         self._memory_fd = ours.add(memory_file("prefork-channel", _MEMORY, self.transport))
         os.set_blocking(inbox, False)
         os.set_blocking(inbox_writer, False)
@@ -136,8 +146,6 @@ class Channel(forks.Owned):
         """Raises OSError when there is no memory or descriptor for it."""
         with forks.creating():
             self._memory = mmap.mmap(self._memory_fd, _MEMORY)
-            self._parcels = socket.socket(fileno=self._parcels_fd)
-            self._parcels.setblocking(False)
             self._board = memoryview(self._memory)[:BOARD].cast("Q")
             self._clock = memoryview(self._memory)[:BOARD].cast("d")
             view = memoryview(self._memory)[_BLACK_BOX:]
@@ -296,9 +304,9 @@ class Channel(forks.Owned):
     def close(self) -> None:
         if self._inbox < 0:
             return
+        self._parcels.detach()
         if self._is_open:
             forks.disown(self)
-            self._parcels.detach()
             self.black_box.close()
             self._board.release()
             self._clock.release()
@@ -331,11 +339,10 @@ class WorkerEnd(forks.Owned):
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
-        self._parcels_fd = parcels
+        self._parcels = Post(parcels, blocking=True)
         self._memory_fd = memory
         self._transport = transport
         self._owned = owned
-        self._is_open = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
@@ -343,7 +350,7 @@ class WorkerEnd(forks.Owned):
 
     def fds(self) -> tuple[int, int, int, int]:
         """What the child needs of this process's descriptors."""
-        return self._inbox, self._outbox, self._parcels_fd, self._memory_fd
+        return self._inbox, self._outbox, self._parcels.fileno(), self._memory_fd
 
     @property
     def closed(self) -> bool:
@@ -354,15 +361,12 @@ class WorkerEnd(forks.Owned):
         if not self._owned.are_ours:
             self._owned = forks.Descriptors(*self.fds())
         forks.own(self)
-        self._parcels = socket.socket(fileno=self._parcels_fd)
-        self._parcels.setblocking(True)
         memory = mmap.mmap(self._memory_fd, _MEMORY)
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
         self.clock = self._memory[:BOARD].cast("d")
         self._poll = select.poll()
         self._poll.register(self._inbox, select.POLLIN)
-        self._is_open = True
         return self._memory_fd
 
     def receive(self) -> Ticket | None:
@@ -411,8 +415,7 @@ class WorkerEnd(forks.Owned):
         if self._inbox < 0:
             return
         forks.disown(self)
-        if self._is_open:
-            self._parcels.detach()
+        self._parcels.detach()
         self._inbox = self._outbox = self._memory_fd = -1
         self._owned.close()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import pickle
-import pickletools
 import struct
 import traceback
 from collections.abc import Callable
@@ -302,6 +301,8 @@ def _first_global(pickled: bytes | memoryview) -> str:
     """The first class or function that a pickle names: nearly always the outermost type."""
     strings: list[str] = []
     try:
+        import pickletools  # large, and hardly ever needed
+
         for opcode, arg, _ in pickletools.genops(bytes(pickled)):
             if opcode.name == "STACK_GLOBAL":
                 return ".".join(strings[-2:]).removeprefix("builtins.")

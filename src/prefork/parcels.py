@@ -17,7 +17,16 @@ from typing import NamedTuple
 
 from prefork import forks
 
-__all__ = ["BEST", "Parcel", "Transport", "high", "memory_file", "receive_parcel", "send_parcel"]
+__all__ = [
+    "BEST",
+    "Parcel",
+    "Post",
+    "Transport",
+    "high",
+    "memory_file",
+    "receive_parcel",
+    "send_parcel",
+]
 
 _ALIGN = 64  # bytes: where a buffer starts in a parcel
 _HEADER = struct.Struct("<Q")  # job
@@ -130,11 +139,36 @@ def _write_all(fd: int, data: memoryview, position: int) -> None:
         position += written
 
 
-def send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
-    socket.send_fds(sock, [_HEADER.pack(job)], [parcel.fd])
+class Post:
+    """An end of the socket that parcels go through. Its object is made for the first parcel: many
+    a worker never sees one."""
+
+    def __init__(self, fd: int, blocking: bool) -> None:
+        self._fd = fd
+        self._blocking = blocking
+        self._socket: socket.socket | None = None
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def socket(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(fileno=self._fd)
+            self._socket.setblocking(self._blocking)
+        return self._socket
+
+    def detach(self) -> None:
+        """The descriptor is closed by somebody else."""
+        self._fd = -1
+        if self._socket is not None:
+            self._socket.detach()
 
 
-def receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
+def send_parcel(post: Post, job: int, parcel: Parcel) -> None:
+    socket.send_fds(post.socket(), [_HEADER.pack(job)], [parcel.fd])
+
+
+def receive_parcel(post: Post, job: int) -> list[memoryview]:
     """The parcel of this job. Whatever else has come is thrown away: parcels of jobs that were
     taken back meanwhile, and what a task may have written there.
 
@@ -144,7 +178,7 @@ def receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
     wanted = _HEADER.pack(job)
     while True:
         try:
-            data, fds, flags, _ = socket.recv_fds(sock, _HEADER.size, 1)
+            data, fds, flags, _ = socket.recv_fds(post.socket(), _HEADER.size, 1)
         except ConnectionResetError:
             # Said once when the other end has closed with parcels unread; those to us are here.
             continue

@@ -15,7 +15,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import forkserver, reduction
+from multiprocessing import reduction
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from pathlib import Path
@@ -65,6 +65,8 @@ class Process(BaseProcess):
 def preload(context: BaseContext, module: str) -> None:
     """Have the fork server, unless it runs already, import a module once for all its children."""
     if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # large
+
         server: Any = forkserver._forkserver
         if module not in server._preload_modules:
             server.set_forkserver_preload([*server._preload_modules, module])

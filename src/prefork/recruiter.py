@@ -10,7 +10,6 @@ ever; then it is had aside, on a thread of its own (`starts.py`).
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import random
 import time
@@ -24,6 +23,7 @@ from prefork.crew import GIVE_UP_SECONDS, Worker
 from prefork.dispatcher import State
 from prefork.errors import SoftTimeLimitExceeded, describe_exit
 from prefork.exchange import Exchange
+from prefork.journal import DEBUG, ERROR, log
 from prefork.messages import describe
 from prefork.process import Child, Process, preload
 from prefork.starts import Start, is_passing
@@ -31,8 +31,6 @@ from prefork.watch import Watch
 from prefork.worker import Initializer, WorkerOptions, main
 
 __all__ = ["Options", "Recruiter"]
-
-logger = logging.getLogger("prefork")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
@@ -169,7 +167,7 @@ class Recruiter:
             if self._jobs.state is State.TERMINATE:
                 worker.kill("the pool was terminated")
             self._exits.bell.ring()  # its start may have to be watched
-            logger.debug("started worker %d (%s)", worker.pid, worker.name)
+            log(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
         return True
 
     def hire_first(self) -> None:
@@ -217,7 +215,7 @@ class Recruiter:
 
     def _judge_no_start(self, exc: Exception) -> None:
         """There is not even a process."""
-        logger.error("cannot start a worker process: %s", describe(exc))
+        log(ERROR, "cannot start a worker process: %s", describe(exc))
         if is_passing(exc):
             self._count_failed_start()
             if self._failed_starts <= self._options.max_restarts:

@@ -47,6 +47,9 @@ SOFT_SIGNAL = signal.SIGUSR1
 
 _SMALL = 1 << 12  # bytes of a pickle that fit into any pipe beside what else starts a process
 
+_getsignal = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+"""The same without an enumeration's member as the result, which takes most of the time."""
+
 _EXITS = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
@@ -151,8 +154,8 @@ class _Worker(forks.Owned):
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
         signal.set_wakeup_fd(-1)
-        for signum in signal.valid_signals():
-            if callable(signal.getsignal(signum)):
+        for signum in range(1, signal.NSIG):
+            if callable(_getsignal(signum)):
                 signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(SOFT_SIGNAL, self._on_soft_limit)
