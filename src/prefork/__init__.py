@@ -42,6 +42,7 @@ Layout, from the top; a module imports only from those below it:
     forks             what a forked child must not keep
     calls             how a call is pickled
     journal           the pool's log
+    signals           functions of `signal` as they are in C
     arguments         checks of what users pass in
     statistics        what can be seen, as immutable snapshots
     messages          what travels

@@ -113,13 +113,12 @@ class _LifelineEnd:
         What a task forks keeps it, too: so it is killed even if this process has ended before.
         """
         self._owned.give_away()
-        with contextlib.suppress(PermissionError):  # we lead a session already
+        if os.getsid(0) != os.getpid():  # else we lead a session, and with it a group
             os.setpgid(0, 0)
         if hasattr(fcntl, "F_SETSIG"):
             fcntl.fcntl(self.fd, fcntl.F_SETOWN, -os.getpgrp())
             fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGKILL)
-            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_ASYNC)
             if _is_readable(self.fd, 0):  # gone before the kernel knew whom to tell
                 self._kill_own_group()
         else:

@@ -40,15 +40,13 @@ from prefork.messages import (
     pack,
 )
 from prefork.parcels import Parcel
+from prefork.signals import IGNORE, forget_handlers, set_action, unblock
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions", "main"]
 
 SOFT_SIGNAL = signal.SIGUSR1
 
 _SMALL = 1 << 12  # bytes of a pickle that fit into any pipe beside what else starts a process
-
-_getsignal = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-"""The same without an enumeration's member as the result, which takes most of the time."""
 
 _EXITS = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
@@ -129,7 +127,7 @@ class _Worker(forks.Owned):
         forks.own(self)
         self._set_signals()
         self._initialise()
-        signal.signal(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
+        set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         self._end.report(Kind.READY)
         tasks_left = self._options.max_tasks
         memory = ResidentMemory() if self._options.max_memory else None
@@ -154,12 +152,10 @@ class _Worker(forks.Owned):
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
         signal.set_wakeup_fd(-1)
-        for signum in range(1, signal.NSIG):
-            if callable(_getsignal(signum)):
-                signal.signal(signum, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(SOFT_SIGNAL, self._on_soft_limit)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [SOFT_SIGNAL, signal.SIGTERM])
+        forget_handlers()
+        set_action(signal.SIGINT, IGNORE)
+        set_action(SOFT_SIGNAL, self._on_soft_limit)
+        unblock(SOFT_SIGNAL, signal.SIGTERM)
 
     def _initialise(self) -> None:
         if self._options.initializer is None:
