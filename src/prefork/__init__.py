@@ -46,6 +46,7 @@ Layout, from the top; a module imports only from those below it:
     arguments         checks of what users pass in
     statistics        what can be seen, as immutable snapshots
     messages          what travels
+    encoding          the error that is also the standard library's
     errors            all exceptions
 """
 
@@ -55,9 +56,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prefork.encoding import MaybeEncodingError
     from prefork.errors import (
         MaybeDecodingError,
-        MaybeEncodingError,
         MemoryLimitExceeded,
         PoolBrokenError,
         PreforkError,
@@ -103,6 +104,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "prefork.encoding": ["MaybeEncodingError"],
     "prefork.iterators": ["IMapIterator", "IMapUnorderedIterator"],
     "prefork.messages": ["Outcome"],
     "prefork.pool": ["Pool"],

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from prefork.errors import (
     MaybeDecodingError,
-    MaybeEncodingError,
+    PreforkError,
     RemoteTraceback,
     SoftTimeLimitExceeded,
     type_name,
@@ -213,8 +213,14 @@ def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
     return pickled, type_name(exc), text
 
 
-def _encoding_error(reason: Exception, value: object) -> MaybeEncodingError:
-    error = MaybeEncodingError(reason, value)
+def _encoding_error(reason: Exception, value: object) -> PreforkError:
+    error: PreforkError
+    try:
+        from prefork.encoding import MaybeEncodingError
+
+        error = MaybeEncodingError(reason, value)
+    except Exception as exc:  # it cannot be imported: no descriptor left, no memory
+        error = PreforkError(f"a {type_name(value)} cannot be pickled: {reason!r}; {exc!r}")
     error.__cause__ = reason  # its traceback tells which attribute it was
     return error
 

@@ -11,7 +11,6 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -57,6 +56,8 @@ def memory_file(name: str, size: int, transport: Transport) -> int:
     if transport.memfd:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
     else:
+        import tempfile  # large
+
         fd, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
     fd = high(fd)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -59,7 +58,9 @@ class Options(NamedTuple):
     def for_worker(self) -> WorkerOptions:
         """What the next worker is to know."""
         tasks = self.max_tasks
-        if tasks is not None:
+        if tasks is not None and self.tasks_jitter:
+            import random  # has a hook of its own run in each forked child
+
             tasks -= random.randint(0, self.tasks_jitter)
         return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
 
