@@ -43,9 +43,12 @@ Layout, from the top; a module imports only from those below it:
     cgroups           the control groups that limit both
     forks             what a forked child must not keep
     calls             how a call is pickled
+    journal           the pool's log
+    signals           functions of `signal` as they are in C
     arguments         checks of what users pass in
     statistics        what can be seen, as immutable snapshots
     messages          what travels
+    encoding          the error that is also the standard library's
     errors            all exceptions
 """
 
@@ -55,9 +58,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prefork.encoding import MaybeEncodingError
     from prefork.errors import (
         MaybeDecodingError,
-        MaybeEncodingError,
         MemoryLimitExceeded,
         PoolBrokenError,
         PreforkError,
@@ -103,6 +106,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "prefork.encoding": ["MaybeEncodingError"],
     "prefork.iterators": ["IMapIterator", "IMapUnorderedIterator"],
     "prefork.messages": ["Outcome"],
     "prefork.pool": ["Pool"],

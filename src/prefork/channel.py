@@ -27,13 +27,22 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any, Final
 
 from prefork import forks
 from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
-from prefork.parcels import BEST, Parcel, Transport, high, memory_file, receive_parcel, send_parcel
+from prefork.parcels import (
+    BEST,
+    Parcel,
+    Post,
+    Transport,
+    high,
+    memory_file,
+    receive_parcel,
+    send_parcel,
+)
 from prefork.stacks import BOX, BlackBox
 from prefork.watch import wait_for
 
@@ -48,11 +57,9 @@ MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
 _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
 
-def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+def _pipe(reader_side: forks.Descriptors, writer_side: forks.Descriptors) -> tuple[int, int]:
     reader, writer = map(high, os.pipe())
-    undo.callback(os.close, reader)
-    undo.callback(os.close, writer)
-    return reader, writer
+    return reader_side.add(reader), writer_side.add(writer)
 
 
 class Ring:
@@ -100,43 +107,52 @@ class Ring:
 
 
 class Channel(forks.Owned):
-    """The pool's side."""
+    """The pool's side. Once the child has been started, it is to be opened: until then there are
+    only descriptors, of which other children are rid at no cost."""
 
     def __init__(self, transport: Transport = BEST) -> None:
         self.transport = transport
         self._inbox = -1  # until all is made
-        with forks.creating(), contextlib.ExitStack() as undo:
-            inbox, inbox_writer = _pipe(undo)
-            outbox_reader, outbox = _pipe(undo)
-            taken_back = os.dup(inbox)
-            undo.callback(os.close, taken_back)
-            kind = socket.SOCK_SEQPACKET if transport.seqpacket else socket.SOCK_DGRAM
-            own_parcels, parcels = socket.socketpair(socket.AF_UNIX, kind)
-            undo.callback(own_parcels.close)
-            undo.callback(parcels.close)
-            memory = memory_file("prefork-channel", _MEMORY, transport)
-            undo.callback(os.close, memory)
-            own_memory = os.dup(memory)
-            undo.callback(os.close, own_memory)
-            self._memory = mmap.mmap(memory, _MEMORY)
-            os.set_blocking(inbox, False)
-            os.set_blocking(inbox_writer, False)
-            os.set_blocking(outbox_reader, False)
-            own_parcels.setblocking(False)
-            self._board = memoryview(self._memory)[:BOARD].cast("Q")
-            self._clock = memoryview(self._memory)[:BOARD].cast("d")
-            view = memoryview(self._memory)[_BLACK_BOX:]
-            self.black_box = BlackBox(own_memory, view, _BLACK_BOX)
-            undo.pop_all()
-            self._worker_end: WorkerEnd | None = WorkerEnd(
-                inbox, outbox, parcels, memory, transport
-            )
-            self._inbox, self._taken_back, self._outbox = inbox_writer, taken_back, outbox_reader
-            self._parcels, self._memory_fd = own_parcels, own_memory
-            forks.own(self)
+        self._is_open = False
+        self._fds, their_fds = forks.Descriptors(), forks.Descriptors()
+        with forks.creating():
+            try:
+                self._make(self._fds, their_fds)
+            except BaseException:
+                self._fds.close()
+                their_fds.close()
+                raise
         self._ring = Ring(RING)
         self._unparsed = bytearray()
         self.eof = False
+
+    def _make(self, ours: forks.Descriptors, theirs: forks.Descriptors) -> None:
+        inbox, inbox_writer = _pipe(ours, ours)
+        self._outbox, outbox = _pipe(ours, theirs)
+        kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
+        own, their = socket.socketpair(socket.AF_UNIX, kind)
+        self._parcels = Post(ours.add(own.detach()), blocking=False)
+        parcels = theirs.add(their.detach())
+        self._memory_fd = ours.add(memory_file("prefork-channel", _MEMORY, self.transport))
+        os.set_blocking(inbox, False)
+        os.set_blocking(inbox_writer, False)
+        os.set_blocking(self._outbox, False)
+        self._taken_back = inbox
+        self._worker_end: WorkerEnd | None = WorkerEnd(
+            inbox, outbox, parcels, self._memory_fd, self.transport, theirs
+        )
+        self._inbox = inbox_writer
+
+    def open(self) -> None:
+        """Raises OSError when there is no memory or descriptor for it."""
+        with forks.creating():
+            self._memory = mmap.mmap(self._memory_fd, _MEMORY)
+            self._board = memoryview(self._memory)[:BOARD].cast("Q")
+            self._clock = memoryview(self._memory)[:BOARD].cast("d")
+            view = memoryview(self._memory)[_BLACK_BOX:]
+            self.black_box = BlackBox(self._memory_fd, view, _BLACK_BOX)
+            self._is_open = True
+            forks.own(self)
 
     def take_worker_end(self) -> WorkerEnd:
         """The other side, once: who takes it closes it."""
@@ -287,18 +303,17 @@ class Channel(forks.Owned):
         return self._clock[2]
 
     def close(self) -> None:
-        fds = (self._inbox, self._taken_back, self._outbox, self._memory_fd)
         if self._inbox < 0:
             return
-        forks.disown(self)
+        self._parcels.detach()
+        if self._is_open:
+            forks.disown(self)
+            self.black_box.close()
+            self._board.release()
+            self._clock.release()
+            self._memory.close()
         self._inbox = self._taken_back = self._outbox = self._memory_fd = -1
-        for fd in fds:
-            os.close(fd)
-        self._parcels.close()
-        self.black_box.close()
-        self._board.release()
-        self._clock.release()
-        self._memory.close()
+        self._fds.close()
         if self._worker_end is not None:
             self._worker_end.close()
 
@@ -311,44 +326,46 @@ class Channel(forks.Owned):
 
 
 class WorkerEnd(forks.Owned):
-    """The worker's side. The pool makes it, hands it to the child process, and closes its copy."""
+    """The worker's side. The pool makes it, starts a child that keeps its descriptors, and closes
+    its copy: `owned`, those that are not the pool's, too."""
 
     def __init__(
-        self, inbox: int, outbox: int, parcels: socket.socket, memory: int, transport: Transport
+        self,
+        inbox: int,
+        outbox: int,
+        parcels: int,
+        memory: int,
+        transport: Transport,
+        owned: forks.Descriptors,
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
-        self._parcels = parcels
+        self._parcels = Post(parcels, blocking=True)
         self._memory_fd = memory
         self._transport = transport
-        forks.own(self)
+        self._owned = owned
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
-        fds = [reduction.DupFd(fd) for fd in (self._inbox, self._outbox, self._memory_fd)]
-        parcels = reduction.DupFd(self._parcels.fileno())
-        return _rebuild_worker_end, (*fds, parcels, self._transport)
+        return _rebuild_worker_end, (*map(reduction.DupFd, self.fds()), self._transport)
+
+    def fds(self) -> tuple[int, int, int, int]:
+        """What the child needs of this process's descriptors."""
+        return self._inbox, self._outbox, self._parcels.fileno(), self._memory_fd
 
     @property
     def closed(self) -> bool:
         return self._inbox < 0
 
-    @contextlib.contextmanager
-    def handing_over(self) -> Iterator[None]:
-        """While this thread starts the child: the child keeps this end open, the pool does not."""
-        try:
-            with forks.keeping(self):
-                yield
-        finally:
-            self.close()
-
     def open(self) -> int:
         """In the child: map the shared memory. Returns the file of the black box."""
+        if not self._owned.are_ours:
+            self._owned = forks.Descriptors(*self.fds())
+        forks.own(self)
         memory = mmap.mmap(self._memory_fd, _MEMORY)
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
         self.clock = self._memory[:BOARD].cast("d")
-        self._parcels.setblocking(True)
         self._poll = select.poll()
         self._poll.register(self._inbox, select.POLLIN)
         return self._memory_fd
@@ -397,23 +414,22 @@ class WorkerEnd(forks.Owned):
             written += os.write(self._outbox, frame[written:])
 
     def close(self) -> None:
-        fds = (self._inbox, self._outbox, self._memory_fd)
         if self._inbox < 0:
             return
         forks.disown(self)
+        self._parcels.detach()
         self._inbox = self._outbox = self._memory_fd = -1
-        for fd in fds:
-            os.close(fd)
-        self._parcels.close()
+        self._owned.close()
 
     def abandon(self) -> None:
         self.close()
 
 
 def _rebuild_worker_end(
-    inbox: Any, outbox: Any, memory: Any, parcels: Any, transport: Transport
+    inbox: Any, outbox: Any, parcels: Any, memory: Any, transport: Transport
 ) -> WorkerEnd:
-    fds = [part.detach() for part in (inbox, outbox, memory, parcels)]
+    fds = [part.detach() for part in (inbox, outbox, parcels, memory)]
     for fd in fds:  # they came through an exec, but what the tasks start must not get them
         os.set_inheritable(fd, False)
-    return WorkerEnd(fds[0], fds[1], socket.socket(fileno=fds[3]), fds[2], transport)
+    owned = forks.Descriptors(*fds)
+    return WorkerEnd(fds[0], fds[1], fds[2], fds[3], transport, owned)

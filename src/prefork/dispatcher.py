@@ -11,7 +11,6 @@ it from there.
 from __future__ import annotations
 
 import enum
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -34,8 +33,6 @@ from prefork.waiting import Signal
 from prefork.watch import Watch
 
 __all__ = ["Dispatcher", "Feeder", "State"]
-
-logger = logging.getLogger("prefork")
 
 
 class State(enum.Enum):

@@ -7,7 +7,6 @@ EventLoop    no threads: readers and a timer on a loop; who waits for a result h
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import threading
 import time
@@ -22,14 +21,13 @@ from prefork.handlers import (
     TaskHandler,
     TimeoutHandler,
 )
+from prefork.journal import WARNING, log
 from prefork.staff import Staff
 from prefork.waiting import Signal
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 
 TIMER_SLACK = 0.0005  # seconds
-
-logger = logging.getLogger("prefork")
 
 
 class Roles(NamedTuple):
@@ -106,7 +104,7 @@ class Threads:
                     try:
                         self._roles.callbacks.start(self._staff.jobs.crash)
                     except RuntimeError as exc:
-                        logger.warning("a callback is not called: %s", exc)
+                        log(WARNING, "a callback is not called: %s", exc)
 
     def feed(self, feeder: TaskHandler, here: bool) -> None:
         if here:

@@ -9,14 +9,9 @@ from __future__ import annotations
 import reprlib
 import signal
 from multiprocessing import TimeoutError
-from multiprocessing.pool import (  # type: ignore[attr-defined]
-    MaybeEncodingError as _StdMaybeEncodingError,
-)
-from typing import Any
 
 __all__ = [
     "MaybeDecodingError",
-    "MaybeEncodingError",
     "MemoryLimitExceeded",
     "PoolBrokenError",
     "PreforkError",
@@ -27,6 +22,7 @@ __all__ = [
     "TimeoutError",
     "WorkerLostError",
     "describe_exit",
+    "short_repr",
     "type_name",
 ]
 
@@ -142,31 +138,6 @@ class PoolBrokenError(PreforkError):
     """Workers cannot start, so the pool has given up; the message and `__cause__` say why."""
 
 
-class MaybeEncodingError(PreforkError, _StdMaybeEncodingError):  # type: ignore[misc]
-    """A task's result or exception could not be pickled, so only its `repr` came back.
-
-    The standard library's exception of that name is a base class.
-    """
-
-    def __init__(self, exc: object, value: object) -> None:
-        self.exc = _short_repr(exc)
-        self.value = f"{type_name(value)} {_short_repr(value)}"
-        Exception.__init__(self, self.exc, self.value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_encoding_error, (type(self), self.exc, self.value)
-
-    def __str__(self) -> str:
-        return f"what the task came to cannot be pickled: {self.value}: {self.exc}"
-
-
-def _rebuild_encoding_error(cls: type[MaybeEncodingError], exc: str, value: str) -> Exception:
-    error = cls.__new__(cls, exc, value)
-    error.exc, error.value = exc, value
-    error.args = (exc, value)
-    return error
-
-
 def type_name(obj: object) -> str:
     """The qualified name of an object's type."""
     cls = type(obj)
@@ -175,7 +146,7 @@ def type_name(obj: object) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _short_repr(obj: object) -> str:
+def short_repr(obj: object) -> str:
     """At most some 200 characters; never raises."""
     try:
         return _reprlib.repr(obj)

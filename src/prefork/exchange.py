@@ -8,7 +8,6 @@ further than its own job: a task may have written into the channel.
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections.abc import Iterable
@@ -17,13 +16,12 @@ from typing import Final
 from prefork.crew import Worker
 from prefork.dispatcher import Dispatcher, State
 from prefork.errors import PoolBrokenError, WorkerLostError
+from prefork.journal import CRITICAL, ERROR, log
 from prefork.messages import Kind, decode, decode_exit, decode_reason, describe
 from prefork.news import EXPIRED, News
 from prefork.scheduler import Job
 
 __all__ = ["Exchange"]
-
-logger = logging.getLogger("prefork")
 
 NO_STACK: Final = "(no stack could be had: the process took no signals)"
 
@@ -216,13 +214,13 @@ class Exchange(Dispatcher):
             if self.broken is None and self.state in (State.RUN, State.CLOSE):
                 self.broken = PoolBrokenError(why)
                 self.broken.__cause__ = cause
-                logger.error("%s", self.broken)
+                log(ERROR, "%s", self.broken)
                 self.stop(self.broken)
                 self.on_broken(self.broken)
 
     def crash(self, reason: BaseException) -> None:
         """A thread of the pool has failed, so the pool cannot go on."""
-        logger.critical("a thread of the pool failed", exc_info=reason)
+        log(CRITICAL, "a thread of the pool failed", error=reason)
         self.break_down(f"a thread of the pool failed: {describe(reason)}", reason)
 
     def crash_and_tell(self, reason: BaseException) -> None:

@@ -1,20 +1,22 @@
 """What a forked child must not keep: this process's ends of pipes, sockets and files.
 
-An end that a child holds open hides the death of whoever it belongs to. So each object that owns
-such an end is registered here, and in a forked child all of them are abandoned; except what the
-fork was for (`keeping`).
+An end that a child holds open hides the death of whoever it belongs to. So these descriptors are
+registered here, as numbers, and a forked child closes them all at once, before anything else is
+done in it; except what the fork was for (`keeping`). What there is of Python objects is left alone:
+it lies on pages that parent and child share as long as neither touches them. Only an object that
+has more to let go than numbers is registered itself, to be *abandoned*.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
-__all__ = ["Owned", "creating", "disown", "keeping", "own"]
+__all__ = ["Descriptors", "Owned", "creating", "disown", "keeping", "own"]
 
 
 class Owned:
@@ -26,8 +28,10 @@ class Owned:
 
 
 _owned: weakref.WeakSet[Owned] = weakref.WeakSet()
+_open: set[int] = set()
 _kept = threading.local()
 _guard = threading.RLock()
+_generation = 0  # of processes that were forked since this module was imported
 
 
 def own(obj: Owned) -> None:
@@ -40,33 +44,81 @@ def disown(obj: Owned) -> None:
     _owned.discard(obj)
 
 
-@contextlib.contextmanager
-def creating() -> Iterator[None]:
-    """No other thread forks between the making of descriptors and the call of `own`."""
-    with _guard:
-        yield
+def creating() -> AbstractContextManager[object]:
+    """No other thread forks between the making of descriptors and their registration."""
+    return _guard
 
 
-@contextlib.contextmanager
-def keeping(obj: Owned) -> Iterator[None]:
-    """A child that this thread forks meanwhile keeps this object."""
-    _kept.obj = obj
+class Descriptors:
+    """Some descriptors of this process, which forked children do not keep. In a child this object
+    is a mere copy: the numbers may be another's there, and closing it does nothing."""
+
+    __slots__ = ("_generation", "fds")
+
+    def __init__(self, *fds: int) -> None:
+        self.fds: list[int] = []
+        self._generation = _generation
+        for fd in fds:
+            self.add(fd)
+
+    def add(self, fd: int) -> int:
+        """To be called inside of `creating`; returns the descriptor."""
+        self.fds.append(fd)
+        _open.add(fd)
+        return fd
+
+    @property
+    def are_ours(self) -> bool:
+        """Whether this was made by this very process, not by its parent."""
+        return self._generation == _generation
+
+    def give_away(self) -> None:
+        """Children that are forked from now on keep them."""
+        _open.difference_update(self.fds)
+        self.fds = []
+
+    def close(self) -> None:
+        """Close them, once."""
+        with _guard:  # nobody forks in between
+            fds, self.fds = self.fds, []
+            if self.are_ours:
+                _open.difference_update(fds)
+                for fd in fds:
+                    os.close(fd)
+
+
+def keeping(fds: Iterable[int], fork: Callable[[], object]) -> None:
+    """Call `fork`: a child that this thread forks meanwhile keeps these descriptors, for somebody
+    there to take over into new `Descriptors`."""
+    _kept.fds = fds
     try:
-        yield
+        fork()
     finally:
-        _kept.obj = None
+        _kept.fds = ()
 
 
 def _after_in_child() -> None:
+    global _generation  # noqa: PLW0603
     _guard.release()  # the thread that forked, and that lives on here, has acquired it
-    kept = getattr(_kept, "obj", None)
-    _kept.obj = None
+    _generation += 1
+    kept = getattr(_kept, "fds", ())
+    _close_all(sorted(_open.difference(kept)))
+    _open.intersection_update(kept)
+    _kept.fds = ()
     for obj in list(_owned):
-        if obj is not kept:
-            try:
-                obj.abandon()
-            except Exception:  # a bug; the others must be abandoned all the same
-                traceback.print_exc()
+        try:
+            obj.abandon()
+        except Exception:  # a bug; the others must be abandoned all the same
+            traceback.print_exc()
+
+
+def _close_all(fds: list[int]) -> None:
+    """Close descriptors, given in order. Most are neighbours, so it takes few system calls."""
+    for i, fd in enumerate(fds):
+        if i == 0 or fds[i - 1] != fd - 1:
+            start = fd
+        if i + 1 == len(fds) or fds[i + 1] != fd + 1:
+            os.closerange(start, fd + 1)
 
 
 os.register_at_fork(

@@ -18,7 +18,6 @@ Subclasses may override any of these, and are used by a pool whose class names t
 from __future__ import annotations
 
 import functools
-import logging
 import queue
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import Protocol
 
 from prefork.crew import Worker
 from prefork.dispatcher import Dispatcher, State
+from prefork.journal import ERROR, log
 from prefork.news import News
 from prefork.scheduler import Job
 from prefork.staff import Staff
@@ -41,8 +41,6 @@ __all__ = [
     "TaskHandler",
     "TimeoutHandler",
 ]
-
-logger = logging.getLogger("prefork")
 
 
 class Role:
@@ -378,8 +376,8 @@ class CallbackRunner(Role):
         """Run one callback; what it raises is logged, and harms nothing."""
         try:
             call()
-        except BaseException:
-            logger.exception("a callback raised; its job is not affected")
+        except BaseException as exc:
+            log(ERROR, "a callback raised; its job is not affected", error=exc)
 
     def stop(self) -> None:
         """End the thread after the callbacks that are waiting."""

@@ -7,7 +7,6 @@ lies. A *report* comes back: a fixed-size header and a pickle.
 from __future__ import annotations
 
 import pickle
-import pickletools
 import struct
 import traceback
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from prefork.errors import (
     MaybeDecodingError,
-    MaybeEncodingError,
+    PreforkError,
     RemoteTraceback,
     SoftTimeLimitExceeded,
     type_name,
@@ -222,8 +221,14 @@ def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
     return pickled, type_name(exc), text
 
 
-def _encoding_error(reason: Exception, value: object) -> MaybeEncodingError:
-    error = MaybeEncodingError(reason, value)
+def _encoding_error(reason: Exception, value: object) -> PreforkError:
+    error: PreforkError
+    try:
+        from prefork.encoding import MaybeEncodingError
+
+        error = MaybeEncodingError(reason, value)
+    except Exception as exc:  # it cannot be imported: no descriptor left, no memory
+        error = PreforkError(f"a {type_name(value)} cannot be pickled: {reason!r}; {exc!r}")
     error.__cause__ = reason  # its traceback tells which attribute it was
     return error
 
@@ -310,6 +315,8 @@ def _first_global(pickled: bytes | memoryview) -> str:
     """The first class or function that a pickle names: nearly always the outermost type."""
     strings: list[str] = []
     try:
+        import pickletools  # large, and hardly ever needed
+
         for opcode, arg, _ in pickletools.genops(bytes(pickled)):
             if opcode.name == "STACK_GLOBAL":
                 return ".".join(strings[-2:]).removeprefix("builtins.")

@@ -11,13 +11,21 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from prefork import forks
 
-__all__ = ["BEST", "Parcel", "Transport", "high", "memory_file", "receive_parcel", "send_parcel"]
+__all__ = [
+    "BEST",
+    "Parcel",
+    "Post",
+    "Transport",
+    "high",
+    "memory_file",
+    "receive_parcel",
+    "send_parcel",
+]
 
 _ALIGN = 64  # bytes: where a buffer starts in a parcel
 _HEADER = struct.Struct("<Q")  # job
@@ -48,6 +56,8 @@ def memory_file(name: str, size: int, transport: Transport) -> int:
     if transport.memfd:
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
     else:
+        import tempfile  # large
+
         fd, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
     fd = high(fd)
@@ -59,7 +69,7 @@ def memory_file(name: str, size: int, transport: Transport) -> int:
     return fd
 
 
-class Parcel(forks.Owned):
+class Parcel:
     """A large pickle with its out-of-band buffers, in an anonymous file.
 
     The receiver maps the file privately: it may write to its arrays, and the kernel frees the
@@ -74,7 +84,7 @@ class Parcel(forks.Owned):
         pieces.insert(0, memoryview(lengths).cast("B"))
         with forks.creating():
             self.fd = memory_file("prefork-parcel", 0, transport)
-            forks.own(self)
+            self._fds = forks.Descriptors(self.fd)
         try:
             position = 0
             for piece in pieces:
@@ -85,16 +95,11 @@ class Parcel(forks.Owned):
             raise
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            forks.disown(self)
-            os.close(fd)
-
-    def abandon(self) -> None:
-        self.close()
+        self.fd = -1
+        self._fds.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
+        if hasattr(self, "_fds"):
             self.close()
 
     @staticmethod
@@ -135,11 +140,36 @@ def _write_all(fd: int, data: memoryview, position: int) -> None:
         position += written
 
 
-def send_parcel(sock: socket.socket, job: int, parcel: Parcel) -> None:
-    socket.send_fds(sock, [_HEADER.pack(job)], [parcel.fd])
+class Post:
+    """An end of the socket that parcels go through. Its object is made for the first parcel: many
+    a worker never sees one."""
+
+    def __init__(self, fd: int, blocking: bool) -> None:
+        self._fd = fd
+        self._blocking = blocking
+        self._socket: socket.socket | None = None
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def socket(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(fileno=self._fd)
+            self._socket.setblocking(self._blocking)
+        return self._socket
+
+    def detach(self) -> None:
+        """The descriptor is closed by somebody else."""
+        self._fd = -1
+        if self._socket is not None:
+            self._socket.detach()
 
 
-def receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
+def send_parcel(post: Post, job: int, parcel: Parcel) -> None:
+    socket.send_fds(post.socket(), [_HEADER.pack(job)], [parcel.fd])
+
+
+def receive_parcel(post: Post, job: int) -> list[memoryview]:
     """The parcel of this job. Whatever else has come is thrown away: parcels of jobs that were
     taken back meanwhile, and what a task may have written there.
 
@@ -149,7 +179,7 @@ def receive_parcel(sock: socket.socket, job: int) -> list[memoryview]:
     wanted = _HEADER.pack(job)
     while True:
         try:
-            data, fds, flags, _ = socket.recv_fds(sock, _HEADER.size, 1)
+            data, fds, flags, _ = socket.recv_fds(post.socket(), _HEADER.size, 1)
         except ConnectionResetError:
             # Said once when the other end has closed with parcels unread; those to us are here.
             continue

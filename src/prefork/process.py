@@ -15,7 +15,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import forkserver, reduction
+from multiprocessing import reduction
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from pathlib import Path
@@ -65,12 +65,14 @@ class Process(BaseProcess):
 def preload(context: BaseContext, module: str) -> None:
     """Have the fork server, unless it runs already, import a module once for all its children."""
     if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # large
+
         server: Any = forkserver._forkserver
         if module not in server._preload_modules:
             server.set_forkserver_preload([*server._preload_modules, module])
 
 
-class _Lifeline(forks.Owned):
+class _Lifeline:
     """Ties a child's process group to this process, without a thread and without polling.
 
     A pipe. The child asks the kernel to send SIGKILL to its group when something happens to the
@@ -82,19 +84,13 @@ class _Lifeline(forks.Owned):
 
     def __init__(self) -> None:
         with forks.creating():
-            reader, self._writer = os.pipe()
-            forks.own(self)
-        self.end = _LifelineEnd(reader)
+            reader, writer = os.pipe()
+            self._writer = forks.Descriptors(writer)
+            self.end = _LifelineEnd(forks.Descriptors(reader))
 
     def cut(self) -> None:
         """Kill the child with its group (if it has come so far as to hold its end)."""
-        writer, self._writer = self._writer, -1
-        if writer >= 0:
-            forks.disown(self)
-            os.close(writer)
-
-    def abandon(self) -> None:
-        self.cut()
+        self._writer.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_writer"):
@@ -104,28 +100,32 @@ class _Lifeline(forks.Owned):
 class _LifelineEnd:
     """The child's end; this process closes its copy once the child has started."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, owned: forks.Descriptors) -> None:
+        self._owned = owned
+        (self.fd,) = owned.fds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_lifeline_end, (reduction.DupFd(self._fd),)
+        return _rebuild_lifeline_end, (reduction.DupFd(self.fd),)
 
     def hold(self) -> None:
-        """In the child: lead a process group, and have it killed when the parent is gone."""
-        with contextlib.suppress(PermissionError):  # we lead a session already
+        """In the child: lead a process group, and have it killed when the parent is gone.
+
+        What a task forks keeps it, too: so it is killed even if this process has ended before.
+        """
+        self._owned.give_away()
+        if os.getsid(0) != os.getpid():  # else we lead a session, and with it a group
             os.setpgid(0, 0)
         if hasattr(fcntl, "F_SETSIG"):
-            fcntl.fcntl(self._fd, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGKILL)
-            flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-            if _is_readable(self._fd, 0):  # gone before the kernel knew whom to tell
+            fcntl.fcntl(self.fd, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_ASYNC)
+            if _is_readable(self.fd, 0):  # gone before the kernel knew whom to tell
                 self._kill_own_group()
         else:
             threading.Thread(target=self._watch, name="prefork-lifeline", daemon=True).start()
 
     def _watch(self) -> None:
-        os.read(self._fd, 1)
+        os.read(self.fd, 1)
         self._kill_own_group()
 
     @staticmethod
@@ -133,13 +133,13 @@ class _LifelineEnd:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._owned.close()
 
 
 def _rebuild_lifeline_end(duplicate: Any) -> _LifelineEnd:
     fd = duplicate.detach()
     os.set_inheritable(fd, False)
-    return _LifelineEnd(fd)
+    return _LifelineEnd(forks.Descriptors(fd))
 
 
 def _is_readable(fd: int, timeout: float) -> bool:
@@ -165,6 +165,9 @@ def _run_tied(end: _LifelineEnd, target: Callable[..., object], args: tuple[Any,
 class Child:
     """A process that runs `target(*args)`: its pid, its end, and the means to end it.
 
+    It is made, then started, and then looked after, which are three steps since forks should
+    follow one upon another (see `Recruiter.hire`).
+
     Raises:
         OSError: the system has no process, memory or descriptor left.
     """
@@ -179,26 +182,28 @@ class Child:
         index: int = 0,
     ) -> None:
         self.index = index
+        self.pid = 0  # until it is started
+        self._pidfd = -1
         self._lifeline = _Lifeline()
-        end = self._lifeline.end
-        try:
-            process = process_class(
-                target=_run_tied, name=name, args=(end, target, args), context=context
-            )
-            process.index = index
-            process.start()
-        finally:
-            end.close()
-        assert process.pid is not None
-        self._process = process
-        self.pid: int = process.pid
+        self._process = process_class(
+            target=_run_tied, name=name, args=(self._lifeline.end, target, args), context=context
+        )
+        self._process.index = index
+
+    def start(self, *fds: int) -> None:
+        """Start it; it keeps these descriptors of ours."""
+        forks.keeping((*fds, self._lifeline.end.fd), self._process.start)
         # A status can be collected once: not by whoever in this process asks multiprocessing for
         # its active children meanwhile.
-        _children.discard(process)
+        _children.discard(self._process)
+        self.pid = self._process.pid or 0
+
+    def look_after(self) -> None:
+        """It has been started."""
+        self._lifeline.end.close()
         # Both sides do this, so that it is done whoever runs first.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(self.pid, self.pid)
-        self._pidfd = -1
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # an old kernel; no descriptor left
                 self._pidfd = os.pidfd_open(self.pid)
@@ -270,6 +275,7 @@ class Child:
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+        self._lifeline.end.close()
         self._lifeline.cut()
         try:
             self._process.close()

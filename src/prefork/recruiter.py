@@ -10,10 +10,9 @@ ever; then it is had aside, on a thread of its own (`starts.py`).
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-import random
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from prefork.crew import GIVE_UP_SECONDS, Worker
 from prefork.dispatcher import State
 from prefork.errors import SoftTimeLimitExceeded, describe_exit
 from prefork.exchange import Exchange
+from prefork.journal import DEBUG, ERROR, log
 from prefork.messages import describe
 from prefork.process import Child, Process, preload
 from prefork.starts import Start, is_passing
@@ -30,8 +30,6 @@ from prefork.watch import Watch
 from prefork.worker import Initializer, WorkerOptions, main
 
 __all__ = ["Options", "Recruiter"]
-
-logger = logging.getLogger("prefork")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
@@ -60,9 +58,59 @@ class Options(NamedTuple):
     def for_worker(self) -> WorkerOptions:
         """What the next worker is to know."""
         tasks = self.max_tasks
-        if tasks is not None:
+        if tasks is not None and self.tasks_jitter:
+            import random  # has a hook of its own run in each forked child
+
             tasks -= random.randint(0, self.tasks_jitter)
         return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
+
+
+class _Draft:
+    """A worker that is being started."""
+
+    def __init__(self, options: Options, name: str, place: int) -> None:
+        self._name = name
+        self._options = options.for_worker()
+        self._channel = Channel()
+        self._end = self._channel.take_worker_end()
+        try:
+            self._child = Child(
+                options.process_class,
+                options.context,
+                name,
+                main,
+                (self._end, self._options),
+                place,
+            )
+        except BaseException:
+            self._close()
+            raise
+
+    def start(self) -> None:
+        self._child.start(*self._end.fds())
+
+    def worker(self) -> Worker:
+        """It has been started."""
+        self._end.close()
+        self._child.look_after()
+        self._channel.open()
+        worker = Worker(self._channel, self._child, self._name)
+        if self._options.max_tasks is not None:
+            worker.quota = self._options.max_tasks
+        return worker
+
+    def discard(self) -> None:
+        """It is not to be, or has come too late: the pool did not wait for it."""
+        if self._child.pid:
+            self._child.kill()
+            if self._child.wait(LATE_SECONDS):
+                self._child.collect()
+        self._child.close()
+        self._close()
+
+    def _close(self) -> None:
+        self._end.close()
+        self._channel.close()
 
 
 class Recruiter:
@@ -79,69 +127,64 @@ class Recruiter:
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
         preload(options.context, main.__module__)
 
-    def hire(self) -> None:
-        """Start one more worker process. Takes milliseconds with fork, more with spawn.
+    def hire(self, count: int = 1) -> None:
+        """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
+
+        After a fork, parent and child share all memory; a page that either of them touches is
+        copied then. So as much as possible is done before the first fork or after the last one,
+        where it is not paid for again after each.
 
         Raises:
             OSError: the system has no process, memory or descriptor left.
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        worker = self._make_worker()
+        drafts: deque[_Draft] = deque()
+        try:
+            for place in self._free_places(count):
+                drafts.append(self._draft(place))
+            for draft in drafts:
+                draft.start()
+            while drafts and self._admit(drafts[0]):
+                drafts.popleft()
+        finally:
+            for draft in drafts:
+                draft.discard()
+
+    def _draft(self, place: int) -> _Draft:
+        self._hired += 1
+        return _Draft(self._options, f"{self._options.process_class.kind}-{self._hired}", place)
+
+    def _admit(self, draft: _Draft) -> bool:
+        """Make it one of the pool's workers, if that has not ended meanwhile; whether it is."""
+        worker = draft.worker()
+        if self._options.start_timeout is not None:
+            worker.patience_ends = time.monotonic() + self._options.start_timeout
         with self._jobs.lock:
-            if self._jobs.state is not State.ENDED:
-                self._exits.add(worker.process, worker)
-                self._jobs.join(worker)
-                if self._jobs.state is State.TERMINATE:
-                    worker.kill("the pool was terminated")
-                self._exits.bell.ring()  # its start may have to be watched
-                logger.debug("started worker %d (%s)", worker.pid, worker.name)
-                return
-        worker.kill()  # it has come too late: the pool did not wait for it
-        if worker.process.wait(LATE_SECONDS):
-            worker.process.collect()
-            worker.process.close()
-        worker.channel.close()
+            if self._jobs.state is State.ENDED:
+                return False
+            self._exits.add(worker.process, worker)
+            self._jobs.join(worker)
+            if self._jobs.state is State.TERMINATE:
+                worker.kill("the pool was terminated")
+            self._exits.bell.ring()  # its start may have to be watched
+            log(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
+        return True
 
     def hire_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
+        if not self.starts_aside:
+            self.hire(self._options.processes)
+            return
         for _ in range(self._options.processes):
-            if self.starts_aside:
-                Start(self.hire, self._exits.bell.ring).finish(self._options.start_timeout)
-            else:
-                self.hire()
+            Start(self.hire, self._exits.bell.ring).finish(self._options.start_timeout)
 
-    def _make_worker(self) -> Worker:
-        self._hired += 1
-        name = f"{self._options.process_class.kind}-{self._hired}"
-        options = self._options.for_worker()
-        channel = Channel()
-        end = channel.take_worker_end()
-        try:
-            with end.handing_over():
-                process = Child(
-                    self._options.process_class,
-                    self._options.context,
-                    name,
-                    main,
-                    (end, options),
-                    self._free_place(),
-                )
-        except BaseException:
-            channel.close()
-            raise
-        worker = Worker(channel, process, name)
-        if options.max_tasks is not None:
-            worker.quota = options.max_tasks
-        if self._options.start_timeout is not None:
-            worker.patience_ends = time.monotonic() + self._options.start_timeout
-        return worker
-
-    def _free_place(self) -> int:
+    def _free_places(self, count: int) -> list[int]:
         with self._jobs.lock:
             staying = [w for w in self._jobs.workers if not (w.exited or w.farewell)]
         taken = {worker.process.index for worker in staying}
-        return next(index for index in itertools.count() if index not in taken)
+        free = (index for index in itertools.count() if index not in taken)
+        return list(itertools.islice(free, count))
 
     def fill_up(self, is_short: Callable[[], bool]) -> None:
         """Start workers while there are too few."""
@@ -173,7 +216,7 @@ class Recruiter:
 
     def _judge_no_start(self, exc: Exception) -> None:
         """There is not even a process."""
-        logger.error("cannot start a worker process: %s", describe(exc))
+        log(ERROR, "cannot start a worker process: %s", describe(exc))
         if is_passing(exc):
             self._count_failed_start()
             if self._failed_starts <= self._options.max_restarts:

@@ -13,6 +13,8 @@ import faulthandler
 import os
 import signal
 
+from prefork.signals import DEFAULT, IGNORE, set_action, unblock
+
 __all__ = ["BOX", "LAST_WORDS", "LOOK", "BlackBox", "install", "uninstall"]
 
 BOX = 1 << 16  # bytes of text that are kept
@@ -30,11 +32,11 @@ def install(fd: int) -> None:
     faulthandler.enable(fd)
     if LOOK is not None:
         # What it was before is what follows on the stack (`chain`), and what it will be again.
-        signal.signal(LAST_WORDS, signal.SIG_DFL)
+        set_action(LAST_WORDS, DEFAULT)
         faulthandler.register(LAST_WORDS, fd, all_threads=True, chain=True)
-        signal.signal(LOOK, signal.SIG_IGN)
+        set_action(LOOK, IGNORE)
         faulthandler.register(LOOK, fd, all_threads=True, chain=False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [LOOK, LAST_WORDS])
+        unblock(LOOK, LAST_WORDS)
     os.register_at_fork(after_in_child=uninstall)  # what a task forks has no place in the box
 
 

@@ -10,7 +10,6 @@ for, but not for ever.
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import time
@@ -23,6 +22,7 @@ from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import State
 from prefork.errors import Terminated, describe_exit
 from prefork.exchange import Exchange
+from prefork.journal import DEBUG, WARNING, log
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
 from prefork.recruiter import Options, Recruiter
@@ -31,8 +31,6 @@ from prefork.waiting import Signal
 from prefork.watch import Watch
 
 __all__ = ["Staff"]
-
-logger = logging.getLogger("prefork")
 
 EXIT_SECONDS = 10.0
 """A worker that has said goodbye has so long for its own exit: threads and processes that its
@@ -212,9 +210,9 @@ class Staff:
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
         left = worker.leaving or worker.quota <= 0
         expected = left and (exitcode == 0 or worker.lost is None)
-        level = logging.DEBUG if expected or self.state is State.TERMINATE else logging.WARNING
+        level = DEBUG if expected or self.state is State.TERMINATE else WARNING
         text = f"{how}: {why}" if why else how
-        logger.log(level, "worker %d (%s) %s", worker.pid, worker.name, text)
+        log(level, "worker %d (%s) %s", worker.pid, worker.name, text)
 
     def _next_time(self) -> float | None:
         times = [w.patience_ends for w in self.jobs.workers if w.patience_ends is not None]

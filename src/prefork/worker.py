@@ -40,6 +40,7 @@ from prefork.messages import (
     pack,
 )
 from prefork.parcels import Parcel
+from prefork.signals import IGNORE, forget_handlers, set_action, unblock
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions", "main"]
 
@@ -128,7 +129,7 @@ class _Worker(forks.Owned):
         forks.own(self)
         self._set_signals()
         self._initialise()
-        signal.signal(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
+        set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         self._end.report(Kind.READY)
         tasks_left = self._options.max_tasks
         memory = ResidentMemory() if self._options.max_memory else None
@@ -153,12 +154,10 @@ class _Worker(forks.Owned):
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
         signal.set_wakeup_fd(-1)
-        for signum in signal.valid_signals():
-            if callable(signal.getsignal(signum)):
-                signal.signal(signum, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(SOFT_SIGNAL, self._on_soft_limit)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [SOFT_SIGNAL, signal.SIGTERM])
+        forget_handlers()
+        set_action(signal.SIGINT, IGNORE)
+        set_action(SOFT_SIGNAL, self._on_soft_limit)
+        unblock(SOFT_SIGNAL, signal.SIGTERM)
 
     def _initialise(self) -> None:
         if self._options.initializer is None:

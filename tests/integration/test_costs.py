@@ -8,6 +8,7 @@ another message, copy or wake-up per task. Times are measured in `benchmarks/`.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -18,6 +19,7 @@ import pytest
 
 from gate import enter
 from helpers import workers_of
+from prefork import Pool
 
 CALLS = 500
 FEW = 20
@@ -243,3 +245,58 @@ def test_a_pool_has_few_threads(make_pool):
     pool.map(noop, range(10))
     # Results and workers are waited for; no time limit, no lazy input, no callback: no thread.
     assert len(set(threading.enumerate()) - before) <= 2
+
+
+# --- what a start costs
+
+
+def test_little_is_imported():
+    """Each page of the pool's process is copied or shared by each worker, and some modules have
+    hooks that run at each fork."""
+    code = "import sys, prefork.pool; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    large = {"logging", "multiprocessing.pool", "multiprocessing.forkserver", "pickletools"}
+    large |= {"random", "tempfile"}
+    assert not large & set(run.stdout.split())
+
+
+def modules() -> set[str]:
+    return set(sys.modules)
+
+
+def test_a_forked_worker_imports_nothing_to_start(make_pool):
+    pool = make_pool(1, context="fork")
+    assert not pool.apply(modules) - modules()
+
+
+def own_files(_: object = None) -> list[str]:
+    names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    files = [os.readlink(name) for name in names if os.path.lexists(name)]
+    return sorted(file.partition(":")[0] for file in files if "memfd" in file or "socket" in file)
+
+
+def test_a_worker_keeps_nothing_of_its_siblings(make_pool):
+    """Sockets and memory files, which are the pool's only."""
+    alone = make_pool(1, context="fork").apply(own_files)
+    found = make_pool(8, context="fork").map(own_files, range(100), 1)
+    assert {tuple(files) for files in found} == {tuple(alone)}
+
+
+def made_between_forks(workers: int) -> float:
+    """How many descriptors a new pool makes between two forks."""
+    made: list[int] = []
+
+    def note() -> None:
+        made.append(len(os.listdir("/proc/self/fd")))
+
+    noting = [True]
+    os.register_at_fork(before=lambda: noting[0] and note())
+    with Pool(workers, context="fork"):
+        noting[0] = False
+    return (made[-1] - made[0]) / (workers - 1)
+
+
+def test_between_forks_only_the_next_one_is_made():
+    """What the pool touches between two forks is copied after each of them. Of the descriptors, it
+    is the two that the standard library makes for a process."""
+    assert made_between_forks(5) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import multiprocessing.pool
 import signal
 from multiprocessing.connection import wait
 from queue import SimpleQueue

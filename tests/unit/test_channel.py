@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork import channel
+from prefork import channel, forks
 from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Ring, WorkerEnd
 from prefork.messages import ACCEPT, MARK, Kind, Report, load, pack
 from prefork.parcels import Parcel, Transport
@@ -28,6 +28,7 @@ SIZES = [1, 31, 32, 4095, 4096, 4097, INLINE - 1, INLINE, INLINE + 1, RING, 1 <<
 @pytest.fixture(params=TRANSPORTS, ids=["memfd-seqpacket", "file-dgram"])
 def pair(request) -> Iterator[tuple[Channel, WorkerEnd]]:
     pool = Channel(request.param)
+    pool.open()
     worker = pool.take_worker_end()
     worker.open()
     yield pool, worker
@@ -176,6 +177,7 @@ def test_the_board_tells_what_runs_and_since_when(pair):
 
 def test_the_black_box_keeps_what_was_written(pair):
     pool = Channel(pair[0].transport)
+    pool.open()
     worker = pool.take_worker_end()
     os.write(worker.open(), b"Fatal Python error")
     worker.close()
@@ -193,10 +195,11 @@ def test_descriptors_are_freed(pair):
     before = count()
     for _ in range(3):
         pool = Channel(pair[0].transport)
-        with pool.take_worker_end().handing_over():
-            pass
+        pool.take_worker_end().close()
+        pool.open()
         pool.close()
         Channel(pair[0].transport)  # dropped
+        Channel(pair[0].transport).open()
         Parcel(b"x", (), pair[0].transport)
     assert count() == before
 
@@ -205,8 +208,8 @@ def test_descriptors_are_above_those_that_a_task_may_take_for_the_standard_strea
     saved = os.dup(0)
     try:
         os.close(0)
-        with contextlib.ExitStack() as undo:
-            assert min(channel._pipe(undo)) > 2
+        with contextlib.closing(forks.Descriptors()) as fds:
+            assert min(channel._pipe(fds, fds)) > 2
     finally:
         os.dup2(saved, 0)
         os.close(saved)
@@ -248,6 +251,7 @@ def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
 @given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=300)), max_size=5))
 def test_reports_are_found_between_foreign_bytes(parts):
     pool = Channel()
+    pool.open()
     worker = pool.take_worker_end()
     try:
         for job, (foreign, pickled) in enumerate(parts, 1):
@@ -268,6 +272,7 @@ def test_reports_are_found_between_foreign_bytes(parts):
 @given(st.binary(max_size=5000), st.lists(st.integers(1, 50), max_size=20))
 def test_any_bytes_in_any_pieces_can_be_received(data, cuts):
     pool = Channel()
+    pool.open()
     worker = pool.take_worker_end()
     try:
         data = data.replace(b"M", MARK)  # nearly a report

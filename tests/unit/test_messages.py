@@ -7,7 +7,7 @@ from multiprocessing import pool as std_pool
 
 import pytest
 
-from prefork import errors
+from prefork import MaybeEncodingError, errors
 from prefork.messages import (
     OUT_OF_BAND,
     Failure,
@@ -79,7 +79,7 @@ def test_an_exception_arrives_with_its_traceback_as_the_cause():
 @pytest.mark.parametrize("cls", [NoPickle, NoRepr])
 def test_a_result_that_does_not_pickle_is_named(cls):
     error = error_of(*encode_result(cls()))
-    assert isinstance(error, errors.MaybeEncodingError)
+    assert isinstance(error, MaybeEncodingError)
     assert isinstance(error, std_pool.MaybeEncodingError)
     assert cls.__name__ in str(error)
     assert "I stay here" in str(error)
@@ -90,7 +90,7 @@ def test_an_exception_that_does_not_pickle_is_named():
         pass
 
     arrived = failed(Local("lost"))
-    assert isinstance(arrived, errors.MaybeEncodingError)
+    assert isinstance(arrived, MaybeEncodingError)
     assert "Local('lost')" in str(arrived)
 
 
@@ -130,7 +130,7 @@ def test_small_buffers_stay_in_the_pickle():
     [
         errors.WorkerLostError(1, "m.f", 2, -9, "stack", "note"),
         errors.TimeLimitExceeded(1.5, 1, "m.f", 2, "stack"),
-        errors.MaybeEncodingError(TypeError("no"), object()),
+        MaybeEncodingError(TypeError("no"), object()),
         errors.MaybeDecodingError("m.T", "ValueError: x", "tb"),
         errors.PoolBrokenError("why"),
         errors.Terminated("why"),
