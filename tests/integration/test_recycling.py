@@ -11,7 +11,7 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, eventually, has_ended, log_start, mark
-from prefork import MemoryLimitExceeded, PoolBrokenError, WorkerLostError
+from prefork import MemoryLimitExceeded, Pool, PoolBrokenError, WorkerLostError
 from prefork.memory import resident
 
 MIB = 1 << 20
@@ -81,8 +81,9 @@ def test_recycling_loses_no_queued_work(make_pool, context):
 
 
 def beyond_ours(mib):
-    """KiB: a forked worker starts with the memory that this process has."""
-    return resident(os.getpid()) + mib * 1024
+    """KiB: a forked worker starts with memory of this process."""
+    with Pool(1) as pool:
+        return resident(pool.apply(os.getpid)) + mib * 1024
 
 
 def test_a_worker_that_has_grown_is_replaced(make_pool):
