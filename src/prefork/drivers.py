@@ -223,12 +223,14 @@ class EventLoop:
         return min((time for time in times if time is not None), default=None)
 
     def _on_timer(self) -> None:
+        """Telling is left to the readers. Kombu's hub fires timers right before it waits: what a
+        callback has the hub do, such as an acknowledgement, would wait as long."""
         self._timer = None
-        if self._roles.supervisor.timeout() is not None:
-            self._on_event()
+        if self._roles.supervisor.timeout() is None:
+            self._handle(self._roles.limits)
         else:
-            self._handle(self._roles.results, self._roles.limits)
-            self._set_timer()
+            self._handle(self._roles.limits, self._roles.supervisor)
+        self._set_timer()
 
     def _on_results(self) -> None:
         """The frequent case: there is nothing but results."""

@@ -208,11 +208,16 @@ class TaskPool:
                 raise
             self.refuse(exc)
             return None
+        if not self._active:
+            self.stopped_meanwhile()
         return task
 
     def refuse(self, error: Exception) -> None:
         """The pool takes no task any more: raise this, or have `apply_async` return None."""
         raise error
+
+    def stopped_meanwhile(self) -> None:
+        """A signal handler has stopped the pool while `apply_async` handed in a task."""
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """End the task that was accepted last in this process, unless it has ended: no other task

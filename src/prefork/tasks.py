@@ -53,6 +53,7 @@ class Task:
 
     Attributes:
         target, args: what is called.
+        accept_callback: called when it has started.
         id: the caller's own name for it (`correlation_id`).
         pid: the process that has started it; None: none yet.
         since: when (`time.monotonic`, seconds).
@@ -62,12 +63,12 @@ class Task:
 
     __slots__ = (
         "__weakref__",
-        "_accept_callback",
         "_callback",
         "_error_callback",
         "_pool",
         "_timeout_callback",
         "_withdrawn",
+        "accept_callback",
         "args",
         "handle",
         "holds_slot",
@@ -100,7 +101,7 @@ class Task:
         self._pool = pool
         self._callback = callback
         self._error_callback = error_callback
-        self._accept_callback = accept_callback
+        self.accept_callback = accept_callback
         self._timeout_callback = timeout_callback
         self._withdrawn = False
 
@@ -124,7 +125,7 @@ class Task:
     def abandon(self, signum: int) -> None:
         """End it without calling anybody back."""
         self._callback = self._error_callback = None
-        self._accept_callback = self._timeout_callback = None
+        self.accept_callback = self._timeout_callback = None
         self.terminate(signum)
 
     # ---- the pool's side: each of these is called once at most, in this order
@@ -132,8 +133,8 @@ class Task:
     def accepted(self, pid: int, since: float) -> None:
         self.pid, self.since = pid, since
         self._pool.running[pid] = self
-        if self._accept_callback is not None:
-            self._accept_callback(pid, since)
+        if self.accept_callback is not None:
+            self.accept_callback(pid, since)
 
     def succeeded(self, value: object) -> None:
         self._end(self._callback, value)

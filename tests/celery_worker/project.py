@@ -174,6 +174,15 @@ def hang_here():
 
 
 @app.task
+def quit_worker(path, signum):
+    """Have the worker end, before it can know that this runs."""
+    log_start(Path(path), os.getppid())
+    os.kill(os.getppid(), signum)
+    while True:
+        signal.pause()
+
+
+@app.task
 def spin(path=None):
     """Python code that never ends, unless a soft limit ends it."""
     try:

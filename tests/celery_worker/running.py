@@ -17,6 +17,7 @@ from typing import Any
 import celery
 from celery import Celery
 from celery.result import AsyncResult
+from servers import Guard
 
 from helpers import DEADLINE, eventually, workers_of
 
@@ -115,6 +116,7 @@ class Worker(Client):
                 stderr=log,
                 start_new_session=True,
             )
+        self._guard = Guard(self.process.pid)
         if ready:
             self.logged(" ready.")
 
@@ -210,6 +212,7 @@ class Worker(Client):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        self._guard.dismiss()
 
     def close(self) -> None:
         self.kill()

@@ -43,6 +43,23 @@ def epmd() -> str:
     return str(found[0])
 
 
+class Guard:
+    """Kills a process group when this process is gone, even by SIGKILL: a pipe ends then."""
+
+    def __init__(self, group: int) -> None:
+        self._process = subprocess.Popen(
+            ["sh", "-c", 'read line; kill -KILL "-$0"', str(group)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def dismiss(self) -> None:
+        """The group has ended; its number may become another's."""
+        self._process.kill()
+        self._process.communicate()
+
+
 class Server:
     """A process in a session of its own, so that what it starts ends with it."""
 
@@ -63,6 +80,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+        self._guard = Guard(self.process.pid)
         deadline = time.monotonic() + DEADLINE
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -84,16 +102,20 @@ class Server:
         """As an operator does it: in order."""
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(DEADLINE)
-            self.process = None
+            self._reap()
 
     def kill(self) -> None:
         """All at once; connections break."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(DEADLINE)
-            self.process = None
+            self._reap()
+
+    def _reap(self) -> None:
+        assert self.process is not None
+        self.process.wait(DEADLINE)
+        self._guard.dismiss()
+        self.process = None
 
     def close(self) -> None:
         self.kill()
@@ -152,7 +174,9 @@ class RabbitMQ(Server):
         self._epmd = subprocess.Popen(
             [epmd(), "-port", str(self._epmd_port), "-address", "127.0.0.1"],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
+        self._epmd_guard = Guard(self._epmd.pid)
         try:
             super().__init__(folder, port)
         except BaseException:
@@ -162,6 +186,7 @@ class RabbitMQ(Server):
     def _stop_epmd(self) -> None:
         self._epmd.kill()
         self._epmd.wait()
+        self._epmd_guard.dismiss()
 
     def close(self) -> None:
         self.kill()

@@ -80,6 +80,20 @@ def test_cold_in_the_moment_of_a_start(worker, gate, start_worker, broker):
     assert other.get(late) == "late"
 
 
+@pytest.mark.skipif(CELERY < (5, 5), reason="nothing but SIGKILL before celery 5.5")
+def test_cold_in_the_moment_of_an_early_acknowledgement(worker, start_worker, broker, tmp_path):
+    """A task that has started does not run again, and is cancelled as if celery had known it."""
+    path = tmp_path / "starts"
+    result = worker.send("quit_worker", str(path), signal.SIGQUIT)
+    worker.ended()
+    assert marked(path) == f"{worker.process.pid}\n"
+    assert result.state == "RETRY"  # that is what celery calls a task that it has cancelled
+    other = start_worker(broker=broker, queue=worker.queue)
+    assert other.run("add", 1, 1) == 2
+    assert other.stop() == 0
+    assert marked(path) == f"{worker.process.pid}\n"
+
+
 @pytest.mark.skipif(CELERY < (5, 5), reason="new in celery 5.5")
 def test_soft(start_worker, broker, gate):
     """A cold shutdown that gives the tasks time first."""

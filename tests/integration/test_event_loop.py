@@ -6,8 +6,10 @@ import asyncio
 import functools
 import itertools
 import os
+import select
 import signal
 import threading
+import unittest.mock
 
 import pytest
 
@@ -108,6 +110,40 @@ def test_accept_callback_comes_first(pool):
 
     in_a_loop(pool, main)
     assert len(calls) == 1
+
+
+class ByHand:
+    """A loop whose readers and timers the test calls."""
+
+    def __init__(self):
+        self.readers, self.timers = {}, []
+
+    def add_reader(self, fd, call):
+        self.readers[fd] = call
+
+    def remove_reader(self, fd):
+        del self.readers[fd]
+
+    def call_later(self, delay, call):
+        self.timers.append(call)
+        return unittest.mock.Mock()
+
+
+def test_results_are_left_to_the_readers(make_pool):
+    """Kombu's hub fires timers and then waits, before it does what a callback asks for."""
+    pool = make_pool(1, threads=False, accept_delay=NEVER)
+    pool.apply(square, (1,))
+    loop = ByHand()
+    pool.attach(loop)
+    results = []
+    pool.apply_async(square, (2,), callback=results.append, accept_callback=lambda *args: None)
+    readable, _, _ = select.select(loop.readers, [], [], DEADLINE)
+    loop.timers[-1]()
+    assert results == []
+    for fd in readable:
+        loop.readers[fd]()
+    assert results == [4]
+    pool.detach()
 
 
 def test_a_loop_that_has_forgotten_its_readers(pool):

@@ -21,6 +21,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.concurrency import prefork as stock
 from celery.platforms import EX_FAILURE
 from celery.worker import state
+from celery.worker.request import Request
 
 import prefork.pool
 import prefork.taskpool
@@ -78,6 +79,7 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
     """
 
     initializer = staticmethod(child.process_initializer)
+    _gave_back = False  # what celery did not know to run, in a cold shutdown
 
     # ---- its life
 
@@ -124,15 +126,40 @@ class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
         if self._pool is None:
             return
         self._pool.close()
-        if state.should_terminate:
-            # Celery has just cancelled what it knew to run. What it had not been told of, or is
-            # told of by a thread meanwhile, would be waited for; it goes back to the broker, as
-            # nothing is acknowledged.
+        if self._pool.is_busy_here():  # a signal handler calls, which has interrupted it
+            self._pool.call_soon(self.on_stop)
+            return
+        if state.should_terminate and not self._gave_back:
+            self._gave_back = True
             for task in list(self.tasks):
-                if task.signum is None:
+                if task.pid is None:
+                    self._give_back(task)
+                elif task.signum is None:  # a thread has told celery of it meanwhile
                     task.abandon(signal.SIGTERM)
-        if not self._pool.is_busy_here():  # else a signal handler calls, and celery calls again
-            shutdown.drain(self._pool)
+        shutdown.drain(self._pool)
+
+    def stopped_meanwhile(self) -> None:
+        self.on_stop()
+
+    def _give_back(self, task: Task) -> None:
+        """In a cold shutdown, celery has just cancelled the tasks that it knows to run. This one it
+        has not been told of: it goes back to the broker, as nothing is acknowledged.
+
+        Unless it has started, and is acknowledged early: it must not run twice, so celery is told
+        of the start, and cancels it like the others.
+        """
+        request = getattr(task.accept_callback, "__self__", None)
+        if not isinstance(request, Request) or request.task.acks_late:
+            task.abandon(signal.SIGTERM)
+            return
+
+        def accepted(pid: int, since: float) -> None:
+            request.on_accepted(pid, since)
+            if task.handle is not None and not task.handle.ready():
+                request.cancel(self)
+
+        task.accept_callback = accepted
+        task.withdraw()
 
     # ---- tasks
 
