@@ -50,6 +50,7 @@ class Client:
         return self.get(self.send(name, *args, **options))
 
     def get(self, result: AsyncResult[Any]) -> Any:
+        result.ready()  # looks; if it is here, to wait for it would take celery 5.3 a second
         return result.get(timeout=DEADLINE, interval=0.02)
 
     def outcome(self, result: AsyncResult[Any]) -> Any:

@@ -55,6 +55,15 @@ def count_starts(path):
     return Counter(int(line) for line in path.read_text().splitlines())
 
 
+def kill_one(worker: Worker) -> bool:
+    """Kill a process of the pool; whether one was there."""
+    with contextlib.suppress(ProcessLookupError):  # the one that was killed before
+        if workers := worker.workers:
+            os.kill(random.choice(workers), signal.SIGKILL)
+            return True
+    return False
+
+
 def test_kills_under_load(worker, tmp_path):
     """Each task is started once; it fails only if its process was killed while it ran."""
     path = tmp_path / "starts"
@@ -62,10 +71,7 @@ def test_kills_under_load(worker, tmp_path):
     kills = 0
     while not all(result.ready() for result in results[:500]) and kills < 30:
         before = sum(result.ready() for result in results)
-        if workers := worker.workers:
-            with contextlib.suppress(ProcessLookupError):  # one that was killed just now
-                os.kill(random.choice(workers), signal.SIGKILL)
-            kills += 1
+        kills += kill_one(worker)
         eventually(
             lambda before=before: sum(result.ready() for result in results) > before,
             "it goes on",
@@ -87,9 +93,7 @@ def test_kills_under_load_with_redelivery(worker, tmp_path):
     results = [worker.send("count_late", str(path), number) for number in range(200)]
     for _ in range(10):
         before = sum(result.ready() for result in results)
-        if workers := worker.workers:
-            with contextlib.suppress(ProcessLookupError):  # one that was killed just now
-                os.kill(random.choice(workers), signal.SIGKILL)
+        kill_one(worker)
         eventually(
             lambda before=before: (now := sum(r.ready() for r in results)) > before or now == 200,
             "it goes on",
