@@ -294,7 +294,8 @@ class Dispatcher(forks.Owned):
             self.limit_sent()
 
     def release(self) -> None:
-        """It was not, if nobody has finished anything since."""
+        """It was not right to hold jobs, if nobody has finished anything since. With the lock
+        held."""
         self.held_until = None
         if self.accounts.settled == self._settled_before:
             self.scheduler.stop_holding()

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from running import finish, parse
 
+from helpers import eventually
+
 ReadPids = Callable[[int], list[int]]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -112,7 +114,9 @@ def test_a_signal_while_nobody_reads_the_output(
 def test_a_signal_before_the_start(prefork: Any, tmp_path: Path, fifo: Path) -> None:
     (tmp_path / "slow.py").write_text(f"with open({str(fifo)!r}) as f: f.read()\n")
     process = prefork.start("slow:f", "1")
-    with open(fifo, "w"):  # the import waits for us now
+    with open(fifo, "w"):  # the import waits for us in a moment
+        wchan = Path(f"/proc/{process.pid}/wchan")
+        eventually(lambda: "read" in wchan.read_text(), "it reads")  # earlier, Python may miss it
         process.send_signal(signal.SIGINT)
         done = finish(process)
     assert done.code == -signal.SIGINT
