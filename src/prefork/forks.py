@@ -8,14 +8,16 @@ fork was for (`keeping`).
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import sys
 import threading
 import traceback
 import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
-__all__ = ["creating", "disown", "keeping", "own"]
+__all__ = ["creating", "disown", "forget_imports", "keeping", "own"]
 
 
 class Owned(Protocol):
@@ -53,6 +55,22 @@ def keeping(obj: Owned) -> Iterator[None]:
         yield
     finally:
         _kept.obj = None
+
+
+def forget_imports() -> None:
+    """In a forked child: begin anew what other threads were importing at the time of the fork.
+
+    They do not exist here, so whoever imports the same would wait for them for ever. There is no
+    public way; where these names mean something else, nothing happens.
+    """
+    locks = getattr(importlib._bootstrap, "_module_locks", {})
+    for name, reference in list(locks.items()):
+        owner = getattr(reference(), "owner", None)
+        if owner is not None and owner != threading.get_ident():
+            del locks[name]
+            spec = getattr(sys.modules.get(name), "__spec__", None)
+            if getattr(spec, "_initializing", False):
+                del sys.modules[name]
 
 
 def _after_in_child() -> None:
