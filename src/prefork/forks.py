@@ -9,14 +9,16 @@ has more to let go than numbers is registered itself, to be *abandoned*.
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-__all__ = ["Descriptors", "Owned", "creating", "disown", "keeping", "own"]
+__all__ = ["Descriptors", "Owned", "creating", "disown", "forget_imports", "keeping", "own"]
 
 
 class Owned:
@@ -95,6 +97,22 @@ def keeping(fds: Iterable[int], fork: Callable[[], object]) -> None:
         fork()
     finally:
         _kept.fds = ()
+
+
+def forget_imports() -> None:
+    """In a forked child: begin anew what other threads were importing at the time of the fork.
+
+    They do not exist here, so whoever imports the same would wait for them for ever. There is no
+    public way; where these names mean something else, nothing happens.
+    """
+    locks = getattr(importlib._bootstrap, "_module_locks", {})
+    for name, reference in list(locks.items()):
+        owner = getattr(reference(), "owner", None)
+        if owner is not None and owner != threading.get_ident():
+            del locks[name]
+            spec = getattr(sys.modules.get(name), "__spec__", None)
+            if getattr(spec, "_initializing", False):
+                del sys.modules[name]
 
 
 def _after_in_child() -> None:

@@ -159,6 +159,7 @@ def _has(status: dict[str, str], signals: str, signum: int) -> bool:
 
 def _run_tied(end: _LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
     end.hold()
+    forks.forget_imports()
     target(*args)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -280,3 +281,36 @@ def test_a_successor_inherits_no_waiting_tasks(make_pool, tmp_path):
     assert [r.get(DEADLINE) for r in waiting] == [1_000_000] * 10
     assert not victim.successful()
     assert pool.apply(open_parcels) == 0
+
+
+# --- a fork in the middle of an import by another thread
+
+SLOW = """
+import os, gate
+door = gate.Door({address})
+if os.getpid() == {pid}:
+    door.enter()
+VALUE = 7
+"""
+
+
+def import_value(name):
+    return importlib.import_module(name).VALUE
+
+
+def test_what_another_thread_is_importing(make_pool, gate, tmp_path, monkeypatch):
+    """A worker can import it, too: it does not wait for a thread that it does not have."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"slow_{tmp_path.name}"
+    source = SLOW.format(address=gate._address, pid=os.getpid())
+    (tmp_path / f"{name}.py").write_text(source)
+    thread = threading.Thread(target=importlib.import_module, args=(name,))
+    thread.start()
+    visitor = gate.arrival()
+    try:
+        pool = make_pool(1, context="fork")
+        assert pool.apply_async(import_value, (name,)).get(DEADLINE) == 7
+    finally:
+        visitor.go()
+        thread.join()
+        sys.modules.pop(name, None)
