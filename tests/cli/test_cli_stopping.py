@@ -111,6 +111,15 @@ def test_a_signal_while_nobody_reads_the_output(
     assert process.stdout.readline().endswith("}\n")
 
 
+@pytest.fixture
+def from_the_keyboard() -> Iterator[None]:
+    """SIGINT is not ignored by what is started, even if these tests run as a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("from_the_keyboard")
 def test_a_signal_before_the_start(prefork: Any, tmp_path: Path, fifo: Path) -> None:
     (tmp_path / "slow.py").write_text(f"with open({str(fifo)!r}) as f: f.read()\n")
     process = prefork.start("slow:f", "1")
