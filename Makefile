@@ -45,7 +45,7 @@ test: $(INSTALLED) servers lint compiled ## Lint, then run all tests
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
 	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/celery_worker; \
 	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]; \
-	PYTHONPATH=$(COMPILED) $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
+	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
 
 # A place of its own, since the tests are to be run with both. It is built from a copy, since the
 # compiler leaves what it makes in the source.
@@ -57,6 +57,7 @@ $(COMPILED)/.made: $(INSTALLED) pyproject.toml $(shell find src -name '*.py')
 	@mkdir -p build/source
 	@cp -R pyproject.toml README.md LICENSE src build/source
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) build/source/
+	@ls $(COMPILED)/prefork/scheduler.*.so >/dev/null # else nothing was compiled
 	@touch $@
 
 # Redis and RabbitMQ, for the tests of celery workers; the tests start servers of their own.

@@ -60,8 +60,9 @@ def _ping_pong(size: int, send: Callable[[bytes], int], receive: Callable[[int],
     return {**cost.per(size), "p50": median(seconds)}
 
 
-def socket_ping_pong(size: int) -> Metrics:
-    """64 bytes to another process and back, over a pair of AF_UNIX sockets."""
+@contextlib.contextmanager
+def _echo() -> Iterator[socket.socket]:
+    """A socket whose other end is in a process that sends back what it gets."""
     ours, theirs = socket.socketpair()
 
     def echo() -> None:
@@ -72,23 +73,21 @@ def socket_ping_pong(size: int) -> Metrics:
     with forked(echo):
         theirs.close()
         try:
-            return _ping_pong(size, ours.send, ours.recv)
+            yield ours
         finally:
             ours.close()
+
+
+def socket_ping_pong(size: int) -> Metrics:
+    """64 bytes to another process and back, over a pair of AF_UNIX sockets."""
+    with _echo() as ours:
+        return _ping_pong(size, ours.send, ours.recv)
 
 
 def threaded_ping_pong(size: int) -> Metrics:
     """The same, but the answers are read by another thread, as in any pool whose results arrive
     while nobody waits for them."""
-    ours, theirs = socket.socketpair()
-
-    def echo() -> None:
-        ours.close()
-        while message := theirs.recv(64):
-            theirs.send(message)
-
-    with forked(echo):
-        theirs.close()
+    with _echo() as ours:
         answered = threading.Semaphore(0)
 
         def read() -> None:
@@ -106,7 +105,6 @@ def threaded_ping_pong(size: int) -> Metrics:
         finally:
             ours.shutdown(socket.SHUT_RDWR)
             thread.join()
-            ours.close()
 
 
 def pipe_ping_pong(size: int) -> Metrics:

@@ -32,10 +32,6 @@ class Accounts:
         self._open_parcels = 0  # unsettled large jobs that have a file
         self._bare_parcels = 0  # unsettled large jobs that have none yet
 
-    @property
-    def settled(self) -> int:
-        return self.finished + self.failed
-
     def admit(self, job: Job) -> None:
         self.open[job.id] = job
         if job.parcel is not None or len(job.pickled) > INLINE:

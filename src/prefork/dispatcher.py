@@ -96,7 +96,6 @@ class Dispatcher(forks.Owned):
         self._looks_always = look_interval is not None
         self.begun = Starts(accept_delay)
         self.held_until: float | None = None  # monotonic; then it is seen whether that pays
-        self._settled_before = 0
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
         self.wait_for: Wait = Signal.wait
         self.slot_free = Signal()
@@ -287,21 +286,25 @@ class Dispatcher(forks.Owned):
 
     def _hold(self) -> None:
         """Short jobs may be waiting for workers that are at work, while others idle: look later
-        whether that was right."""
-        if self.scheduler.is_holding() and self.scheduler.has_waiting():
-            self.held_until = time.monotonic() + HOLD_SECONDS
-            self._settled_before = self.accounts.settled
+        whether one of those has a long job."""
+        if not (self.scheduler.is_holding() and self.scheduler.has_waiting()):
+            return
+        self.held_until = time.monotonic() + HOLD_SECONDS
+        self.scheduler.remember_heads()
+        try:
             self.limit_sent()
+        except RuntimeError:  # it needs a thread, and the system has none left
+            self.held_until = None
+            self.scheduler.hold_no_more()
+            self.distribute()
 
     def release(self) -> None:
-        """It was not right to hold jobs, if nobody has finished anything since. With the lock
-        held."""
+        """Take back what waits for a long job. With the lock held."""
         self.held_until = None
-        if self.accounts.settled == self._settled_before:
-            self.scheduler.stop_holding()
-            self.distribute()
-        else:
-            self._hold()
+        for seat in self.scheduler.find_slow():
+            assert isinstance(seat, Worker)
+            self.take_back(seat)
+        self.distribute(() if self.scheduler.is_holding() else None)
 
     def _hand_out(self, seats: Iterable[Seat] | None) -> None:
         """Again, if a job could not be sent and failed, so that its worker still has nothing."""

@@ -15,6 +15,7 @@ round trip). The rest queues here, and is handed out in batches that hold about
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Final, Protocol
@@ -31,7 +32,7 @@ SHORT_SECONDS: Final = 0.00005
 """To wake a worker takes about as much of a CPU. So jobs that are shorter wait for one that is at
 work, if as many are as there are CPUs."""
 HOLD_SECONDS: Final = 0.001
-"""If none of those finishes anything for so long, they go to who idles, after all."""
+"""A worker that runs one job for so long has a long one: nothing waits for it, after all."""
 MAX_DEPTH: Final = 100  # jobs in one inbox, the running one included
 MIN_DEPTH: Final = 2
 _SMOOTHING: Final = 0.1  # weight of the newest job in the running mean
@@ -166,6 +167,7 @@ class Seat:
         self.open = True  # may be sent more
         self.ready = True  # has been initialised, as far as is known
         self.quota: float = float("inf")  # how many more jobs it may finish
+        self.slow = False  # it was found to run something long
         self.group: dict[Seat, None] | None = None  # the scheduler's
 
     def running(self) -> tuple[int, float]:
@@ -192,6 +194,7 @@ class Scheduler:
         self._idle: dict[Seat, None] = {}  # none, and may be sent some
         self._low: dict[Seat, None] = {}  # one (or the worker is not ready), may be sent more
         self._deep: dict[Seat, None] = {}  # more than one (or not ready), may be taken back
+        self._heads: dict[Seat, int] = {}  # what busy seats ran at the last look
 
     # ---- seats
 
@@ -219,10 +222,11 @@ class Scheduler:
 
     def _classify(self, seat: Seat) -> None:
         count = len(seat.sent)
+        seat.slow = seat.slow and count > 0
         group: dict[Seat, None] | None = None
         if count > 1 or (count and not seat.ready):
             group = self._deep
-        elif seat.open and count < seat.quota:
+        elif seat.open and count < seat.quota and not seat.slow:
             group = self._idle if count == 0 and seat.ready else self._low
         if group is not seat.group:
             if seat.group is not None:
@@ -263,9 +267,24 @@ class Scheduler:
         """Whether there are jobs that others may have to wait for."""
         return bool(self.queue or self._deep)
 
-    def stop_holding(self) -> None:
-        """The jobs are not as short as they seemed."""
-        self.mean_seconds = SHORT_SECONDS
+    def hold_no_more(self) -> None:
+        """There is nobody who could look whether it pays."""
+        self._cpus = sys.maxsize
+
+    def remember_heads(self) -> None:
+        """Note what each busy seat runs, for `find_slow` to be called `HOLD_SECONDS` later."""
+        busy = (*self._low, *self._deep)
+        self._heads = {seat: next(iter(seat.sent)) for seat in busy if seat.sent}
+
+    def find_slow(self) -> list[Seat]:
+        """Seats that run the same job still get no more until that has finished. Returns those of
+        them that have others waiting, to be taken back."""
+        slow = [seat for seat, head in self._heads.items() if next(iter(seat.sent), 0) == head]
+        self._heads.clear()
+        for seat in slow:
+            seat.slow = True
+            self._classify(seat)
+        return [seat for seat in slow if seat.group is self._deep]
 
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
@@ -277,7 +296,7 @@ class Scheduler:
             return
         depth = self.depth()
         for seat in list(self.seats if seats is None else seats):
-            if seat.open and len(seat.sent) <= depth // 2:
+            if seat.open and not seat.slow and len(seat.sent) <= depth // 2:
                 batch = self._batch(seat, depth)
                 if batch:
                     yield seat, batch
@@ -309,6 +328,7 @@ class Scheduler:
         if not count:
             return
         seat.quota -= count
+        seat.slow = False
         self._classify(seat)
         mean = seconds / count
         if self.mean_seconds is not None:

@@ -50,8 +50,7 @@ class Staff:
         self.processes = options.processes  # how many workers there should be
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
-        # With no more workers than CPUs it makes no difference, and two are always enough.
-        cpus = max(2, available_cpus()) if options.processes > 2 else 2
+        cpus = max(2, available_cpus())
         self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left

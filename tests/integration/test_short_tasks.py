@@ -45,6 +45,22 @@ def test_short_tasks_pass_long_ones(make_pool, threads, blocked):
         assert [handle.get(DEADLINE) for handle in long] == list(range(blocked))
 
 
+def test_without_a_thread_to_look_nothing_is_held(make_pool, monkeypatch):
+    pool = make_pool(WORKERS)
+
+    def no_thread():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pool._jobs, "limit_sent", no_thread)
+    warm(pool)
+    with Gate() as gate:
+        for x in range(WORKERS - 1):
+            pool.apply_async(enter, (gate, x))
+        handles = [pool.apply_async(noop, (x,)) for x in range(300)]
+        assert [handle.get(DEADLINE) for handle in handles] == list(range(300))
+        let_go(gate, WORKERS - 1)
+
+
 def test_long_tasks_among_short_ones_run_at_the_same_time(make_pool):
     pool = make_pool(WORKERS)
     warm(pool)

@@ -84,9 +84,31 @@ def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
     assert len(batch) == 9  # of 18, for two
     scheduler.queue.clear()
     assert scheduler.steal() is None
-    scheduler.stop_holding()
+    scheduler.hold_no_more()
     assert scheduler.submit(make_job()) in idle
     assert scheduler.steal() is not None
+
+
+def test_nothing_waits_for_a_job_that_was_found_to_be_long():
+    scheduler = Scheduler(cpus=2)
+    slow, brisk = seats(scheduler, 2)
+    for _ in range(4):
+        scheduler.submit(make_job())
+    seats(scheduler, 1)
+    scheduler.mean_seconds = SHORT_SECONDS / 2
+    assert scheduler.is_holding()
+    scheduler.remember_heads()
+    finish(scheduler, brisk, next(iter(brisk.sent)), SHORT_SECONDS / 2)
+    assert scheduler.find_slow() == [slow]
+    assert not scheduler.find_slow()  # it was told once
+    waiting = list(slow.sent)[1:]
+    scheduler.return_jobs(slow, waiting)
+    assert not scheduler.is_holding()  # one is at work, not two
+    assert slow not in [seat for seat, _ in scheduler.hand_out()]
+    assert not scheduler.queue
+    assert scheduler.submit(make_job()) is not slow
+    finish(scheduler, slow, next(iter(slow.sent)), 1.0)
+    assert slow in scheduler.idle_seats()
 
 
 def test_long_jobs_are_handed_out_one_ahead_short_ones_in_batches(scheduler):
@@ -231,12 +253,16 @@ class Lives(RuleBasedStateMachine):
             self.scheduler.return_jobs(seat, list(seat.sent)[1 : 1 + count])
             self.hand_out()
 
-    @precondition(lambda self: self.scheduler.is_holding())
     @rule()
-    def stop_holding(self) -> None:
-        self.scheduler.stop_holding()
-        assert not self.scheduler.is_holding()
-        self.hand_out()
+    def remember(self) -> None:
+        self.scheduler.remember_heads()
+
+    @rule()
+    def find_slow(self) -> None:
+        for seat in self.scheduler.find_slow():
+            self.scheduler.return_jobs(seat, list(seat.sent)[1:])
+        if not self.scheduler.is_holding():
+            self.hand_out()
 
     @invariant()
     def each_job_is_in_one_place(self) -> None:
