@@ -75,7 +75,10 @@ class Engine:
             classes.supervisor(staff),
             self.callbacks,
         )
-        staff.recruiter.starts_aside = threads and options.context.get_start_method() != "fork"
+        if threads and options.context.get_start_method() == "fork":
+            staff.recruiter.pausing = self.callbacks.pausing
+        elif threads:
+            staff.recruiter.starts_aside = True
         self.driver: Driver = Threads(roles, staff) if threads else EventLoop(roles, staff)
         jobs.wait_for = self.driver.wait
         # At the interpreter's exit, before multiprocessing waits for its children.

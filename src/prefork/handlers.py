@@ -17,11 +17,12 @@ Subclasses may override any of these, and are used by a pool whose class names t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prefork.crew import Worker
@@ -357,6 +358,8 @@ class CallbackRunner(Role):
         super().__init__()
         self.on_call: Callable[[], object] = lambda: None  # told of each call that comes in
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()  # who holds it, goes next
+        self._going = threading.Lock()  # held while a callback runs on the thread
 
     def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
         self._queue.put(functools.partial(callback, *args, **kwargs))
@@ -364,8 +367,29 @@ class CallbackRunner(Role):
 
     def body(self) -> None:
         while (call := self._queue.get()) is not None:
-            self.run(call)
+            with self._turn:
+                self._going.acquire()
+            try:
+                self.run(call)
+            finally:
+                self._going.release()
             del call
+
+    @contextlib.contextmanager
+    def pausing(self, patience: float) -> Iterator[None]:
+        """The thread begins no callback inside of this, and has ended the one that it was at,
+        unless that takes longer than so many seconds.
+
+        A child that is forked meanwhile does not find a lock held by a callback, such as one of a
+        library that both use: nobody there would ever release it.
+        """
+        with self._turn:
+            is_quiet = self._going.acquire(timeout=patience)
+            try:
+                yield
+            finally:
+                if is_quiet:
+                    self._going.release()
 
     def handle_event(self) -> None:
         while not self._queue.empty():

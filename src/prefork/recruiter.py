@@ -14,6 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
@@ -34,6 +35,9 @@ __all__ = ["Options", "Recruiter"]
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
 each time, up to the longest."""
+
+QUIET_SECONDS = 0.1
+"""How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
 
 LATE_SECONDS = 10.0
 """How long to wait for the end of a worker whose start has come too late."""
@@ -116,6 +120,7 @@ class _Draft:
 class Recruiter:
     def __init__(self, options: Options, jobs: Exchange, exits: Watch[Worker]) -> None:
         self.starts_aside = False  # workers are started on a thread of their own
+        self.pausing: Callable[[float], AbstractContextManager[object]] = nullcontext
         self._options = options
         self._jobs = jobs
         self._exits = exits
@@ -143,8 +148,9 @@ class Recruiter:
         try:
             for place in self._free_places(count):
                 drafts.append(self._draft(place))
-            for draft in drafts:
-                draft.start()
+            with self.pausing(QUIET_SECONDS):
+                for draft in drafts:
+                    draft.start()
             while drafts and self._admit(drafts[0]):
                 drafts.popleft()
         finally:

@@ -16,6 +16,7 @@ from typing import Any
 
 import celery
 from celery import Celery
+from celery.exceptions import TimeoutError
 from celery.result import AsyncResult
 from servers import Guard
 
@@ -147,11 +148,15 @@ class Worker(Client):
             eventually(look, f"the log of {self.node} says {text!r}")
         return self.log
 
+    def get(self, result: AsyncResult[Any]) -> Any:
+        with self.log_on_failure():
+            return super().get(result)
+
     @contextlib.contextmanager
     def log_on_failure(self) -> Iterator[None]:
         try:
             yield
-        except AssertionError as exc:
+        except (AssertionError, TimeoutError) as exc:
             exc.add_note(self.log[-5000:])
             raise
 

@@ -9,12 +9,13 @@ from queue import SimpleQueue
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, NEVER
+from helpers import DEADLINE, NEVER, eventually
 from prefork import (
     SoftTimeLimitExceeded,
     Terminated,
     TimeLimitExceeded,
     WorkerLostError,
+    recruiter,
 )
 
 
@@ -384,3 +385,47 @@ def test_an_error_callback_of_termination_may_terminate_and_join(make_pool, gate
     pool.terminate()
     assert done.get(timeout=DEADLINE)
     assert pool.join(DEADLINE)
+
+
+# --- callbacks, and workers that are forked beside their thread
+
+SHARED = threading.Lock()  # as of a library that callbacks and tasks use
+
+
+def take_shared():
+    return SHARED.acquire(timeout=DEADLINE)
+
+
+def is_start_waiting(pool):
+    return pool._engine.callbacks._turn.locked()
+
+
+def test_no_worker_is_forked_while_a_callback_holds_a_lock(make_pool, monkeypatch):
+    """Nobody would release it in there."""
+    monkeypatch.setattr(recruiter, "QUIET_SECONDS", DEADLINE)
+    pool = make_pool(1, context="fork")
+
+    def callback(error):
+        with SHARED:
+            eventually(lambda: is_start_waiting(pool), "a start waits for the callback")
+
+    pool.apply_async(end_process, error_callback=callback)
+    assert pool.apply_async(take_shared).get(DEADLINE)
+
+
+def test_a_callback_that_blocks_holds_no_worker_back(make_pool, monkeypatch):
+    monkeypatch.setattr(recruiter, "QUIET_SECONDS", 0.01)
+    pool = make_pool(1, context="fork")
+    go = threading.Event()
+    pool.apply_async(end_process, error_callback=lambda _: go.wait(DEADLINE))
+    assert pool.apply_async(square, (3,)).get(DEADLINE) == 9
+    go.set()
+
+
+def test_callbacks_wait_while_a_worker_is_forked(make_pool, log):
+    pool = make_pool(1)
+    with pool._engine.callbacks.pausing(DEADLINE):
+        pool.apply_async(square, (3,), callback=log.done)
+        pool.apply_async(square, (4,)).get(DEADLINE)
+        assert log.all() == []
+    assert log.next() == ("done", 9)
