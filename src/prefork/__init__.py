@@ -37,6 +37,7 @@ Layout, from the top; a module imports only from those below it:
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
     parcels           large objects on their way to or from a child
+    files             anonymous files of memory, and their use again
     stacks            the Python stack of a worker, whatever it is doing
     watch             waiting for many descriptors
     cpus, memory      how many CPUs may be used; how much memory is used

@@ -27,22 +27,13 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any, Final
 
 from prefork import forks
+from prefork.files import BEST, SPARE_SECONDS, Spares, Transport, high, memory_file
 from prefork.messages import LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, Ticket, next_report
-from prefork.parcels import (
-    BEST,
-    Parcel,
-    Post,
-    Transport,
-    high,
-    memory_file,
-    receive_parcel,
-    send_parcel,
-)
+from prefork.parcels import Parcel, Post, receive_parcel, send_parcel
 from prefork.stacks import BOX, BlackBox
 from prefork.watch import wait_for
 
@@ -344,6 +335,7 @@ class WorkerEnd(forks.Owned):
         self._memory_fd = memory
         self._transport = transport
         self._owned = owned
+        self._spares = Spares()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
@@ -376,7 +368,8 @@ class WorkerEnd(forks.Owned):
             try:
                 data = os.read(self._inbox, TICKET.size)
             except BlockingIOError:
-                wait_for(self._poll)
+                if not wait_for(self._poll, SPARE_SECONDS if self._spares else None):
+                    self._spares.clear()
                 continue
             if not data:
                 return None
@@ -399,12 +392,19 @@ class WorkerEnd(forks.Owned):
         started: float = 0.0,
         seconds: float = 0.0,
         pickled: bytes = b"",
-        buffers: Iterable[memoryview] = (),
+        buffers: list[memoryview] | None = None,
     ) -> None:
-        """Tell the pool; waits while the outbox is full."""
+        """Tell the pool; waits while the outbox is full.
+
+        The buffers are dropped when they have been copied: they may be in a file of the pool's,
+        which can then be used again as soon as it hears of this.
+        """
         parcel = bool(buffers) or len(pickled) > INLINE
         if parcel:
-            with contextlib.closing(Parcel(pickled, buffers, self._transport)) as sent:
+            sent = Parcel(pickled, buffers or (), self._transport, self._spares)
+            if buffers is not None:
+                buffers.clear()
+            with contextlib.closing(sent):
                 send_parcel(self._parcels, job, sent)
             pickled = b""
         header = REPORT.pack(job, started, seconds, len(pickled), kind, parcel, MARK)
@@ -417,6 +417,7 @@ class WorkerEnd(forks.Owned):
         if self._inbox < 0:
             return
         forks.disown(self)
+        self._spares.close()
         self._parcels.detach()
         self._inbox = self._outbox = self._memory_fd = -1
         self._owned.close()

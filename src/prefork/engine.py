@@ -55,7 +55,7 @@ class Engine:
         self.limits = limits
         self.staff = staff = Staff(options)
         self.jobs = jobs = staff.jobs
-        self.make = JobMaker(jobs.accounts.may_open_parcel)
+        self.make = JobMaker(jobs.accounts.may_open_parcel, staff.spares)
         self.enforcement = Enforcement(jobs, options.max_memory_per_task)
         self.observer = Observer(staff)
         self._task_handler = classes.tasks

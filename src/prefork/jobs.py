@@ -10,6 +10,7 @@ from prefork.calls import CallPickler
 from prefork.channel import INLINE
 from prefork.chunks import fixed_chunks
 from prefork.errors import RemoteTraceback
+from prefork.files import BEST, Spares
 from prefork.messages import CALL, EACH, KEYWORDS, dumps, format_traceback
 from prefork.parcels import Parcel
 from prefork.scheduler import Job, JobOwner
@@ -23,10 +24,12 @@ class JobMaker:
     Args:
         may_open_parcel: tells whether a large job's file may be made now; if not, it will be made
             when a worker is free for the job.
+        spares: files that can be used again.
     """
 
-    def __init__(self, may_open_parcel: Callable[[], bool]) -> None:
+    def __init__(self, may_open_parcel: Callable[[], bool], spares: Spares) -> None:
         self._may_open_parcel = may_open_parcel
+        self._spares = spares
         self._calls = CallPickler()
 
     def call(
@@ -119,7 +122,7 @@ class JobMaker:
         """Put a large call into a file, if that can be made now."""
         if self._may_open_parcel():
             try:
-                job.parcel = Parcel(pickled, buffers)
+                job.parcel = Parcel(pickled, buffers, BEST, self._spares)
                 return
             except OSError:
                 pass  # no descriptor is left now

@@ -6,67 +6,24 @@ The kernel frees the memory with the last mapping, whoever dies.
 from __future__ import annotations
 
 import array
-import fcntl
 import mmap
 import os
 import socket
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from prefork import forks
+from prefork.files import BEST, MemoryFile, Spares, Transport, high
 
 __all__ = [
-    "BEST",
     "Parcel",
     "Post",
-    "Transport",
-    "high",
-    "memory_file",
     "receive_parcel",
     "send_parcel",
 ]
 
 _ALIGN = 64  # bytes: where a buffer starts in a parcel
 _HEADER = struct.Struct("<Q")  # job
-_STANDARD_STREAMS = 3
-
-
-class Transport(NamedTuple):
-    """The parts that a system may lack; both variants work on Linux, so that both are tested."""
-
-    memfd: bool = hasattr(os, "memfd_create")
-    seqpacket: bool = hasattr(socket, "SOCK_SEQPACKET")
-
-
-BEST = Transport()
-
-
-def high(fd: int) -> int:
-    """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
-    if fd >= _STANDARD_STREAMS:
-        return fd
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
-    os.close(fd)
-    return high
-
-
-def memory_file(name: str, size: int, transport: Transport) -> int:
-    """An anonymous file that lives as long as somebody has it open or mapped."""
-    if transport.memfd:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
-        import tempfile  # large
-
-        fd, path = tempfile.mkstemp(prefix=name)
-        os.unlink(path)
-    fd = high(fd)
-    try:
-        os.truncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 class Parcel:
@@ -74,33 +31,55 @@ class Parcel:
 
     The receiver maps the file privately: it may write to its arrays, and the kernel frees the
     memory with the last mapping, whoever dies.
+
+    Args:
+        spares: where the file may come from, and goes when the parcel is closed.
     """
 
     def __init__(
-        self, pickled: bytes, buffers: Iterable[memoryview] = (), transport: Transport = BEST
+        self,
+        pickled: bytes,
+        buffers: Iterable[memoryview] = (),
+        transport: Transport = BEST,
+        spares: Spares | None = None,
     ) -> None:
         pieces = [memoryview(pickled), *buffers]
         lengths = array.array("Q", [len(pieces), *[piece.nbytes for piece in pieces]])
         pieces.insert(0, memoryview(lengths).cast("B"))
-        with forks.creating():
-            self.fd = memory_file("prefork-parcel", 0, transport)
-            self._fds = forks.Descriptors(self.fd)
+        positions = [0]
+        for piece in pieces:
+            positions.append(_aligned(positions[-1] + piece.nbytes))
+        self._spares = spares
+        spare = spares.take(positions[-1]) if spares is not None else None
+        self._file = spare or MemoryFile("prefork-parcel", transport)
         try:
-            position = 0
-            for piece in pieces:
-                _write_all(self.fd, piece, position)
-                position = _aligned(position + piece.nbytes)
+            for piece, position in zip(pieces, positions, strict=False):
+                self._file.write(piece, position)
         except OSError:
-            self.close()
+            self._file.close()
             raise
 
-    def close(self) -> None:
-        self.fd = -1
-        self._fds.close()
+    @property
+    def fd(self) -> int:
+        return self._file.fd
 
-    def __del__(self) -> None:
-        if hasattr(self, "_fds"):
-            self.close()
+    def lease(self) -> forks.Descriptors | None:
+        """A descriptor to send, if the file is to be used again; None: send its own."""
+        if self._spares is None:
+            return None
+        try:
+            return self._file.lease()
+        except OSError:  # no descriptor is left for that
+            self._spares = None
+            return None
+
+    def close(self) -> None:
+        """It needs not be sent any more."""
+        spares, self._spares = self._spares, None
+        if spares is None:
+            self._file.close()
+        elif self.fd >= 0:
+            spares.put(self._file)
 
     @staticmethod
     def open(fd: int) -> list[memoryview]:
@@ -133,13 +112,6 @@ def _aligned(position: int) -> int:
     return -(-position // _ALIGN) * _ALIGN
 
 
-def _write_all(fd: int, data: memoryview, position: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, position)
-        data = data[written:]
-        position += written
-
-
 class Post:
     """An end of the socket that parcels go through. Its object is made for the first parcel: many
     a worker never sees one."""
@@ -166,7 +138,13 @@ class Post:
 
 
 def send_parcel(post: Post, job: int, parcel: Parcel) -> None:
-    socket.send_fds(post.socket(), [_HEADER.pack(job)], [parcel.fd])
+    lease = parcel.lease()
+    try:
+        (fd,) = lease.fds if lease is not None else (parcel.fd,)
+        socket.send_fds(post.socket(), [_HEADER.pack(job)], [fd])
+    finally:
+        if lease is not None:
+            lease.close()
 
 
 def receive_parcel(post: Post, job: int) -> list[memoryview]:

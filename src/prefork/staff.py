@@ -22,6 +22,7 @@ from prefork.deadlines import MEMORY_SECONDS
 from prefork.dispatcher import State
 from prefork.errors import Terminated, describe_exit
 from prefork.exchange import Exchange
+from prefork.files import Spares
 from prefork.journal import DEBUG, WARNING, log
 from prefork.memory import OutOfMemoryKills
 from prefork.messages import describe
@@ -58,6 +59,7 @@ class Staff:
         self._ended = Signal()
         self._termination = ""  # has been asked for, and why
         self._outdated: deque[Worker] = deque()  # to be replaced, one after another
+        self.spares = Spares(self.exits.bell.ring)
         self._memory_kills = OutOfMemoryKills()
         self.recruiter = Recruiter(options, self.jobs, self.exits)
 
@@ -216,6 +218,8 @@ class Staff:
     def _next_time(self) -> float | None:
         times = [w.patience_ends for w in self.jobs.workers if w.patience_ends is not None]
         times += self.recruiter.next_times(self._is_short_of_workers)
+        if (next_tidying := self.spares.tidy()) is not None:
+            times.append(next_tidying)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     # ---- letting go
@@ -287,6 +291,7 @@ class Staff:
         """There are no workers any more: stop the other roles, free the descriptors."""
         for stop in self.at_end:
             stop()
+        self.spares.close()
         self.jobs.outboxes.close()
         self.exits.close()
         self.ended = True

@@ -15,10 +15,10 @@ __all__ = ["Bell", "Watch", "wait_for"]
 T = TypeVar("T")
 
 
-def wait_for(poll: select.poll) -> None:
-    """`poll.poll()`. Here, and not where it is called: compiled code does not look whether a
-    signal has come before it waits."""
-    poll.poll()
+def wait_for(poll: select.poll, timeout: float | None = None) -> bool:
+    """Whether something is ready, within so many seconds. Here, and not where it is called:
+    compiled code does not look whether a signal has come before it waits."""
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 MAX_TIMEOUT = 86400.0  # seconds; epoll counts milliseconds in an int. Who waits longer waits again.

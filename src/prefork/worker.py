@@ -172,7 +172,7 @@ class _Worker(forks.Owned):
 
     def _run_task(self, ticket: Ticket) -> None:
         end = self._end
-        job, soft_timeout, _, _, function_length, flags = ticket
+        job, soft_timeout, _, _, _, flags = ticket
         end.clock[1] = end.clock[2] = started = time.monotonic()
         end.board[0] = job
         if flags & ACCEPT:
@@ -181,10 +181,7 @@ class _Worker(forks.Owned):
         self._soft_timeout = soft_timeout
         try:
             try:
-                func, arguments = self._load(ticket, function_length)
-                if self._limited:
-                    self._restart_clock()  # what unpickling took is not the task's own time
-                kind, pickled, buffers = self._call(flags, func, arguments)
+                kind, pickled, buffers = self._load_and_call(ticket)
             finally:
                 self._soft_deadline = 0.0
         except BaseException as exc:
@@ -198,10 +195,17 @@ class _Worker(forks.Owned):
             os._exit(0)
         self._report(kind, job, started, pickled, buffers)
 
-    def _load(self, ticket: Ticket, function_length: int) -> tuple[Callable[..., Any], Any]:
+    def _load_and_call(self, ticket: Ticket) -> tuple[int, bytes, list[memoryview]]:
+        """The arguments are gone when this returns, unless the task, or its result, keeps them."""
+        func, arguments = self._load(ticket)
+        if self._limited:
+            self._restart_clock()  # what unpickling took is not the task's own time
+        return self._call(ticket[-1], func, arguments)
+
+    def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
             pickled, buffers = self._end.payload(ticket)
-            return self._calls.load(pickled, function_length, buffers)
+            return self._calls.load(pickled, ticket[-2], buffers)
         except Exception as exc:
             exc.add_note(
                 "while unpickling the call in a worker process: it can use what is importable "

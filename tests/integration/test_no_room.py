@@ -13,7 +13,7 @@ import pytest
 from helpers import DEADLINE
 from prefork import Pool, recruiter
 from prefork.channel import Channel
-from prefork.parcels import Transport
+from prefork.files import Transport
 
 LARGE = 2_000_000
 

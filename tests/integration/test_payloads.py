@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import DEADLINE, METHODS
+from helpers import DEADLINE, METHODS, eventually
 from prefork import Pool
 
 KIB = 1 << 10
@@ -202,6 +203,76 @@ def test_a_task_keeps_its_arguments(make_pool):
     arrays = [np.full(100_000, n) for n in range(200)]
     assert pool.map(keep, arrays, 1) == list(range(1, 201))
     assert pool.apply(first_of_kept, (None,)) == list(range(200))
+
+
+# --- files that are used again
+
+
+def file_of(array):
+    """The number of the file that this array's memory belongs to."""
+    address = array.__array_interface__["data"][0]
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            area, _, _, _, inode, *_ = line.split()
+            start, end = (int(part, 16) for part in area.split("-"))
+            if start <= address < end:
+                return int(inode)
+    raise AssertionError("it is nowhere")
+
+
+def doubled(array):
+    return array * 2
+
+
+def test_one_large_object_after_another_takes_few_files(make_pool):
+    pool = make_pool(1)
+    array = np.arange(100_000)
+    there = {pool.apply(file_of, (array + n,)) for n in range(20)}
+    back = {file_of(pool.apply(doubled, (array,))) for _ in range(20)}
+    mirrored = {file_of(pool.apply(echo, (array,))) for _ in range(20)}
+    assert 0 not in there | back | mirrored
+    assert max(map(len, (there, back, mirrored))) <= 3
+
+
+def keep_some(array, n):
+    if n % 3 == 0:
+        KEPT.append(array)
+    return array + 1
+
+
+def kept_as_they_came(_):
+    return all((array == array[0]).all() for array in KEPT) and len(KEPT)
+
+
+def test_what_is_kept_is_not_written_over(pool):
+    """By the worker, by the caller, for a while or for ever, while others come and go."""
+    workers = 2
+    kept = {}
+    for n in range(120):
+        array = np.full(20_000 + 5_000 * (n % 4), n)
+        handles = [pool.apply_async(keep_some, (array, n)) for _ in range(workers)]
+        results = [handle.get(DEADLINE) for handle in handles]
+        assert all((result == n + 1).all() for result in results)
+        kept[n % 50] = n, results
+    assert all((result == n + 1).all() for n, results in kept.values() for result in results)
+    barrier = pool.map(kept_as_they_came, range(20), 1)
+    assert False not in barrier
+    assert max(barrier) > 1
+
+
+def large_files(pid):
+    names = [name for name in Path(f"/proc/{pid}/fd").iterdir() if os.path.lexists(name)]
+    return sum("prefork-parcel" in os.readlink(name) for name in names)
+
+
+def test_files_are_closed_when_nobody_needs_them(make_pool):
+    pool = make_pool(1)
+    array = np.arange(100_000)
+    pool.apply(doubled, (array,))
+    [worker] = pool.statistics().workers
+    for pid in (os.getpid(), worker.pid):
+        eventually(lambda pid=pid: not large_files(pid), f"{pid} has closed its files")
+    assert (pool.apply(doubled, (array,)) == array * 2).all()
 
 
 @pytest.mark.serial

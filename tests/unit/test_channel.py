@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from prefork import channel, forks
 from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Ring, WorkerEnd
+from prefork.files import Transport
 from prefork.messages import ACCEPT, MARK, Kind, Report, load, pack
-from prefork.parcels import Parcel, Transport
+from prefork.parcels import Parcel
 
 TRANSPORTS = [Transport(True, True), Transport(False, False)]
 SIZES = [1, 31, 32, 4095, 4096, 4097, INLINE - 1, INLINE, INLINE + 1, RING, 1 << 20]

@@ -1,0 +1,159 @@
+"""Files that are used again: only once nobody has them, and not for ever."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+
+import pytest
+
+from helpers import eventually
+from prefork import files
+from prefork.files import MemoryFile, Spares, Transport
+
+SIZE = 1 << 16
+
+
+@pytest.fixture(params=[Transport(), Transport(memfd=False)], ids=["memfd", "temporary file"])
+def make(request):
+    def make(content=b"x", size=SIZE):
+        file = MemoryFile("prefork-test", request.param)
+        file.write(memoryview(content * size), 0)
+        return file
+
+    return make
+
+
+def mapped(fd):
+    return mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def test_a_file_is_leased_as_long_as_somebody_has_it_or_has_mapped_it(make):
+    file = make()
+    assert not file.is_leased()
+    one, another = file.lease(), file.lease()
+    memory = mapped(one.fds[0])
+    one.close()
+    another.close()
+    assert file.is_leased()
+    view = memoryview(memory)
+    del memory
+    assert file.is_leased()
+    del view
+    assert not file.is_leased()
+
+
+def test_a_file_is_leased_while_it_is_on_its_way(make):
+    file = make()
+    near, far = socket.socketpair()
+    lease = file.lease()
+    socket.send_fds(near, [b"!"], lease.fds)
+    lease.close()
+    assert file.is_leased()
+    far.close()  # with the message unread
+    near.close()
+    eventually(lambda: not file.is_leased(), "the kernel drops what was never received")
+
+
+def test_the_lease_of_a_process_ends_with_it(make):
+    file = make()
+    lease = file.lease()
+    memory = mapped(lease.fds[0])
+    lease.close()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    memory.close()
+    assert file.is_leased()
+    os.close(writer)
+    os.waitpid(pid, 0)
+    assert not file.is_leased()
+
+
+def test_who_has_a_lease_cannot_change_the_file(make):
+    file = make()
+    lease = file.lease()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(lease.fds[0], b"y", 0)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.ftruncate(lease.fds[0], 0)
+    memory = mapped(lease.fds[0])
+    memory[0] = ord("y")
+    assert os.pread(file.fd, 1, 0) == b"x"
+
+
+def test_a_spare_file_is_used_again_once_it_is_free(make):
+    spares = Spares()
+    file = make()
+    lease = file.lease()
+    spares.put(file)
+    assert spares.take(SIZE) is None
+    lease.close()
+    assert spares.take(SIZE) is file
+    assert spares.take(SIZE) is None
+
+
+@pytest.mark.parametrize("size", [SIZE // 3, SIZE * 3])
+def test_not_for_an_object_of_another_size(make, size):
+    spares = Spares()
+    spares.put(make())
+    assert spares.take(size) is None
+    assert spares.take(SIZE * 3 // 2) is not None
+
+
+def test_few_are_kept(make, monkeypatch):
+    monkeypatch.setattr(files, "MOST_SPARE_BYTES", 3 * SIZE)
+    spares = Spares()
+    made = [make() for _ in range(files.MOST_SPARES + 1)]
+    for file in made:
+        spares.put(file)
+    assert [file.fd >= 0 for file in made] == [False, True, True]
+    large = make(size=3 * SIZE)
+    spares.put(large)
+    assert len(spares) == 1
+    assert spares.take(3 * SIZE) is large
+    too_large = make(size=3 * SIZE + 1)
+    spares.put(too_large)
+    assert too_large.fd < 0
+
+
+def test_they_are_closed_when_nobody_has_used_them_for_a_while(make, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(files.time, "monotonic", lambda: now)
+    told = []
+    spares = Spares(lambda: told.append(now))
+    assert spares.tidy() is None
+    spares.put(make())
+    now += files.SPARE_SECONDS / 2
+    file = make()
+    spares.put(file)
+    assert told == [100.0]
+    assert spares.tidy() == now + files.SPARE_SECONDS
+    now += files.SPARE_SECONDS
+    assert spares.tidy() is None
+    assert file.fd < 0
+    spares.put(make())
+    assert told == [100.0, now]
+
+
+def test_closed_spares_keep_nothing(make):
+    spares = Spares()
+    kept, late = make(), make()
+    spares.put(kept)
+    spares.close()
+    spares.put(late)
+    assert (kept.fd, late.fd, len(spares)) == (-1, -1, 0)
+
+
+def test_without_proc_no_file_is_used_again(make, monkeypatch):
+    monkeypatch.setattr(files, "_OPENED", "/nowhere")
+    spares, file = Spares(), make()
+    spares.put(file)
+    assert file.fd < 0
+    with pytest.raises(FileNotFoundError):
+        make().lease()
