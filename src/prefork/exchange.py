@@ -80,8 +80,6 @@ class Exchange(Dispatcher):
         worker.tasks += 1
         worker.sentence = None  # if it was for this job, it came too late
         job.pid = worker.pid
-        if job.untold:
-            self.accounts.tell_start(worker, job, job.started)
         self.accounts.settle(job, kind, payload)
         if worker.sent and self.begun.delay is not None:
             self.expect_start(worker)

@@ -198,6 +198,8 @@ class ApplyResult(_Handle[T]):
             self._accept_callback = None
 
     def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
+        if self._accept_callback is not None and job.pid is not None and job.started:
+            self.accept(job, job.pid, job.started)  # it was over before that was told
         return self._finish(ok, value)
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
