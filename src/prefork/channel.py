@@ -373,6 +373,8 @@ class WorkerEnd(forks.Owned):
                 continue
             if not data:
                 return None
+            if self._spares:
+                self._spares.tidy()
             ticket: Ticket = TICKET.unpack(data)
             return None if ticket[-1] & LEAVE else ticket
 

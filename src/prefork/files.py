@@ -25,7 +25,7 @@ __all__ = ["BEST", "SPARE_SECONDS", "MemoryFile", "Spares", "Transport", "high",
 SPARE_SECONDS = 1.0
 """How long files are kept that nobody uses."""
 MOST_SPARES = 2  # one whose content may still be in use, while the other one is filled
-MOST_SPARE_BYTES = 1 << 28
+MOST_SPARE_BYTES = 3 << 26
 _STANDARD_STREAMS = 3
 _OPENED = "/proc/self/fd"  # opens what is already open
 
@@ -100,7 +100,11 @@ class MemoryFile:
         with forks.creating():
             fd = high(os.open(f"{_OPENED}/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
             lease = forks.Descriptors(fd)
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            lease.close()
+            raise
         return lease
 
     def is_leased(self) -> bool:
@@ -158,10 +162,13 @@ class Spares:
         self._used_at = time.monotonic()
         is_first = not self._files
         self._files.append(file)
-        while len(self._files) > MOST_SPARES or sum(f.size for f in self._files) > MOST_SPARE_BYTES:
+        while len(self._files) > MOST_SPARES or self._bytes() > MOST_SPARE_BYTES:
             self._drop_oldest()
         if is_first:
             self._on_put()
+
+    def _bytes(self) -> int:
+        return sum(file.size for file in list(self._files))  # others may change the deque
 
     def _drop_oldest(self) -> None:
         with contextlib.suppress(IndexError):  # another thread was here

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -139,6 +140,25 @@ def test_they_are_closed_when_nobody_has_used_them_for_a_while(make, monkeypatch
     assert file.fd < 0
     spares.put(make())
     assert told == [100.0, now]
+
+
+def test_threads_never_get_the_same_file(make):
+    """Nor do they disturb one another."""
+    spares = Spares()
+    held = set()
+
+    def work(_):
+        for _ in range(300):
+            file = spares.take(SIZE) or make(size=SIZE)
+            assert file.fd not in held
+            held.add(file.fd)
+            held.remove(file.fd)
+            spares.put(file)
+            spares.tidy()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    assert 0 < len(spares) <= files.MOST_SPARES
 
 
 def test_closed_spares_keep_nothing(make):
