@@ -166,6 +166,7 @@ class EventLoop:
         for fd in self._fds:
             self._poll.register(fd, select.POLLIN)
         staff.jobs.limit_sent = self._set_timer
+        staff.jobs.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         roles.callbacks.on_call = self._on_call
         staff.at_end += [roles.results.handle_event, self.detach]
 

@@ -268,7 +268,7 @@ class Scheduler:
         return bool(self.queue or self._deep)
 
     def hold_no_more(self) -> None:
-        """There is nobody who could look whether it pays."""
+        """There is nobody who could look whether it pays, or that would cost too much."""
         self._cpus = sys.maxsize
 
     def remember_heads(self) -> None:
