@@ -75,12 +75,13 @@ class MemoryFile:
         size: bytes that it has memory for.
     """
 
-    __slots__ = ("_fds", "fd", "size")
+    __slots__ = ("_fds", "_inode", "fd", "size")
 
     def __init__(self, name: str, transport: Transport) -> None:
         with forks.creating():
             self.fd = memory_file(name, 0, transport)
             self._fds = forks.Descriptors(self.fd)
+        self._inode = os.fstat(self.fd).st_ino
         self.size = 0
 
     def write(self, data: memoryview, position: int) -> None:
@@ -107,6 +108,14 @@ class MemoryFile:
             raise
         return lease
 
+    def is_lost(self) -> bool:
+        """Whether somebody has closed our descriptor, so that its number may be another file's: a
+        task may close all descriptors of its process."""
+        try:
+            return os.fstat(self.fd).st_ino != self._inode
+        except OSError:
+            return True
+
     def is_leased(self) -> bool:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,11 +125,13 @@ class MemoryFile:
         return False
 
     def close(self) -> None:
+        if self.is_lost():
+            self._fds.give_away()
         self.fd = -1
         self._fds.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_fds"):
+        if hasattr(self, "_inode"):
             self.close()
 
 
@@ -148,7 +159,8 @@ class Spares:
                 file = self._files.popleft()
             except IndexError:
                 break
-            if file.size <= 2 * size and size <= 2 * file.size and not file.is_leased():
+            fits = file.size <= 2 * size and size <= 2 * file.size
+            if fits and not (file.is_lost() or file.is_leased()):
                 self._used_at = time.monotonic()
                 return file
             self._files.append(file)

@@ -186,6 +186,22 @@ def test_accept_callback_comes_before_callback(pool, log):
         assert log.next()[0] == ("done" if x % 2 else "failed")
 
 
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_start_that_is_told_late_comes_with_the_end(make_pool, log, threads):
+    """And with a lost worker's, too."""
+    pool = make_pool(1, accept_delay=NEVER, threads=threads)
+    before = time.monotonic()
+    for task in (odd_only, (1,)), (odd_only, (2,)), (end_process, ()):
+        handle = pool.apply_async(*task, {}, log.done, log.failed, log.accepted)
+        handle.wait(DEADLINE)
+        name, _, time_accepted = log.next()
+        assert name == "accepted"
+        assert before <= time_accepted == handle.time_accepted
+        assert log.next()[0] == ("done" if task[1] == (1,) else "failed")
+    finish(pool)
+    assert log.all() == []
+
+
 def test_a_job_that_never_starts_is_not_accepted(make_pool, log, gate):
     pool = make_pool(1)
     pool.apply_async(enter, (gate,))

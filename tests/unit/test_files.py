@@ -161,6 +161,22 @@ def test_threads_never_get_the_same_file(make):
     assert 0 < len(spares) <= files.MOST_SPARES
 
 
+def test_a_descriptor_that_somebody_has_closed_is_let_alone(make, tmp_path):
+    spares = Spares()
+    spares.put(make())
+    spares.put(make(size=3 * SIZE))
+    numbers = [file.fd for file in spares._files]
+    foreign = tmp_path / "foreign"
+    with foreign.open("wb") as file:
+        for number in numbers:
+            os.dup2(file.fileno(), number)
+    assert spares.take(SIZE) is None
+    spares.close()
+    for number in numbers:
+        os.close(number)  # it was still open
+    assert foreign.read_bytes() == b""
+
+
 def test_closed_spares_keep_nothing(make):
     spares = Spares()
     kept, late = make(), make()
