@@ -10,9 +10,11 @@ import contextlib
 import mmap
 import os
 import pickle
+import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
@@ -29,6 +31,8 @@ Item = TypeVar("Item")
 PROCESSES = 2
 BATCH = 100  # calls in one message, for floors that batch
 MESSAGE = b"x" * 64
+FRAME = 128  # bytes that a pickled call or result fits into
+AT_ONCE = select.PIPE_BUF // FRAME  # frames that a pipe takes in one piece
 
 
 @contextlib.contextmanager
@@ -182,6 +186,59 @@ def batched_calls(size: int) -> Metrics:
                     pickle.loads(result)
                 if not send(server):
                     busy.discard(server)
+    return cost.per(size)
+
+
+def each_by_itself(size: int) -> Metrics:
+    """Calls that cannot fail together: two processes read, run and answer them one by one, from
+    and to pipes. One thread of the caller makes calls of the input, at most 1,000 ahead of what a
+    second one has read, and a third one takes the results. Nothing is accounted for."""
+    to_workers, results = os.pipe(), os.pipe()
+    room, arrived = threading.Semaphore(1000 // BATCH), threading.Semaphore(0)
+    ready: deque[object] = deque()
+
+    def serve() -> None:
+        os.close(to_workers[1])
+        while call := os.read(to_workers[0], FRAME):
+            func, args = pickle.loads(call)
+            os.write(results[1], pickle.dumps(func(*args)).ljust(FRAME))
+
+    def feed() -> None:
+        for start in range(0, size, BATCH):
+            calls = range(start, min(size, start + BATCH))
+            pickles = [pickle.dumps((tasks.noop, (i,))).ljust(FRAME) for i in calls]
+            room.acquire()
+            for at in range(0, len(pickles), AT_ONCE):
+                os.write(to_workers[1], b"".join(pickles[at : at + AT_ONCE]))
+
+    def take() -> None:
+        count = 0
+        while data := os.read(results[0], 1 << 16):
+            for at in range(0, len(data), FRAME):
+                ready.append(pickle.loads(data[at : at + FRAME]))
+            count += len(data) // FRAME
+            arrived.release()
+            while count >= BATCH:
+                count -= BATCH
+                room.release()
+
+    with contextlib.ExitStack() as processes:
+        for _ in range(PROCESSES):
+            processes.enter_context(forked(serve))
+        os.close(results[1])
+        with Cost() as cost:
+            threads = [threading.Thread(target=body) for body in (feed, take)]
+            for thread in threads:
+                thread.start()
+            for _ in range(size):
+                while not ready:
+                    arrived.acquire()
+                ready.popleft()
+        os.close(to_workers[1])
+    for thread in threads:
+        thread.join()
+    os.close(to_workers[0])
+    os.close(results[0])
     return cost.per(size)
 
 

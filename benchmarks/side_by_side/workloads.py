@@ -46,6 +46,10 @@ class Workload:
 _BATCHED: dict[str, Measure] = {
     "floor: sockets, 100 calls a message": lambda bench: floors.batched_calls(bench.size)
 }
+_EACH: dict[str, Measure] = {
+    **_BATCHED,
+    "floor: pipes, each call by itself": lambda bench: floors.each_by_itself(bench.size),
+}
 
 _CALLS = {
     "apply_async": Workload(
@@ -80,7 +84,7 @@ _CALLS = {
         needs="imap",
         full=10_000,
         quick=3_000,
-        floors=_BATCHED,
+        floors=_EACH,
     ),
     "imap_unordered": Workload(
         title="`imap_unordered`, chunksize 1",
@@ -88,7 +92,7 @@ _CALLS = {
         needs="imap_unordered",
         full=10_000,
         quick=0,
-        floors=_BATCHED,
+        floors=_EACH,
     ),
 }
 

@@ -73,4 +73,7 @@ class CallUnpickler:
             if len(self._functions) >= MOST_FUNCTIONS:
                 self._functions.clear()
             function = self._functions[name] = pickle.loads(name)
-        return function, pickle.loads(pickled[function_length:], buffers=buffers)
+        arguments = pickled[function_length:]
+        if not buffers:
+            return function, pickle.loads(arguments)
+        return function, pickle.loads(arguments, buffers=buffers)

@@ -45,6 +45,7 @@ INLINE: Final = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *parcel*."""
 MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
+FREED: Final = 0  # instead of the key of a block that is not in use any more
 _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
 
@@ -54,16 +55,16 @@ def _pipe(reader_side: forks.Descriptors, writer_side: forks.Descriptors) -> tup
 
 
 class Ring:
-    """Which bytes of the shared memory are in use: a ring, allocated in the order of sending.
+    """Which bytes of the shared memory are in use: a ring, allocated in the order of sending, and
+    mostly freed so.
 
-    Positions count on for ever; modulo the size they are offsets.
+    Positions count on for ever; modulo the size they are offsets. Keys are not 0.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._head = self._tail = 0
         self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
-        self._used: dict[int, int] = {}  # where the block of a key ends; no other one is in use
 
     def allocate(self, key: int, length: int) -> int | None:
         """The offset of `length` consecutive bytes, or None when there is no room now."""
@@ -77,24 +78,31 @@ class Ring:
         end = start + length
         if end - self._tail > self.size:
             return None
-        self._head = self._used[key] = end
+        self._head = end
         self._blocks.append((key, end))
         return offset
 
     def free(self, key: int) -> None:
-        """The bytes that were allocated last with this key are not in use any more."""
-        blocks, used = self._blocks, self._used
-        del used[key]
-        while blocks:
-            key, end = blocks[0]
-            if used.get(key) == end:
-                return
-            self._tail = end
-            del blocks[0]
+        """The bytes that were allocated with this key are not in use any more."""
+        blocks = self._blocks
+        oldest, end = blocks[0]
+        if key != oldest:
+            self._free_early(key)
+            return
+        self._tail = end
+        blocks.popleft()
+        while blocks and blocks[0][0] == FREED:
+            self._tail = blocks.popleft()[1]
+
+    def _free_early(self, key: int) -> None:
+        """Before an older one."""
+        for i, (other, end) in enumerate(self._blocks):
+            if other == key:
+                self._blocks[i] = FREED, end
 
     def holds(self, key: int) -> bool:
         """Whether something is allocated with this key."""
-        return key in self._used
+        return any(key == other for other, _ in self._blocks)
 
 
 class Channel(forks.Owned):

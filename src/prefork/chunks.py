@@ -1,4 +1,4 @@
-"""How `map` divides its input: policy without I/O.
+"""How `map` divides its input, and how far `imap` reads ahead: policy without I/O.
 
 Without a chunk size from the caller, chunks are sized by what the items so far have cost: about
 `CHUNK_SECONDS` each, so that handing over costs little beside them, but never so large
@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-__all__ = ["MOST_BYTES", "AdaptiveChunks", "fixed_chunks"]
+__all__ = ["LEAST_AHEAD", "MOST_BYTES", "AdaptiveChunks", "fixed_chunks", "read_ahead"]
 
 CHUNK_SECONDS: Final = 0.005
 FIRST_CHUNKS: Final = 2  # per worker, of one item each, to measure by
@@ -20,6 +20,18 @@ SHARE: Final = 4  # a chunk is at most this fraction of a worker's fair share of
 MAX_CHUNK: Final = 10_000  # items
 MOST_BYTES: Final = 1 << 28
 """Pickled calls of one input that are on their way: it is read no further ahead."""
+LEAST_AHEAD: Final = 128
+"""Chunks of one input on their way, per worker: enough for batches of short tasks."""
+MOST_AHEAD: Final = 1024
+"""The same of tiny tasks, where the threads that make jobs and take results then get more done
+before one has to wait for another."""
+AHEAD_SECONDS: Final = 0.02  # of work on its way, per worker
+
+
+def read_ahead(workers: int, mean_seconds: float) -> int:
+    """How many chunks may be on their way or wait to be taken, by how long they run."""
+    chunks = int(AHEAD_SECONDS / (mean_seconds + 1e-6))
+    return workers * min(MOST_AHEAD, max(LEAST_AHEAD, chunks))
 
 
 def fixed_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

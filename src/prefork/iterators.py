@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import TimeoutError
-from typing import Any
+from typing import Any, Final
 
 from prefork.channel import INLINE
-from prefork.chunks import MOST_BYTES
+from prefork.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
 from prefork.owners import Owner
 from prefork.scheduler import Job
 from prefork.waiting import Signal
@@ -17,6 +16,8 @@ from prefork.waiting import Signal
 __all__ = ["IMapIterator", "IMapUnorderedIterator"]
 
 Outcome = tuple[bool, Any]  # whether it went well; the result, or the exception
+
+MEASURED: Final = 64  # jobs, before it is decided anew how far the input is read ahead
 
 
 class _Items:
@@ -27,13 +28,17 @@ class _Items:
 
     ordered = True
 
-    def __init__(self, pool: Owner, function: str, buffersize: int, chunksize: int) -> None:
+    def __init__(
+        self, pool: Owner, function: str, buffersize: int | None, chunksize: int, workers: int
+    ) -> None:
         self._pool: Owner | None = pool
         self.function = function
-        self.buffersize = buffersize  # items
+        self._least = buffersize or LEAST_AHEAD * workers * chunksize
+        self.buffersize = max(self._least, chunksize)  # items
         self.chunksize = chunksize  # items; of several, a job's result is a list of outcomes
+        self._workers = workers if buffersize is None else 0  # 0: the buffer keeps its size
         self.sent = 0  # items handed to the pool
-        self.taken = 0  # items that the consumer has taken
+        self.arrived = 0  # items whose outcomes were put where the consumer takes them
         self.jobs = 0
         self.finished_jobs = 0
         self.bytes = 0  # of all its jobs
@@ -44,10 +49,15 @@ class _Items:
         self.on_cancel: Callable[[], object] = lambda: None
         self.room = Signal()
         self.news = Signal()
-        self._arrived: dict[int, Sequence[Outcome]] = {}
+        self._early: dict[int, Sequence[Outcome]] = {}  # before that of an earlier job
         self._ready: deque[Outcome] = deque()
         self._next_job = 0
-        self._taking = threading.Lock()
+        self._seconds = 0.0  # of the jobs since the buffer was sized
+
+    @property
+    def taken(self) -> int:
+        """How many items the consumer has taken."""
+        return self.arrived - len(self._ready)
 
     # ---- the feeder's side
 
@@ -90,20 +100,37 @@ class _Items:
     def settle(self, job: Job, ok: bool, value: Any) -> Signal:
         outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
         if not self.ordered:
-            self._ready.extend(outcomes)
+            self._put(outcomes)
         elif job.index != self._next_job:
-            self._arrived[job.index] = outcomes
+            self._early[job.index] = outcomes
         else:
-            self._ready.extend(outcomes)
+            self._put(outcomes)
             self._next_job += 1
-            while self._next_job in self._arrived:
-                self._ready.extend(self._arrived.pop(self._next_job))
+            while self._next_job in self._early:
+                self._put(self._early.pop(self._next_job))
                 self._next_job += 1
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
         self.finished_bytes += job.nbytes
         if job.nbytes > INLINE:
             self.room.notify()
+        if self._workers:
+            self._seconds += job.seconds
+            if self.finished_jobs % MEASURED == 0:
+                self._size_buffer()
         return self.news
+
+    def _put(self, outcomes: Sequence[Outcome]) -> None:
+        self._ready.extend(outcomes)
+        self.arrived += len(outcomes)  # after it: there must never seem to be more room
+
+    def _size_buffer(self) -> None:
+        """A wide one does no good, but takes memory, while results wait for the consumer."""
+        if len(self._ready) > self._least:
+            self.buffersize = self._least
+        else:
+            chunks = read_ahead(self._workers, self._seconds / MEASURED)
+            self.buffersize = chunks * self.chunksize
+        self._seconds = 0.0
 
     # ---- the consumer's side
 
@@ -116,24 +143,27 @@ class _Items:
     def take(self, timeout: float | None) -> Outcome | None:
         """The next outcome; None at the end."""
         while True:
-            outcome: Outcome | None = None
-            with self._taking:
-                if self._ready:
-                    outcome = self._ready.popleft()
-                    self.taken += 1
-            if outcome is not None:
+            try:
+                outcome = self._ready.popleft()
                 break
-            if self._is_over() and not self._ready:
-                self._pool = None
-                return None
-            if (pool := self._pool) is not None and not pool.wait_for(
-                self.news, self.has_news, timeout
-            ):
-                raise TimeoutError(f"no result arrived within {timeout:g} s")
+            except IndexError:
+                if not self._wait(timeout):
+                    return None
         # In batches, so that the feeder is not woken for each item.
         if (self.sent - self.taken) * 2 <= self.buffersize:
             self.room.notify()
         return outcome
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait for another outcome; False at the end."""
+        if self._is_over() and not self._ready:
+            self._pool = None
+            return False
+        if (pool := self._pool) is not None and not pool.wait_for(
+            self.news, self.has_news, timeout
+        ):
+            raise TimeoutError(f"no result arrived within {timeout:g} s")
+        return True
 
 
 class _ItemsUnordered(_Items):
@@ -149,8 +179,15 @@ class IMapIterator(Iterator[Any]):
 
     _items_class: type[_Items] = _Items
 
-    def __init__(self, pool: Owner, function: str, buffersize: int, chunksize: int) -> None:
-        self._items = self._items_class(pool, function, buffersize, chunksize)
+    def __init__(
+        self,
+        pool: Owner,
+        function: str,
+        buffersize: int | None,
+        chunksize: int,
+        workers: int = 1,
+    ) -> None:
+        self._items = self._items_class(pool, function, buffersize, chunksize, workers)
 
     @property
     def items(self) -> _Items:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from prefork.arguments import Limits, check_callables, check_count
-from prefork.chunks import FIRST_CHUNKS, AdaptiveChunks, fixed_chunks
+from prefork.arguments import Limits, check_callables, check_count, check_counts
+from prefork.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
 from prefork.engine import Engine
 from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import MAP, STARMAP, function_name
@@ -16,9 +16,6 @@ from prefork.results import MapResult
 __all__ = ["MapFamily"]
 
 Items = TypeVar("Items", bound=IMapIterator)
-
-BUFFERED_PER_WORKER = 128
-"""Chunks on their way, per worker: enough for batches of short tasks."""
 
 
 class MapFamily(Owner):
@@ -113,8 +110,8 @@ class MapFamily(Owner):
             chunksize: how many items are handed to a worker at once.
             lost_worker_timeout: instead of the pool's.
             buffersize: how many items the input is read ahead of the results that were taken;
-                None: 128 chunks per worker. In any case it is not read on while 256 MiB of calls
-                are on their way.
+                None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In any
+                case it is not read on while 256 MiB of calls are on their way.
         """
         limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
         return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
@@ -173,7 +170,7 @@ class MapFamily(Owner):
             result.limit(FIRST_CHUNKS * workers, adaptive.measured)
         else:
             chunks = fixed_chunks(items, chunksize)
-            result.limit(BUFFERED_PER_WORKER * workers)
+            result.limit(LEAST_AHEAD * workers)
         jobs = engine.make.chunks(result, mode, func, chunks, limits)
         engine.feed(jobs, result, here=wait or len(items) <= FIRST_CHUNKS * workers)
         return result
@@ -189,10 +186,9 @@ class MapFamily(Owner):
     ) -> Items:
         engine = self._engine
         check_count("chunksize", chunksize)
-        if buffersize is None:
-            buffersize = BUFFERED_PER_WORKER * engine.staff.processes * chunksize
-        check_count("buffersize", buffersize)
-        result = iterator_class(self, function_name(func), max(buffersize, chunksize), chunksize)
+        check_counts(buffersize=buffersize)
+        name, workers = function_name(func), engine.staff.processes
+        result = iterator_class(self, name, buffersize, chunksize, workers)
         result.items.on_cancel = engine.jobs.check_done
         jobs = engine.make.items(result.items, func, iter(iterable), chunksize, limits)
         engine.feed(jobs, result.items)

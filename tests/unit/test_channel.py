@@ -216,7 +216,7 @@ def test_descriptors_are_above_those_that_a_task_may_take_for_the_standard_strea
         os.close(saved)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 400)), max_size=60))
+@given(st.lists(st.tuples(st.integers(1, 10), st.integers(0, 400)), max_size=60))
 def test_blocks_of_the_ring_never_overlap_and_are_all_given_back(steps):
     """A step frees what its key holds, or allocates: a job may come back and be sent again."""
     ring = Ring(1000)

@@ -9,7 +9,8 @@ import weakref
 
 import pytest
 
-from prefork.iterators import IMapIterator, IMapUnorderedIterator
+from prefork.chunks import read_ahead
+from prefork.iterators import MEASURED, IMapIterator, IMapUnorderedIterator
 from prefork.results import ApplyResult, MapResult
 from prefork.scheduler import Job
 from prefork.waiting import Signal
@@ -204,6 +205,42 @@ def test_there_is_room_for_what_the_consumer_has_taken():
     next(results)
     next(results)
     assert items.has_room()
+
+
+def of_tiny_tasks(results, count):
+    items = results.items
+    for _ in range(count):
+        items.settle(chunk(items, items.finished_jobs, 1), True, None)
+
+
+def test_of_tiny_tasks_more_are_read_ahead_while_the_consumer_keeps_up():
+    results = iterator(IMapIterator, buffersize=None)
+    least = results.items.buffersize
+    of_tiny_tasks(results, MEASURED)
+    assert results.items.buffersize == read_ahead(1, 0.0) > least
+    of_tiny_tasks(results, least)
+    assert results.items.buffersize == least
+    for _ in range(least):
+        next(results)
+    of_tiny_tasks(results, MEASURED)
+    assert results.items.buffersize > least
+
+
+def test_of_longer_tasks_no_more_are_read_ahead():
+    results = iterator(IMapIterator, buffersize=None)
+    least = results.items.buffersize
+    for index in range(2 * MEASURED):
+        job = chunk(results.items, index, 1)
+        job.seconds = 0.001
+        results.items.settle(job, True, None)
+        next(results)
+    assert results.items.buffersize == least
+
+
+def test_a_buffersize_that_was_asked_for_stays():
+    results = iterator(IMapIterator, buffersize=4)
+    of_tiny_tasks(results, 2 * MEASURED)
+    assert results.items.buffersize == 4
 
 
 def test_a_dropped_iterator_reads_no_more():
