@@ -362,8 +362,34 @@ def forked_memory() -> Metrics:
 
 def pickled_and_kept(size: int) -> Metrics:
     """The calls pickled, and the pickles kept in a list."""
+    return {"wall": _keep(size, lambda i: pickle.dumps((tasks.noop, (i,))))}
+
+
+class _Kept:
+    __slots__ = ("job", "pickled")
+
+    job: _Kept
+    pickled: bytes
+
+
+def _handle(i: int) -> _Kept:
+    handle = _Kept()
+    handle.job = _Kept()
+    handle.job.pickled = pickle.dumps((tasks.noop, (i,)))
+    return handle
+
+
+def objects_and_kept(few: int, size: int) -> Metrics:
+    """The same with two small objects for each call, a handle and a job: what Python's garbage
+    collector does with them as they become more."""
+    of_few, of_all = _keep(few, _handle), _keep(size, _handle)
+    return {"few": of_few, "wall": of_all, "growth": of_all / of_few}
+
+
+def _keep(count: int, make: Callable[[int], object]) -> float:
+    """Seconds for each."""
     kept = []
     with Cost() as cost:
-        for i in range(size):
-            kept.append(pickle.dumps((tasks.noop, (i,))))
-    return {"wall": cost.wall / size}
+        for i in range(count):
+            kept.append(make(i))
+    return cost.wall / count

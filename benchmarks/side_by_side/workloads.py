@@ -220,7 +220,12 @@ _POOLS = {
         full=1_000_000,
         quick=50_000,
         only=CORE,
-        floors={"floor: pickles in a list": lambda bench: floors.pickled_and_kept(bench.size)},
+        floors={
+            "floor: pickles in a list": lambda bench: floors.pickled_and_kept(bench.size),
+            "floor: with two objects each": lambda bench: floors.objects_and_kept(
+                measures.FEW_QUEUED, bench.size
+            ),
+        },
     ),
     "idle": Workload(title="a second of idleness", measure=measures.idle, steady=True),
 }

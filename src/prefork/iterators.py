@@ -142,17 +142,19 @@ class _Items:
 
     def take(self, timeout: float | None) -> Outcome | None:
         """The next outcome; None at the end."""
-        while True:
-            try:
-                outcome = self._ready.popleft()
-                break
-            except IndexError:
-                if not self._wait(timeout):
-                    return None
+        while (outcome := self._next_outcome()) is None:
+            if not self._wait(timeout):
+                return None
         # In batches, so that the feeder is not woken for each item.
         if (self.sent - self.taken) * 2 <= self.buffersize:
             self.room.notify()
         return outcome
+
+    def _next_outcome(self) -> Outcome | None:
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for another outcome; False at the end."""

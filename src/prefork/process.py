@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import reduction
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
-from pathlib import Path
 from typing import Any
 
 from prefork import forks
@@ -148,8 +147,9 @@ def _is_readable(fd: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-def _status(thread: Path) -> dict[str, str]:
-    lines = (thread / "status").read_text().splitlines()
+def _status(thread: str) -> dict[str, str]:
+    with open(f"{thread}/status") as status:
+        lines = status.read().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
@@ -240,8 +240,9 @@ class Child:
 
     def _threads(self) -> list[dict[str, str]]:
         """What /proc tells of each thread (proc(5)); nothing, once the process has gone."""
+        folder = f"/proc/{self.pid}/task"
         try:
-            return [_status(thread) for thread in Path(f"/proc/{self.pid}/task").iterdir()]
+            return [_status(f"{folder}/{thread}") for thread in os.listdir(folder)]
         except OSError:
             return []
 

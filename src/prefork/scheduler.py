@@ -36,6 +36,9 @@ HOLD_SECONDS: Final = 0.001
 MAX_DEPTH: Final = 100  # jobs in one inbox, the running one included
 MIN_DEPTH: Final = 2
 _SMOOTHING: Final = 0.1  # weight of the newest job in the running mean
+_SURPRISE: Final = 8.0
+"""It counts as at most so many times the mean: the first job that a worker runs may take a hundred
+times as long as the next ones, while the worker touches memory for the first time."""
 
 
 class Wakes(Protocol):
@@ -192,7 +195,8 @@ class Scheduler:
         self.mean_seconds: float | None = None
         # Seats by how many jobs they have; each seat is in one of them, or in none.
         self._idle: dict[Seat, None] = {}  # none, and may be sent some
-        self._low: dict[Seat, None] = {}  # one (or the worker is not ready), may be sent more
+        self._new: dict[Seat, None] = {}  # none, as the worker is not ready, may be sent some
+        self._low: dict[Seat, None] = {}  # one, may be sent more
         self._deep: dict[Seat, None] = {}  # more than one (or not ready), may be taken back
         self._heads: dict[Seat, int] = {}  # what busy seats ran at the last look
 
@@ -227,7 +231,7 @@ class Scheduler:
         if count > 1 or (count and not seat.ready):
             group = self._deep
         elif seat.open and count < seat.quota and not seat.slow:
-            group = self._idle if count == 0 and seat.ready else self._low
+            group = self._low if count else self._idle if seat.ready else self._new
         if group is not seat.group:
             if seat.group is not None:
                 del seat.group[seat]
@@ -242,8 +246,8 @@ class Scheduler:
         if not self.queue:
             if self._idle and not self.is_holding():
                 seat = next(reversed(self._idle))
-            elif self._low and self._may_queue_behind(job):
-                seat = next(reversed(self._low))
+            elif (others := self._low or self._new) and self._may_queue_behind(job):
+                seat = next(reversed(others))
             else:
                 self.queue.append(job)
                 return None
@@ -296,6 +300,8 @@ class Scheduler:
             return
         depth = self.depth()
         for seat in list(self.seats if seats is None else seats):
+            if not seat.sent and self.is_holding():
+                continue
             if seat.open and not seat.slow and len(seat.sent) <= depth // 2:
                 batch = self._batch(seat, depth)
                 if batch:
@@ -333,6 +339,7 @@ class Scheduler:
         mean = seconds / count
         if self.mean_seconds is not None:
             old = (1.0 - _SMOOTHING) ** count
+            mean = min(mean, _SURPRISE * (self.mean_seconds + 1e-6))
             mean = old * self.mean_seconds + (1.0 - old) * mean
         self.mean_seconds = mean
 

@@ -21,7 +21,6 @@ from prefork import forks, stacks
 from prefork.calls import CallUnpickler
 from prefork.channel import WorkerEnd
 from prefork.errors import SoftTimeLimitExceeded
-from prefork.memory import ResidentMemory
 from prefork.messages import (
     ACCEPT,
     CALL,
@@ -132,7 +131,11 @@ class _Worker(forks.Owned):
         set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         self._end.report(Kind.READY)
         tasks_left = self._options.max_tasks
-        memory = ResidentMemory() if self._options.max_memory else None
+        memory = None
+        if self._options.max_memory:
+            from prefork.memory import ResidentMemory  # as long as all the rest
+
+            memory = ResidentMemory()
         while tasks_left is None or tasks_left > 0:
             ticket = self._end.receive()
             if ticket is None:

@@ -82,11 +82,39 @@ def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
     ((seat, batch),) = scheduler.hand_out([busy[0]])
     assert seat is busy[0]
     assert len(batch) == 9  # of 18, for two
+    for job in busy[1].sent.copy():
+        finish(scheduler, busy[1], job, SHORT_SECONDS / 2)
+    assert {seat for seat, _ in scheduler.hand_out()} == {*busy}  # no other one is woken
     scheduler.queue.clear()
     assert scheduler.steal() is None
     scheduler.hold_no_more()
     assert scheduler.submit(make_job()) in idle
     assert scheduler.steal() is not None
+
+
+def test_nothing_waits_for_workers_that_are_still_starting():
+    scheduler = Scheduler(cpus=2)
+    scheduler.mean_seconds = SHORT_SECONDS / 2
+    new = [Seat(), Seat()]
+    for seat in new:
+        seat.ready = False
+        scheduler.add(seat)
+    (idle,) = seats(scheduler, 1)
+    assert not scheduler.is_holding()
+    assert scheduler.submit(make_job()) is idle
+    assert scheduler.submit(make_job()) is idle
+    assert scheduler.submit(make_job()) in new  # it may be ready sooner
+    assert not scheduler.queue
+
+
+def test_one_job_that_takes_long_says_little_of_the_next(scheduler):
+    (seat,) = seats(scheduler, 1)
+    scheduler.note_finished(seat, 1, SHORT_SECONDS / 10)
+    scheduler.note_finished(seat, 1, 1.0)
+    assert scheduler.mean_seconds < SHORT_SECONDS
+    for _ in range(50):
+        scheduler.note_finished(seat, 1, 1.0)
+    assert scheduler.mean_seconds > 0.5
 
 
 def test_nothing_waits_for_a_job_that_was_found_to_be_long():
