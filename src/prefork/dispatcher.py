@@ -272,6 +272,8 @@ class Dispatcher(forks.Owned):
     def distribute(self, seats: Iterable[Seat] | None = None) -> None:
         """Give the workers (all) what they have room for."""
         scheduler = self.scheduler
+        if not scheduler.has_waiting():
+            return
         self._hand_out(seats)
         while plan := scheduler.steal():
             victim, count = plan

@@ -145,13 +145,22 @@ class ResultHandler(Role):
     def handle_event(self) -> None:
         self._handle(self.poll(0))
 
-    def _handle(self, workers: Iterable[Worker]) -> None:
+    def _handle(self, workers: list[Worker]) -> None:
+        if workers and len(self.cache) == 1:
+            self._wake_early()
         news = self.get(workers)
         if not news:
             return
         news.tell()
         self.putlock.notify()
         self.join_exited_workers()
+
+    def _wake_early(self) -> None:
+        """It must be the result of the only job there is. A thread needs longer to wake up than
+        the result takes to be read."""
+        for job in list(self.cache.values()):
+            if (signal := job.owner.awaited()) is not None:
+                signal.notify()
 
     def stop(self) -> None:
         super().stop()

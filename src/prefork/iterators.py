@@ -97,6 +97,9 @@ class _Items:
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
+    def awaited(self) -> Signal:
+        return self.news
+
     def settle(self, job: Job, ok: bool, value: Any) -> Signal:
         outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
         if not self.ordered:

@@ -90,6 +90,9 @@ class _Handle(Generic[T], Referable):
             return self._value  # type: ignore[no-any-return]
         raise self._value
 
+    def awaited(self) -> Signal | None:
+        return self._signal
+
     def _finish(self, ok: bool, value: Any) -> Signal | None:
         """Returns what is to be notified of it."""
         self._value = value

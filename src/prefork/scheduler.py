@@ -60,6 +60,9 @@ class JobOwner(Protocol):
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
 
+    def awaited(self) -> Wakes | None:
+        """What is notified when threads wait for its jobs, if any do."""
+
 
 class _Nobody:
     def bind(self, job: Job) -> None:
@@ -72,6 +75,9 @@ class _Nobody:
         pass
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+    def awaited(self) -> None:
         pass
 
 

@@ -1,0 +1,36 @@
+"""The roles, without a pool."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefork.handlers import ResultHandler
+from prefork.scheduler import Job
+
+
+class Owner:
+    """Of jobs that a thread waits for."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def awaited(self):
+        return self
+
+    def notify(self):
+        self.log.append("woken")
+
+
+@pytest.mark.parametrize(("jobs", "expected"), [(1, ["woken", "read"]), (2, ["read"])])
+def test_who_waits_for_the_only_job_is_woken_before_its_result_is_read(jobs, expected):
+    log = []
+    handler = ResultHandler(
+        outqueue=None,
+        get=lambda workers: log.append("read"),
+        cache={number: Job(Owner(log), print) for number in range(jobs)},
+        poll=lambda timeout: ["a worker"],
+        join_exited_workers=None,
+        putlock=None,
+    )
+    handler.handle_event()
+    assert log == expected
