@@ -7,12 +7,11 @@ either side makes or reads it once.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final
 
-from prefork.messages import pack
+from prefork.messages import pack, unpack
 
 __all__ = ["CallPickler", "CallUnpickler"]
 
@@ -65,15 +64,12 @@ class CallUnpickler:
     ) -> tuple[Callable[..., Any], Any]:
         """The function and its arguments; may raise whatever unpickling raises."""
         if not function_length:
-            func, arguments = pickle.loads(pickled, buffers=buffers)
+            func, arguments = unpack(pickled, buffers)
             return func, arguments
         name = bytes(pickled[:function_length])
         function = self._functions.get(name)
         if function is None:
             if len(self._functions) >= MOST_FUNCTIONS:
                 self._functions.clear()
-            function = self._functions[name] = pickle.loads(name)
-        arguments = pickled[function_length:]
-        if not buffers:
-            return function, pickle.loads(arguments)
-        return function, pickle.loads(arguments, buffers=buffers)
+            function = self._functions[name] = unpack(name)
+        return function, unpack(pickled[function_length:], buffers)

@@ -99,6 +99,7 @@ class Ring:
         for i, (other, end) in enumerate(self._blocks):
             if other == key:
                 self._blocks[i] = FREED, end
+                return
 
     def holds(self, key: int) -> bool:
         """Whether something is allocated with this key."""

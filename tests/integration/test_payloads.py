@@ -54,6 +54,13 @@ def test_bytes_of_all_sizes(pool, size):
     assert pool.apply_async(make_bytes, (size,)).get(DEADLINE) == data
 
 
+@pytest.mark.parametrize("length", [0, 1, 64 * KIB - 5, 64 * KIB, 300 * KIB], ids=str)
+def test_long_strings(pool, length):
+    text = "é" * length
+    assert pool.apply_async(echo, (text,)).get(DEADLINE) == text
+    assert pool.map(echo, [text, text], 1) == [text, text]
+
+
 def test_sizes_around_all_edges(make_pool):
     pool = make_pool(2)
     for size in EDGES:

@@ -6,6 +6,8 @@ import pickle
 from multiprocessing import pool as std_pool
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefork import MaybeEncodingError, errors
 from prefork.messages import (
@@ -19,6 +21,7 @@ from prefork.messages import (
     function_name,
     load,
     pack,
+    unpack,
 )
 
 
@@ -116,6 +119,42 @@ def test_what_claims_to_be_an_exception_and_is_none_is_an_error():
 
 def test_foreign_bytes_fail_the_job_and_nothing_else():
     error_of(Kind.DONE, b"\xff\x00garbage")
+
+
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.complex_numbers(),
+    st.text(st.characters(exclude_categories=())),  # lone surrogates among them
+)
+OTHERS = st.one_of(st.binary(), st.lists(PLAIN), st.tuples(PLAIN), st.dictionaries(PLAIN, PLAIN))
+
+
+@given(st.one_of(PLAIN, OTHERS, st.lists(PLAIN).map(tuple), st.lists(OTHERS).map(tuple)))
+def test_values_arrive_as_they_were(value):
+    packed, _ = pack(value)
+    for arrived in (unpack(packed), unpack(memoryview(packed))):
+        assert repr(arrived) == repr(value)  # where 1, True and 1.0 differ, and no number is nan
+        assert type(arrived) is type(value)
+
+
+class Text(str):
+    pass
+
+
+class Pair(tuple):
+    pass
+
+
+@pytest.mark.parametrize("value", [Text("a"), Pair((1, 2)), (1, Text("a"))], ids=repr)
+def test_an_object_of_a_subclass_arrives_as_such(value):
+    packed, _ = pack(value)
+    arrived = unpack(packed)
+    assert arrived == value
+    assert type(arrived) is type(value)
+    assert type(arrived[-1]) is type(value[-1])
 
 
 def test_small_buffers_stay_in_the_pickle():
