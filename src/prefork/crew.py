@@ -47,6 +47,7 @@ class Worker(Seat):
         self.process = process
         self.pid = process.pid
         self.name = name
+        self.generation = 0  # how often all workers were to be replaced before it was started
         self.ready = False  # it has run its initializer
         self.leaving = False  # it was told to leave, or has said so
         self.late = False  # it was not ready in time

@@ -72,8 +72,9 @@ class Options(NamedTuple):
 class _Draft:
     """A worker that is being started."""
 
-    def __init__(self, options: Options, name: str, place: int) -> None:
+    def __init__(self, options: Options, name: str, place: int, generation: int) -> None:
         self._name = name
+        self._generation = generation
         self._options = options.for_worker()
         self._channel = Channel()
         self._end = self._channel.take_worker_end()
@@ -99,6 +100,7 @@ class _Draft:
         self._child.look_after()
         self._channel.open()
         worker = Worker(self._channel, self._child, self._name)
+        worker.generation = self._generation
         if self._options.max_tasks is not None:
             worker.quota = self._options.max_tasks
         return worker
@@ -120,6 +122,7 @@ class _Draft:
 class Recruiter:
     def __init__(self, options: Options, jobs: Exchange, exits: Watch[Worker]) -> None:
         self.starts_aside = False  # workers are started on a thread of their own
+        self.generation = 0  # of the next worker
         self.pausing: Callable[[float], AbstractContextManager[object]] = nullcontext
         self._options = options
         self._jobs = jobs
@@ -159,7 +162,8 @@ class Recruiter:
 
     def _draft(self, place: int) -> _Draft:
         self._hired += 1
-        return _Draft(self._options, f"{self._options.process_class.kind}-{self._hired}", place)
+        name = f"{self._options.process_class.kind}-{self._hired}"
+        return _Draft(self._options, name, place, self.generation)
 
     def _admit(self, draft: _Draft) -> bool:
         """Make it one of the pool's workers, if that has not ended meanwhile; whether it is."""

@@ -58,7 +58,6 @@ class Staff:
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
         self._ended = Signal()
         self._termination = ""  # has been asked for, and why
-        self._outdated: deque[Worker] = deque()  # to be replaced, one after another
         self.spares = Spares(self.exits.bell.ring)
         self._memory_kills = OutOfMemoryKills()
         self.recruiter = Recruiter(options, self.jobs, self.exits)
@@ -82,7 +81,11 @@ class Staff:
 
     def _wanted(self) -> int:
         """One more while workers are replaced: the next one goes when its successor is ready."""
-        return self.processes + bool(self._outdated)
+        return self.processes + bool(self._outdated())
+
+    def _outdated(self) -> list[Worker]:
+        """Those that are to be replaced, one after another."""
+        return [w for w in self._present() if w.generation != self.recruiter.generation]
 
     # ---- watching
 
@@ -227,7 +230,6 @@ class Staff:
     def _let_go(self) -> None:
         """Dismiss those who are too many: all of them, once the pool is done."""
         if self.jobs.is_done():
-            self._outdated.clear()
             for worker in self._present():
                 self.jobs.dismiss(worker, "the pool is closed, and all is done")
             return
@@ -238,12 +240,10 @@ class Staff:
             self.jobs.dismiss(worker, "fewer workers are wanted")
 
     def _replace_next(self) -> None:
-        """Dismiss an outdated worker, if there is a new one to take its place."""
-        present = self._present()
-        while self._outdated and self._outdated[0] not in present:
-            self._outdated.popleft()
-        if self._outdated and len(present) > self.processes and all(w.ready for w in present):
-            self.jobs.dismiss(self._outdated.popleft(), "the workers are replaced")
+        """Dismiss an outdated worker, if there is another one to take its place."""
+        present, outdated = self._present(), self._outdated()
+        if outdated and len(present) > self.processes and all(w.ready for w in present):
+            self.jobs.dismiss(outdated[0], "the workers are replaced")
 
     def resize(self, change: int) -> None:
         with self.jobs.lock:
@@ -256,11 +256,11 @@ class Staff:
         self.exits.bell.ring()
 
     def replace_all(self) -> None:
-        """Replace all workers, one after another, after the tasks that they run."""
+        """Replace all workers, one after another, after the tasks that they run; those that are
+        starting, too, since they may have inherited what has changed meanwhile."""
         with self.jobs.lock:
             self.jobs.check_running()
-            # Those that are starting are new already.
-            self._outdated = deque(worker for worker in self._present() if worker.ready)
+            self.recruiter.generation += 1
         self.exits.bell.ring()
 
     # ---- the end

@@ -144,6 +144,21 @@ def test_a_restart_leaves_no_gap_in_service(make_pool, gate):
     eventually(lambda: has_ended(first.pid), "the first worker leaves")
 
 
+def test_a_restart_replaces_a_worker_that_is_starting(make_pool, gate):
+    """It may have inherited what was changed before the restart."""
+    pool = make_pool(1, enter, (gate,))
+    first = gate.arrival()
+    first.go()
+    pool.restart()
+    second = gate.arrival()
+    pool.restart()
+    second.go()
+    third = gate.arrival()
+    third.go()
+    eventually(lambda: pool.apply(os.getpid) == third.pid, "the last one serves")
+    eventually(lambda: has_ended(first.pid) and has_ended(second.pid), "the others leave")
+
+
 def test_a_restart_replaces_workers_one_after_another(make_pool, gate):
     pool = make_pool(3)
     handles = [pool.apply_async(enter, (gate, n)) for n in range(3)]
