@@ -18,7 +18,6 @@ from typing import NamedTuple
 import pytest
 
 from gate import enter
-from helpers import workers_of
 from prefork import Pool
 
 CALLS = 500
@@ -51,13 +50,17 @@ def count(pid: int) -> Count:
 
 
 class Meter:
-    """Counts what the pool's process and its one worker do in a `with` block."""
+    """Counts what a pool's process and its one worker do in a `with` block. Other pools may have
+    workers that are still leaving."""
 
     pool: Count
     worker: Count
 
+    def __init__(self, pool: Pool) -> None:
+        (worker,) = pool.statistics().workers
+        self.pid = worker.pid
+
     def __enter__(self) -> Meter:
-        (self.pid,) = workers_of(os.getpid())
         self._before = count(os.getpid()), count(self.pid)
         return self
 
@@ -87,7 +90,7 @@ def pool(make_pool):
 
 
 def test_a_call_takes_one_message_each_way(pool):
-    with Meter() as meter:
+    with Meter(pool) as meter:
         for i in range(CALLS):
             pool.apply(noop, (i,))
     # The worker finds its inbox empty, waits, reads the ticket, and reports.
@@ -99,7 +102,7 @@ def test_a_call_takes_one_message_each_way(pool):
 
 
 def test_a_call_sends_few_bytes(pool):
-    with Meter() as meter:
+    with Meter(pool) as meter:
         for i in range(CALLS):
             pool.apply(noop, (i,))
     sent = meter.pool.wchar + meter.worker.wchar
@@ -118,7 +121,7 @@ def switches(pids: list[int]) -> int:
 
 
 def test_a_call_wakes_each_side_once(pool):
-    pids = [os.getpid(), *workers_of(os.getpid())]
+    pids = [os.getpid(), *(worker.pid for worker in pool.statistics().workers)]
     before = switches(pids)
     for i in range(CALLS):
         pool.apply(noop, (i,))
@@ -133,7 +136,7 @@ def test_a_call_wakes_each_side_once(pool):
 def test_calls_that_queue_up_cost_no_system_calls(pool, gate):
     blocker = pool.apply_async(enter, (gate,))
     visitor = gate.arrival()
-    with Meter() as meter:
+    with Meter(pool) as meter:
         results = [pool.apply_async(noop, (i,)) for i in range(5_000)]
     assert meter.pool.syscw <= BUFFERED + FEW
     assert meter.worker.syscr <= FEW
@@ -146,7 +149,7 @@ def test_many_calls_take_no_more_than_a_read_and_a_write_each(pool, gate):
     pool.apply_async(enter, (gate,))
     visitor = gate.arrival()
     results = [pool.apply_async(noop, (i,)) for i in range(CALLS)]
-    with Meter() as meter:
+    with Meter(pool) as meter:
         visitor.go()
         for result in results:
             result.get()
@@ -159,7 +162,7 @@ def test_many_calls_take_no_more_than_a_read_and_a_write_each(pool, gate):
 
 def test_a_chunk_is_one_message(pool):
     items, chunks = 100_000, 100
-    with Meter() as meter:
+    with Meter(pool) as meter:
         pool.map(noop, range(items), chunksize=items // chunks)
     assert meter.worker.syscr <= 2 * chunks + FEW
     assert meter.worker.syscw <= chunks + FEW
@@ -180,7 +183,7 @@ def test_a_large_object_is_written_once_each_way(pool, kind):
     else:
         value = bytes(size)
     pool.apply(same, (value[:10],))  # whatever is to be imported
-    with Meter() as meter:
+    with Meter(pool) as meter:
         assert len(pool.apply(same, (value,))) == size
     # Written into a memory file, which the other side maps: nothing is read.
     slack = 1 << 20
