@@ -122,7 +122,9 @@ class Ledger:
     def _may_have(self, told: Told, started: list[int], deeds: Deeds) -> set[Fate]:
         task = told.task
         may = {DESERVED[task.conduct]}
-        victims = set(started) or {told.pid}
+        victims: set[int | None] = set(started)
+        if len(started) <= task.retries:  # another worker may have taken it, and not begun
+            victims.add(told.pid)
         if victims & deeds.killed:
             may.add(Fate.LOST)
         if task.number in deeds.ended or victims & deeds.ended_on:
