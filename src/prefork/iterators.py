@@ -128,7 +128,7 @@ class _Items:
 
     def _size_buffer(self) -> None:
         """A wide one does no good, but takes memory, while results wait for the consumer."""
-        if len(self._ready) > self._least:
+        if self.finished_jobs * self.chunksize - self.taken > self._least:
             self.buffersize = self._least
         else:
             chunks = read_ahead(self._workers, self._seconds / MEASURED)

@@ -113,9 +113,9 @@ OUT_OF_BAND: Final = 1 << 16
 copied once, into the file that they travel in."""
 
 
-_PLAIN: Final = frozenset({type(None), bool, int, float, complex, str})
-"""Types without buffers, and whose values are written by `marshal`, in a third of the time that
-`pickle` takes."""
+_PLAIN: Final = frozenset({type(None), bool, int, float, complex})
+"""Types whose values are written by `marshal`, as short text is, in a third of the time that
+`pickle` takes. Text of 2 GiB is more than marshal takes."""
 _BYTES: Final = frozenset({bytes, bytearray})
 
 
@@ -127,6 +127,11 @@ class _Beside:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self._data), (pickle.PickleBuffer(self._data),)
+
+
+def _is_plain(obj: object) -> bool:
+    kind = type(obj)
+    return kind in _PLAIN or (kind is str and len(obj) < OUT_OF_BAND)  # type: ignore[arg-type]
 
 
 def _is_large(obj: object) -> bool:
@@ -153,13 +158,13 @@ def pack(obj: object) -> tuple[bytes, list[memoryview]]:
     """
     if type(obj) is tuple:
         for item in obj:
-            if type(item) not in _PLAIN:
+            if not _is_plain(item):
                 break
         else:
             return _dumps(obj), []
         if any(map(_is_large, obj)):
             obj = tuple(_Beside(o) if _is_large(o) else o for o in obj)
-    elif type(obj) in _PLAIN:
+    elif _is_plain(obj):
         return _dumps(obj), []
     elif _is_large(obj):
         obj = _Beside(obj)  # type: ignore[arg-type]

@@ -140,6 +140,14 @@ def test_values_arrive_as_they_were(value):
         assert type(arrived) is type(value)
 
 
+def test_long_text_is_pickled():
+    """Of marshal, it could not be longer than 2 GiB."""
+    for value in ("x" * OUT_OF_BAND, (1, "x" * OUT_OF_BAND)):
+        packed, buffers = pack(value)
+        assert not buffers
+        assert pickle.loads(packed) == value
+
+
 class Text(str):
     pass
 

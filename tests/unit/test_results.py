@@ -226,6 +226,16 @@ def test_of_tiny_tasks_more_are_read_ahead_while_the_consumer_keeps_up():
     assert results.items.buffersize > least
 
 
+def test_results_that_wait_for_an_earlier_one_count_as_not_taken():
+    results = iterator(IMapIterator, buffersize=None)
+    least = results.items.buffersize
+    slow, *others = (chunk(results.items, index, 1) for index in range(least + 2 * MEASURED))
+    for job in others:
+        results.items.settle(job, True, None)
+    assert results.items.buffersize == least
+    results.items.settle(slow, True, None)
+
+
 def test_of_longer_tasks_no_more_are_read_ahead():
     results = iterator(IMapIterator, buffersize=None)
     least = results.items.buffersize
