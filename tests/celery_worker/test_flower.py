@@ -78,13 +78,18 @@ def flower(worker, tmp_path_factory):
 
 
 def shown(flower, worker):
-    """What it knows of the worker's pool, newly asked."""
+    """What it knows of the worker's pool."""
+    return eventually(lambda: inspected(flower, worker).get("stats"), "it is shown")["pool"]
 
-    def look():
-        found = flower.request(f"/api/workers?refresh=1&workername={worker.node}")
-        return found.get(worker.node, {}).get("stats")
 
-    return eventually(look, "the worker is shown")["pool"]
+def inspected(flower, worker):
+    """What it knows of the worker, newly asked.
+
+    If it was just asking the worker, for a page say, then the answer is that question's, which
+    can be older than what the test has done.
+    """
+    found = flower.request(f"/api/workers?refresh=1&workername={worker.node}")
+    return found.get(worker.node, {})
 
 
 def state_of(flower, result):
@@ -113,9 +118,7 @@ def test_it_shows_tasks(flower, worker, gate):
     running = worker.send("enter", gate._address)
     visitor = gate.arrival()
     assert becomes(flower, running, "STARTED")["worker"] == worker.node
-    [active] = flower.request(f"/api/workers?refresh=1&workername={worker.node}")[worker.node][
-        "active"
-    ]
+    [active] = eventually(lambda: inspected(flower, worker).get("active"), "it is shown as active")
     assert (active["id"], active["worker_pid"]) == (running.id, visitor.pid)
     visitor.go()
     assert becomes(flower, running, "SUCCESS")["runtime"] > 0
