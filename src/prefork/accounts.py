@@ -55,6 +55,7 @@ class Accounts:
                 job.parcel = None
         job.seat = None
         job.pickled = b""
+        job.flaw = None
         self._news.add(job, kind, payload)
 
     def fail(self, job: Job, reason: BaseException) -> None:

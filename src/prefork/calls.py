@@ -11,16 +11,22 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final
 
-from prefork.messages import pack, unpack
+from prefork.messages import function_name, pack, unpack
 
 __all__ = ["CallPickler", "CallUnpickler"]
 
 MOST_FUNCTIONS: Final = 1000  # to remember
+_BY_NAME: Final = frozenset({FunctionType, BuiltinFunctionType})
 
 
 class CallPickler:
     def __init__(self) -> None:
-        self._functions: dict[Callable[..., Any], bytes] = {}
+        self._functions: dict[Callable[..., Any], tuple[bytes, str]] = {}
+
+    def name(self, func: Callable[..., Any]) -> str:
+        """What messages call it: see `function_name`."""
+        known = self._functions.get(func) if type(func) in _BY_NAME else None
+        return function_name(func) if known is None else known[1]
 
     def pickle(
         self, func: Callable[..., Any], arguments: Any
@@ -40,19 +46,18 @@ class CallPickler:
 
     def _by_name(self, func: Callable[..., Any]) -> bytes | None:
         """The pickle of a function that is pickled as nothing but its name."""
-        kind = type(func)
-        if kind is not FunctionType and kind is not BuiltinFunctionType:
+        if type(func) not in _BY_NAME:
             return None
-        pickled = self._functions.get(func)
-        if pickled is None:
+        known = self._functions.get(func)
+        if known is None:
             owner = getattr(func, "__self__", None)  # of a method such as [].append
             if not isinstance(owner, (ModuleType, type(None))):
                 return None
             pickled, _ = pack(func)
             if len(self._functions) >= MOST_FUNCTIONS:
                 self._functions.clear()
-            self._functions[func] = pickled
-        return pickled
+            self._functions[func] = known = pickled, function_name(func)
+        return known[0]
 
 
 class CallUnpickler:

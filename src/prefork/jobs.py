@@ -94,7 +94,7 @@ class JobMaker:
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, func, mode, limits)
+        job = Job(owner, self._calls.name(func), mode, limits)
         job.size, job.index = size, index
         try:
             pickled, job.function_length, buffers = self._calls.pickle(func, arguments)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from prefork.arguments import Limits, check_callables, check_count, check_counts
+from prefork.arguments import Limits, check_count, check_counts
 from prefork.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
 from prefork.engine import Engine
 from prefork.iterators import IMapIterator, IMapUnorderedIterator
 from prefork.messages import MAP, STARMAP, function_name
 from prefork.owners import Callback, Owner
-from prefork.results import MapResult
+from prefork.results import MapResult, callbacks_for
 
 __all__ = ["MapFamily"]
 
@@ -155,12 +155,12 @@ class MapFamily(Owner):
         error_callback: Callback = None,
         wait: bool = False,
     ) -> MapResult:
-        check_callables(callback=callback, error_callback=error_callback)
+        callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
         if chunksize is not None:
             check_count("chunksize", chunksize)
         engine, items = self._engine, list(iterable)
         name = function_name(func)
-        result = MapResult(self, engine.callbacks, name, len(items), callback, error_callback)
+        result = MapResult(self, name, len(items), callbacks)
         if not items:
             return result
         workers = engine.staff.processes

@@ -26,7 +26,7 @@ from prefork.mapping import MapFamily
 from prefork.messages import ACCEPT, Outcome
 from prefork.owners import Callback
 from prefork.recruiter import Options
-from prefork.results import ApplyResult
+from prefork.results import ApplyResult, callbacks_for
 from prefork.statistics import PoolStatistics
 from prefork.waiting import Signal
 from prefork.worker import Initializer
@@ -199,21 +199,10 @@ class Pool(MapFamily):
             ValueError: the pool is closed or terminated.
             PoolBrokenError: the pool could not start its workers.
         """
-        if callback or error_callback or accept_callback or timeout_callback:
-            check_callables(
-                callback=callback,
-                error_callback=error_callback,
-                accept_callback=accept_callback,
-                timeout_callback=timeout_callback,
-            )
-        result: ApplyResult[Any] = ApplyResult(
-            self,
-            self._engine.callbacks,
-            callback,
-            error_callback,
-            accept_callback,
-            timeout_callback,
+        callbacks = callbacks_for(
+            self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
+        result: ApplyResult[Any] = ApplyResult(self, callbacks)
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
@@ -245,10 +234,8 @@ class Pool(MapFamily):
         way, the job fails as a whole, or is run again as a whole.
         """
         self._jobs.check_running()
-        check_callables(callback=callback, error_callback=error_callback)
-        result: ApplyResult[list[Outcome]] = ApplyResult(
-            self, self._engine.callbacks, callback, error_callback
-        )
+        callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
+        result: ApplyResult[list[Outcome]] = ApplyResult(self, callbacks)
         limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
         self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
         return result

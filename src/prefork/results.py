@@ -12,40 +12,75 @@ from collections.abc import Callable
 from multiprocessing import TimeoutError
 from typing import Any, ClassVar, Generic, TypeVar
 
+from prefork.arguments import check_callables
 from prefork.chunks import MOST_BYTES
 from prefork.errors import Terminated
 from prefork.owners import Callback, Owner, Referable, Runner
 from prefork.scheduler import Job, JobOwner
 from prefork.waiting import Signal
 
-__all__ = ["ApplyResult", "MapResult"]
+__all__ = ["ApplyResult", "MapResult", "callbacks_for"]
 
 T = TypeVar("T")
 
 
-class _Handle(Generic[T], Referable):
-    """What all handles share: one outcome, set once; waiters and callbacks told once."""
+class Callbacks:
+    """What is to be called about the jobs of one handle, and by whom."""
 
-    __slots__ = (
-        "__weakref__",
-        "_callback",
-        "_error_callback",
-        "_ok",
-        "_pool",
-        "_run",
-        "_signal",
-        "_value",
+    __slots__ = ("accepted", "done", "expired", "failed", "run")
+
+    def __init__(
+        self,
+        run: Runner,
+        done: Callback,
+        failed: Callback,
+        accepted: Callback,
+        expired: Callback,
+    ) -> None:
+        self.run = run
+        self.done = done
+        self.failed = failed
+        self.accepted = accepted
+        self.expired = expired
+
+
+def callbacks_for(
+    run: Runner,
+    callback: Callback,
+    error_callback: Callback,
+    accept_callback: Callback = None,
+    timeout_callback: Callback = None,
+) -> Callbacks | None:
+    """Those that a caller has given, if any.
+
+    Raises:
+        TypeError: one cannot be called.
+    """
+    if callback is error_callback is accept_callback is timeout_callback is None:
+        return None
+    check_callables(
+        callback=callback,
+        error_callback=error_callback,
+        accept_callback=accept_callback,
+        timeout_callback=timeout_callback,
     )
+    return Callbacks(run, callback, error_callback, accept_callback, timeout_callback)
+
+
+class _Handle(Generic[T], Referable):
+    """What all handles share: one outcome, set once; waiters and callbacks told once.
+
+    It has few attributes, since Python's garbage collector looks at each of them, again and again
+    while a million handles wait for their jobs.
+    """
+
+    __slots__ = ("__weakref__", "_callbacks", "_ok", "_pool", "_signal", "_value")
 
     _making_signals: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(
-        self, pool: Owner, run: Runner, callback: Callback, error_callback: Callback
-    ) -> None:
+    def __init__(self, pool: Owner, callbacks: Callbacks | None = None) -> None:
         self._pool: Owner | None = pool  # kept alive until the result is here
-        self._run = run
-        self._callback = callback
-        self._error_callback = error_callback
+        self._callbacks = callbacks
         self._ok: bool | None = None  # not known yet
         self._value: Any = None  # the result, or the exception if not ok
         self._signal: Signal | None = None
@@ -98,10 +133,11 @@ class _Handle(Generic[T], Referable):
         self._value = value
         self._ok = ok  # now it is ready
         self._pool = None
-        callback = self._callback if ok else self._error_callback
-        self._callback = self._error_callback = None
-        if callback is not None:
-            self._run(callback, value)
+        callbacks, self._callbacks = self._callbacks, None
+        if callbacks is not None:
+            callback = callbacks.done if ok else callbacks.failed
+            if callback is not None:
+                callbacks.run(callback, value)
         return self._signal
 
     def _state(self) -> str:
@@ -120,20 +156,10 @@ os.register_at_fork(after_in_child=_after_in_child)
 class ApplyResult(_Handle[T]):
     """The result of one job (`apply_async`)."""
 
-    __slots__ = ("_accept_callback", "_job", "_timeout_callback")
+    __slots__ = ("_job",)
 
-    def __init__(
-        self,
-        pool: Owner,
-        run: Runner,
-        callback: Callback = None,
-        error_callback: Callback = None,
-        accept_callback: Callback = None,
-        timeout_callback: Callback = None,
-    ) -> None:
-        super().__init__(pool, run, callback, error_callback)
-        self._accept_callback = accept_callback
-        self._timeout_callback = timeout_callback
+    def __init__(self, pool: Owner, callbacks: Callbacks | None = None) -> None:
+        super().__init__(pool, callbacks)
         self._job: Job | None = None
 
     # ---- what a user wants to know of a running job
@@ -196,19 +222,21 @@ class ApplyResult(_Handle[T]):
         self._job = job
 
     def accept(self, job: Job, pid: int, time_accepted: float) -> None:
-        if self._accept_callback is not None:
-            self._run(self._accept_callback, pid, time_accepted)
-            self._accept_callback = None
+        callbacks = self._callbacks
+        if callbacks is not None and callbacks.accepted is not None:
+            callbacks.run(callbacks.accepted, pid, time_accepted)
+            callbacks.accepted = None
 
     def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
-        if self._accept_callback is not None and job.pid is not None and job.started:
-            self.accept(job, job.pid, job.started)  # it was over before that was told
+        if self._callbacks is not None and job.pid is not None and job.started:
+            self.accept(job, job.pid, job.started)  # if it was over before that was told
         return self._finish(ok, value)
 
     def expire(self, job: Job, soft: bool, timeout: float) -> None:
         """The job has passed its soft or hard time limit."""
-        if self._timeout_callback is not None:
-            self._run(self._timeout_callback, soft=soft, timeout=timeout)
+        callbacks = self._callbacks
+        if callbacks is not None and callbacks.expired is not None:
+            callbacks.run(callbacks.expired, soft=soft, timeout=timeout)
 
     def __repr__(self) -> str:
         function = self._job.function if self._job else "?"
@@ -226,15 +254,9 @@ class MapResult(_Handle[list[Any]]):
     """
 
     def __init__(
-        self,
-        pool: Owner,
-        run: Runner,
-        function: str,
-        length: int,
-        callback: Callback = None,
-        error_callback: Callback = None,
+        self, pool: Owner, function: str, length: int, callbacks: Callbacks | None = None
     ) -> None:
-        super().__init__(pool, run, callback, error_callback)
+        super().__init__(pool, callbacks)
         self._function = function
         self._values: list[Any] = [None] * length
         self._error: BaseException | None = None

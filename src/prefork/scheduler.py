@@ -17,11 +17,12 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Final, Protocol
 
 from prefork.arguments import NO_LIMITS, Limits
-from prefork.messages import CALL, LIMITED, function_name
+from prefork.compiler import mypyc_attr
+from prefork.messages import CALL, LIMITED
 
 __all__ = ["NOBODY", "Job", "JobOwner", "Scheduler", "Seat", "Wakes"]
 
@@ -85,14 +86,20 @@ NOBODY: Final = _Nobody()
 """The owner of a job that is settled."""
 
 
+@mypyc_attr(acyclic=True)
 class Job:
-    """One task on its way. Times are seconds."""
+    """One task on its way. Times are seconds.
+
+    Compiled, Python's garbage collector does not know of it, so that it need not look at a million
+    of them again and again. So a job refers to nothing that could refer to it, once it is settled,
+    and until then the pool holds it anyway.
+    """
 
     __slots__ = (
         "attempts",
         "flags",
         "flaw",
-        "func",
+        "function",
         "function_length",
         "id",
         "index",
@@ -119,13 +126,13 @@ class Job:
     def __init__(
         self,
         owner: JobOwner,
-        func: Callable[..., Any],
+        function: str,
         mode: int = CALL,
         limits: Limits = NO_LIMITS,
     ) -> None:
         self.id = next(Job._ids)
         self.owner = owner
-        self.func = func
+        self.function = function  # its name, for messages
         self.timeout, self.soft_timeout, self.lost_timeout, self.retries = limits
         self.flags = mode  # of its ticket
         if self.timeout is not None or self.soft_timeout is not None:
@@ -145,10 +152,6 @@ class Job:
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0
         self.seconds = 0.0
-
-    @property
-    def function(self) -> str:
-        return function_name(self.func)
 
     def running_pid(self) -> int | None:
         """The process id of the worker that runs or ran it, or None."""

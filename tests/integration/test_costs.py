@@ -7,6 +7,7 @@ another message, copy or wake-up per task. Times are measured in `benchmarks/`.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from typing import NamedTuple
 import pytest
 
 from gate import enter
-from prefork import Pool
+from prefork import Pool, scheduler
 
 CALLS = 500
 FEW = 20
 """System calls that belong to no task: looking at the counters, whatever the test run does."""
+COMPILED = scheduler.__file__.endswith(".so")
 BUFFERED = 100
 """Tickets that may be in an inbox: so many jobs are sent at once even if none is finished."""
 
@@ -238,6 +240,20 @@ def test_a_queued_job_is_small(pool, gate):
     finally:
         tracemalloc.stop()
     assert size <= 600 * jobs  # its pickle included
+    visitor.go()
+    results[-1].get()
+
+
+def test_the_garbage_collector_sees_little_of_a_queued_job(pool, gate):
+    pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    jobs = 10_000
+    gc.collect()
+    before = len(gc.get_objects())
+    results = [pool.apply_async(noop, (i,)) for i in range(jobs)]
+    gc.collect()
+    seen = len(gc.get_objects()) - before
+    assert seen <= (1 if COMPILED else 2) * jobs + 100  # the handle; the job, where it is no C
     visitor.go()
     results[-1].get()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
+import weakref
 
 import pytest
 
+from gate import enter
 from helpers import DEADLINE, children, eventually
-from prefork import Pool
+from prefork import Pool, Terminated
 
 POOLS = {"fork": 50, "forkserver": 10, "spawn": 8}
 
@@ -70,3 +73,55 @@ def test_nothing_is_left(context, end):
         eventually(lambda: possessions() <= before, "")
     except AssertionError:
         assert possessions() - before == set()
+
+
+class Caller:
+    """It holds the result of its own method."""
+
+    def __init__(self, pool, flaw=None):
+        self.flaw = flaw
+        self.result = pool.apply_async(self.run, callback=self.note, error_callback=self.note)
+
+    def __getstate__(self):
+        return {"flaw": self.flaw}
+
+    def run(self):
+        if self.flaw is not None:
+            raise ValueError(self)
+
+    def note(self, outcome):
+        pass
+
+
+def drop_first(callers):
+    """Nobody else holds the first of these: it is freed, and so is its result."""
+    caller = callers.pop(0)
+    references = weakref.ref(caller), weakref.ref(caller.result)
+    del caller
+    gone = (None, None)
+    eventually(lambda: gc.collect() >= 0 and tuple(ref() for ref in references) == gone, "freed")
+
+
+@pytest.mark.parametrize("flaw", [None, "fails", threading.Lock()], ids=["done", "failed", "flaw"])
+def test_a_caller_that_holds_its_own_result_is_freed(make_pool, flaw):
+    pool = make_pool(1)
+    callers = [Caller(pool, flaw)]
+    expected = {type(None): type(None), str: ValueError}.get(type(flaw), TypeError)
+    with contextlib.suppress(ValueError, TypeError):
+        callers[0].result.get(DEADLINE)
+    assert type(callers[0].result._value) is expected
+    drop_first(callers)
+
+
+def test_a_caller_whose_call_was_never_run_is_freed(make_pool, gate):
+    pool = make_pool(1)
+    pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    callers = [Caller(pool), Caller(pool)]
+    assert callers[0].result.cancel()
+    with pytest.raises(Terminated):
+        callers[0].result.get(DEADLINE)
+    drop_first(callers)
+    pool.terminate()
+    drop_first(callers)
+    visitor.go()

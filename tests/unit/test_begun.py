@@ -26,7 +26,7 @@ class Owner:
 
 
 def new_job():
-    job = Job(Owner(), abs)
+    job = Job(Owner(), "abs")
     job.untold = True
     return job
 

@@ -27,7 +27,7 @@ def test_who_waits_for_the_only_job_is_woken_before_its_result_is_read(jobs, exp
     handler = ResultHandler(
         outqueue=None,
         get=lambda workers: log.append("read"),
-        cache={number: Job(Owner(log), print) for number in range(jobs)},
+        cache={number: Job(Owner(log), "print") for number in range(jobs)},
         poll=lambda timeout: ["a worker"],
         join_exited_workers=None,
         putlock=None,

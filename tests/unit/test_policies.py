@@ -30,7 +30,7 @@ class Running(Seat):
 
 
 def sent(seat: Seat, hard: float | None = None, soft: float | None = None) -> Job:
-    job = Job(None, print, limits=Limits(hard, soft))
+    job = Job(None, "print", limits=Limits(hard, soft))
     seat.sent[job.id] = job
     return job
 

@@ -11,7 +11,7 @@ import pytest
 
 from prefork.chunks import read_ahead
 from prefork.iterators import MEASURED, IMapIterator, IMapUnorderedIterator
-from prefork.results import ApplyResult, MapResult
+from prefork.results import ApplyResult, MapResult, callbacks_for
 from prefork.scheduler import Job
 from prefork.waiting import Signal
 
@@ -25,9 +25,13 @@ def call(callback, *args, **kwargs):
     callback(*args, **kwargs)
 
 
+def told(callback=None, error_callback=None, **others):
+    return callbacks_for(call, callback, error_callback, **others)
+
+
 def pending(**callbacks):
-    handle = ApplyResult(Pool(), call, **callbacks)
-    job = Job(handle, len)
+    handle = ApplyResult(Pool(), told(**callbacks))
+    job = Job(handle, "len")
     handle.bind(job)
     return handle, job
 
@@ -36,7 +40,7 @@ def test_a_handle_is_pending_then_ready():
     handle, job = pending()
     assert not handle.ready()
     assert "pending" in repr(handle)
-    assert f"job {job.id} builtins.len" in repr(handle)
+    assert f"job {job.id} len" in repr(handle)
     with pytest.raises(ValueError, match="not ready"):
         handle.successful()
     with pytest.raises(multiprocessing.TimeoutError):
@@ -76,11 +80,11 @@ def test_the_right_callback_is_called_once():
 
 def test_a_handle_keeps_its_pool_until_the_result_is_here():
     pool = Pool()
-    handle = ApplyResult(pool, call)
+    handle = ApplyResult(pool)
     reference = weakref.ref(pool)
     del pool
     assert reference() is not None
-    handle.settle(Job(handle, len), True, None)
+    handle.settle(Job(handle, "len"), True, None)
     gc.collect()
     assert reference() is None
 
@@ -115,11 +119,11 @@ def test_no_notification_is_lost():
 
 
 def map_result(length: int, **callbacks):
-    return MapResult(Pool(), call, "f", length, **callbacks)
+    return MapResult(Pool(), "f", length, told(**callbacks))
 
 
 def chunk(owner, index: int, size: int) -> Job:
-    job = Job(owner, len)
+    job = Job(owner, "len")
     job.index, job.size = index, size
     owner.bind(job)
     return job

@@ -35,7 +35,7 @@ def finish(scheduler, seat, job_id, seconds):
 
 
 def make_job() -> Job:
-    return Job(Owner(), print)
+    return Job(Owner(), "print")
 
 
 @pytest.fixture
