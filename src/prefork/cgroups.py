@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 __all__ = ["control_groups", "read_text"]
 
 
-def control_groups(controller: str, root: Path = Path("/")) -> list[Path]:
+def control_groups(controller: str, root: str = "") -> list[str]:
     """The folders of this process's control group of a v1 controller ("": of v2), and of those
     above it: none if there is no such hierarchy."""
-    for line in read_text(root / "proc/self/cgroup").splitlines():
+    for line in read_text(f"{root}/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
-            folder = root / "sys/fs/cgroup" / controller
-            own = folder / path.lstrip("/")
-            groups = [own, *own.parents]
-            return groups[: groups.index(folder) + 1] if folder in groups else []
+            names = [name for name in path.split("/") if name]
+            top = f"{root}/sys/fs/cgroup/{controller}".rstrip("/")
+            return ["/".join([top, *names[:depth]]) for depth in range(len(names), -1, -1)]
     return []
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str) -> str:
     """The content of a file, or "" if it cannot be read."""
     try:
-        return path.read_text()
+        with open(path) as file:
+            return file.read()
     except OSError:
         return ""

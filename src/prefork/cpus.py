@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 from prefork.cgroups import control_groups, read_text
 
 __all__ = ["available_cpus"]
 
 
-def available_cpus(root: Path = Path("/")) -> int:
+def available_cpus(root: str = "") -> int:
     """The CPUs of the affinity mask, or fewer if a control group's quota allows less; at least 1.
 
     The quota is that of this process's control group or the tightest above it: `cpu.max` of
@@ -28,7 +27,7 @@ def available_cpus(root: Path = Path("/")) -> int:
     return max(1, min(cpus, math.ceil(quota))) if quota else cpus
 
 
-def _quota(root: Path) -> float | None:
+def _quota(root: str) -> float | None:
     quotas = [
         *map(_quota_v2, control_groups("", root)),
         *map(_quota_v1, control_groups("cpu", root)),
@@ -36,11 +35,11 @@ def _quota(root: Path) -> float | None:
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_v2(group: Path) -> float | None:
-    fields = read_text(group / "cpu.max").split()
+def _quota_v2(group: str) -> float | None:
+    fields = read_text(f"{group}/cpu.max").split()
     return int(fields[0]) / int(fields[1]) if fields and fields[0] != "max" else None
 
 
-def _quota_v1(group: Path) -> float | None:
-    quota, period = read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us")
+def _quota_v1(group: str) -> float | None:
+    quota, period = read_text(f"{group}/cpu.cfs_quota_us"), read_text(f"{group}/cpu.cfs_period_us")
     return int(quota) / int(period) if quota and period and int(quota) > 0 else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from pathlib import Path
 
 from prefork.cgroups import control_groups, read_text
 
@@ -51,11 +50,11 @@ class OutOfMemoryKills:
     says anything, the machine's /proc/vmstat (Linux 4.13).
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: str = "") -> None:
         files = [
-            *(group / "memory.events" for group in control_groups("", root)),
-            *(group / "memory.oom_control" for group in control_groups("memory", root)),
-            root / "proc/vmstat",
+            *(f"{group}/memory.events" for group in control_groups("", root)),
+            *(f"{group}/memory.oom_control" for group in control_groups("memory", root)),
+            f"{root}/proc/vmstat",
         ]
         self._file = next((file for file in files if _count(file) is not None), None)
         self._count = _count(self._file)
@@ -65,7 +64,7 @@ class OutOfMemoryKills:
         return before is not None and self._count is not None and self._count > before
 
 
-def _count(file: Path | None) -> int | None:
+def _count(file: str | None) -> int | None:
     if file is None:
         return None
     lines = read_text(file).splitlines()

@@ -15,7 +15,8 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import reduction
+from multiprocessing import context as mp_context
+from multiprocessing import popen_fork, reduction, util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from typing import Any
@@ -54,11 +55,86 @@ class Process(BaseProcess):
         self._start_context = context
         # In the child, the default for processes that it starts itself.
         self._start_method = context.get_start_method() if context else None
+        self._fork: _Fork | None = None
+
+    def prepare(self) -> None:
+        """Do what can be done before it is started, if there is anything; once.
+
+        Raises:
+            OSError: no descriptor is left.
+        """
+        if getattr(self._start_context, "Process", None) is getattr(mp_context, "ForkProcess", 0):
+            self._fork = _Fork(self)
+
+    def fds(self) -> tuple[int, ...]:
+        """What a process that is prepared needs of this one's descriptors."""
+        return self._fork.fds if self._fork is not None else ()
+
+    def tidy(self) -> None:
+        """To be called once it has been started."""
+        if self._fork is not None:
+            self._fork.tidy()
+
+    def close(self) -> None:
+        super().close()
+        if self._fork is not None:
+            self._fork.close()
 
     def _Popen(self, process_obj: BaseProcess) -> Any:
+        if self._fork is not None:
+            self._fork.launch()
+            return self._fork
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
         return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+
+
+class _Fork(popen_fork.Popen):
+    """The standard library's way to fork a process, in steps.
+
+    After a fork, parent and child share all memory; a page that either of them touches is copied
+    then. So if several are forked one after another, little is to be done in between.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.returncode = None
+        self.finalizer = None
+        self._process = process
+        self._ours, self._theirs = forks.Descriptors(), forks.Descriptors()
+        with forks.creating():
+            self._add_pipe(self._ours, self._theirs)
+            self._add_pipe(self._theirs, self._ours)
+        self.fds: tuple[int, ...] = tuple(self._theirs.fds)
+        self.sentinel = self._ours.fds[0]
+
+    @staticmethod
+    def _add_pipe(reader_side: forks.Descriptors, writer_side: forks.Descriptors) -> None:
+        reader, writer = os.pipe()
+        reader_side.add(reader)
+        writer_side.add(writer)
+
+    def launch(self) -> None:
+        util._flush_std_streams()  # type: ignore[attr-defined]
+        code = 1
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._theirs.give_away()
+                _, parent_sentinel = self.fds
+                code = self._process._bootstrap(parent_sentinel)  # type: ignore[attr-defined]
+            finally:
+                os._exit(code)
+
+    def tidy(self) -> None:
+        self._theirs.close()
+
+    def close(self) -> None:
+        self._theirs.close()
+        self._ours.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_theirs"):
+            self.close()
 
 
 def preload(context: BaseContext, module: str) -> None:
@@ -190,10 +266,12 @@ class Child:
             target=_run_tied, name=name, args=(self._lifeline.end, target, args), context=context
         )
         self._process.index = index
+        self._process.prepare()
 
     def start(self, *fds: int) -> None:
         """Start it; it keeps these descriptors of ours."""
-        forks.keeping((*fds, self._lifeline.end.fd), self._process.start)
+        fds = *fds, self._lifeline.end.fd, *self._process.fds()
+        forks.keeping(fds, self._process.start)
         # A status can be collected once: not by whoever in this process asks multiprocessing for
         # its active children meanwhile.
         _children.discard(self._process)
@@ -201,6 +279,7 @@ class Child:
 
     def look_after(self) -> None:
         """It has been started."""
+        self._process.tidy()
         self._lifeline.end.close()
         # Both sides do this, so that it is done whoever runs first.
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -255,8 +255,10 @@ class Scheduler:
         if not self.queue:
             if self._idle and not self.is_holding():
                 seat = next(reversed(self._idle))
-            elif (others := self._low or self._new) and self._may_queue_behind(job):
-                seat = next(reversed(others))
+            elif self._low and self._may_queue_behind(job):
+                seat = next(reversed(self._low))
+            elif self._new and self._may_queue_behind(job):
+                seat = next(iter(self._new))  # it was started first, and will be ready first
             else:
                 self.queue.append(job)
                 return None

@@ -8,6 +8,7 @@ main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ti
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -100,6 +101,7 @@ class WorkerOptions(NamedTuple):
 
 
 def main(end: WorkerEnd, options: WorkerOptions) -> None:
+    gc.freeze()  # the collector would write to, and so copy, all that is shared with the parent
     stacks.install(end.open())
     try:
         _Worker(end, options).run()
@@ -114,7 +116,7 @@ def _exit_code(exc: BaseException) -> int:
     return 0 if code is None else code if isinstance(code, int) else 1
 
 
-class _Worker(forks.Owned):
+class _Worker:
     def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
         self._end = end
         self._options = options
