@@ -72,10 +72,9 @@ if TYPE_CHECKING:
         TimeoutError,
         WorkerLostError,
     )
-    from prefork.iterators import IMapIterator, IMapUnorderedIterator
+    from prefork.handles import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
     from prefork.messages import Outcome
     from prefork.pool import Pool
-    from prefork.results import ApplyResult, MapResult
     from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
     from prefork.taskpool import TaskPool
 
@@ -108,10 +107,9 @@ __all__ = [
 
 _HOMES = {
     "prefork.encoding": ["MaybeEncodingError"],
-    "prefork.iterators": ["IMapIterator", "IMapUnorderedIterator"],
+    "prefork.handles": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork.messages": ["Outcome"],
     "prefork.pool": ["Pool"],
-    "prefork.results": ["ApplyResult", "MapResult"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
     "prefork.taskpool": ["TaskPool"],
 }

@@ -106,7 +106,7 @@ class Ring:
         return any(key == other for other, _ in self._blocks)
 
 
-class Channel(forks.Owned):
+class Channel:
     """The pool's side. Once the child has been started, it is to be opened: until then there are
     only descriptors, of which other children are rid at no cost."""
 
@@ -325,7 +325,7 @@ class Channel(forks.Owned):
             self.close()
 
 
-class WorkerEnd(forks.Owned):
+class WorkerEnd:
     """The worker's side. The pool makes it, starts a child that keeps its descriptors, and closes
     its copy: `owned`, those that are not the pool's, too."""
 

@@ -68,7 +68,7 @@ class Wait(Protocol):
     ) -> bool: ...
 
 
-class Dispatcher(forks.Owned):
+class Dispatcher:
     """Takes jobs, has workers run them, collects what they report.
 
     Args:

@@ -59,7 +59,18 @@ class Engine:
         self.enforcement = Enforcement(jobs, options.max_memory_per_task)
         self.observer = Observer(staff)
         self._task_handler = classes.tasks
-        self.callbacks = classes.callbacks()
+        try:
+            self.callbacks = classes.callbacks()
+            self.driver = self._make_driver(classes, threads)
+            self._start(options, threads)
+        except BaseException:
+            jobs.stop(Terminated("the pool could not be started"))
+            staff.kill_all()
+            staff.release()
+            raise
+
+    def _make_driver(self, classes: RoleClasses, threads: bool) -> Driver:
+        jobs, limits = self.jobs, self.limits
         roles = Roles(
             classes.results(
                 jobs.outboxes,
@@ -72,29 +83,22 @@ class Engine:
             classes.limits(
                 self.enforcement, jobs.accounts.open, limits.soft_timeout, limits.timeout
             ),
-            classes.supervisor(staff),
+            classes.supervisor(self.staff),
             self.callbacks,
         )
+        return Threads(roles, self.staff) if threads else EventLoop(roles, self.staff)
+
+    def _start(self, options: Options, threads: bool) -> None:
         if threads and options.context.get_start_method() == "fork":
-            staff.recruiter.pausing = self.callbacks.pausing
+            self.staff.recruiter.pausing = self.callbacks.pausing
         elif threads:
-            staff.recruiter.starts_aside = True
-        self.driver: Driver = Threads(roles, staff) if threads else EventLoop(roles, staff)
-        jobs.wait_for = self.driver.wait
+            self.staff.recruiter.starts_aside = True
+        self.jobs.wait_for = self.driver.wait
         # At the interpreter's exit, before multiprocessing waits for its children.
         finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
-        staff.at_end.append(finalizer.cancel)
-        self._start()
-
-    def _start(self) -> None:
-        try:
-            self.staff.recruiter.hire_first()
-            self.driver.start()
-        except BaseException:
-            self.jobs.stop(Terminated("the pool could not be started"))
-            self.staff.kill_all()
-            self.staff.release()
-            raise
+        self.staff.at_end.append(finalizer.cancel)
+        self.staff.recruiter.hire_first()
+        self.driver.start()
 
     def feed(self, jobs: Generator[Job, None, None], result: Output, here: bool = False) -> None:
         """Have the jobs of an input made and submitted as there is room; `here`: by the caller,

@@ -14,22 +14,21 @@ import os
 import sys
 import threading
 import traceback
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 __all__ = ["Descriptors", "Owned", "creating", "disown", "forget_imports", "keeping", "own"]
 
 
-class Owned:
+class Owned(Protocol):
     """What `own` takes."""
 
     def abandon(self) -> None:
         """In a forked child: let go, without a trace for the parent."""
-        raise NotImplementedError
 
 
-_owned: weakref.WeakSet[Owned] = weakref.WeakSet()
+_owned: set[Owned] = set()
 _open: set[int] = set()
 _kept = threading.local()
 _guard = threading.RLock()
@@ -37,7 +36,7 @@ _generation = 0  # of processes that were forked since this module was imported
 
 
 def own(obj: Owned) -> None:
-    """From now on, forked children abandon this object."""
+    """From now on, forked children abandon this object, until it is disowned."""
     _owned.add(obj)
 
 

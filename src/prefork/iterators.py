@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import TimeoutError
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from prefork.channel import INLINE
 from prefork.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
+from prefork.compiler import mypyc_attr
 from prefork.owners import Owner
 from prefork.scheduler import Job
 from prefork.waiting import Signal
@@ -175,14 +176,17 @@ class _ItemsUnordered(_Items):
     ordered = False
 
 
-class IMapIterator(Iterator[Any]):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class IMapIterator:
     """The results of `imap`, one after another, in the order of the input.
 
     The input is read as results are taken: at most `buffersize` items ahead. An iterator that is
     dropped reads no more input.
     """
 
-    _items_class: type[_Items] = _Items
+    __slots__ = ("_items",)
+
+    _items_class: ClassVar[type[_Items]] = _Items
 
     def __init__(
         self,
@@ -240,7 +244,10 @@ class IMapIterator(Iterator[Any]):
         return f"<{type(self).__name__} of {items.function}: {items.taken} items taken>"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class IMapUnorderedIterator(IMapIterator):
     """The results of `imap_unordered`: like `imap`, but as they become ready."""
+
+    __slots__ = ()
 
     _items_class = _ItemsUnordered

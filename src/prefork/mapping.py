@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from prefork import iterators
 from prefork.arguments import Limits, check_count, check_counts
 from prefork.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
 from prefork.engine import Engine
-from prefork.iterators import IMapIterator, IMapUnorderedIterator
+from prefork.handles import IMapIterator, IMapUnorderedIterator, MapResult
 from prefork.messages import MAP, STARMAP, function_name
 from prefork.owners import Callback, Owner
-from prefork.results import MapResult, callbacks_for
+from prefork.results import callbacks_for
 
 __all__ = ["MapFamily"]
 
-Items = TypeVar("Items", bound=IMapIterator)
+Items = TypeVar("Items", bound=iterators.IMapIterator)
 
 
 class MapFamily(Owner):

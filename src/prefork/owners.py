@@ -8,15 +8,9 @@ from typing import Protocol
 from prefork.scheduler import Job, JobOwner
 from prefork.waiting import Signal
 
-__all__ = ["Callback", "JobEnder", "Owner", "Referable", "Runner"]
+__all__ = ["Callback", "JobEnder", "Owner", "Runner"]
 
 Callback = Callable[..., object] | None
-
-
-class Referable:
-    """A base that is not compiled: objects of a compiled class can then be referred to weakly."""
-
-    __slots__ = ()
 
 
 class Runner(Protocol):

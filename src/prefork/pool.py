@@ -22,11 +22,12 @@ from prefork.cpus import available_cpus
 from prefork.drivers import EventLoop, Loop
 from prefork.enforcement import Enforcement
 from prefork.engine import Engine, RoleClasses
+from prefork.handles import ApplyResult
 from prefork.mapping import MapFamily
 from prefork.messages import ACCEPT, Outcome
 from prefork.owners import Callback
 from prefork.recruiter import Options
-from prefork.results import ApplyResult, callbacks_for
+from prefork.results import callbacks_for
 from prefork.statistics import PoolStatistics
 from prefork.waiting import Signal
 from prefork.worker import Initializer

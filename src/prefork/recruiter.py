@@ -133,7 +133,6 @@ class Recruiter:
         self._pause_until = 0.0  # no worker is started before (monotonic)
         self._start: Start | None = None  # that is under way aside
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
-        preload(options.context, main.__module__)
 
     def hire(self, count: int = 1) -> None:
         """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
@@ -183,6 +182,7 @@ class Recruiter:
 
     def hire_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
+        preload(self._options.context, main.__module__)
         if not self.starts_aside:
             self.hire(self._options.processes)
             return

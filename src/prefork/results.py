@@ -10,18 +10,17 @@ import os
 import threading
 from collections.abc import Callable
 from multiprocessing import TimeoutError
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 from prefork.arguments import check_callables
 from prefork.chunks import MOST_BYTES
+from prefork.compiler import mypyc_attr
 from prefork.errors import Terminated
-from prefork.owners import Callback, Owner, Referable, Runner
+from prefork.owners import Callback, Owner, Runner
 from prefork.scheduler import Job, JobOwner
 from prefork.waiting import Signal
 
 __all__ = ["ApplyResult", "MapResult", "callbacks_for"]
-
-T = TypeVar("T")
 
 
 class Callbacks:
@@ -67,14 +66,15 @@ def callbacks_for(
     return Callbacks(run, callback, error_callback, accept_callback, timeout_callback)
 
 
-class _Handle(Generic[T], Referable):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class _Handle:
     """What all handles share: one outcome, set once; waiters and callbacks told once.
 
     It has few attributes, since Python's garbage collector looks at each of them, again and again
     while a million handles wait for their jobs.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_ok", "_pool", "_signal", "_value")
+    __slots__ = ("_callbacks", "_ok", "_pool", "_signal", "_value")
 
     _making_signals: ClassVar[threading.Lock] = threading.Lock()
 
@@ -109,7 +109,7 @@ class _Handle(Generic[T], Referable):
                     self._signal = Signal()
         pool.wait_for(self._signal, self.ready, timeout)
 
-    def get(self, timeout: float | None = None) -> T:
+    def get(self, timeout: float | None = None) -> Any:
         """The result, waiting for it at most `timeout` seconds.
 
         Raises:
@@ -122,7 +122,7 @@ class _Handle(Generic[T], Referable):
         if self._ok is None:
             raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
         if self._ok:
-            return self._value  # type: ignore[no-any-return]
+            return self._value
         raise self._value
 
     def awaited(self) -> Signal | None:
@@ -153,7 +153,8 @@ def _after_in_child() -> None:
 os.register_at_fork(after_in_child=_after_in_child)
 
 
-class ApplyResult(_Handle[T]):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ApplyResult(_Handle):
     """The result of one job (`apply_async`)."""
 
     __slots__ = ("_job",)
@@ -246,12 +247,28 @@ class ApplyResult(_Handle[T]):
         return f"<{type(self).__name__} of job {self.job} {function}: {state}>"
 
 
-class MapResult(_Handle[list[Any]]):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class MapResult(_Handle):
     """The results of all jobs of a `map_async` or `starmap_async`, as one list.
 
     As in `multiprocessing.Pool`, it becomes ready when all its chunks are finished, and the
     first error among them is its error.
     """
+
+    __slots__ = (
+        "_bytes",
+        "_done",
+        "_error",
+        "_function",
+        "_items",
+        "_jobs",
+        "_lock",
+        "_measured",
+        "_most_jobs",
+        "_values",
+        "cancelled",
+        "room",
+    )
 
     def __init__(
         self, pool: Owner, function: str, length: int, callbacks: Callbacks | None = None

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from prefork import forks
 from prefork.cpus import available_cpus
 from prefork.crew import Worker
 from prefork.deadlines import MEMORY_SECONDS
@@ -52,7 +53,11 @@ class Staff:
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
         cpus = max(2, available_cpus())
-        self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
+        try:
+            self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
+        except OSError:
+            self.exits.close()
+            raise
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
@@ -292,6 +297,7 @@ class Staff:
         for stop in self.at_end:
             stop()
         self.spares.close()
+        forks.disown(self.jobs)
         self.jobs.outboxes.close()
         self.exits.close()
         self.ended = True

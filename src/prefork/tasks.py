@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from prefork.errors import Terminated, TimeLimitExceeded
+from prefork.handles import ApplyResult
 from prefork.owners import Callback
-from prefork.results import ApplyResult
 
 __all__ = ["Slots", "Task", "TaskOwner"]
 

@@ -80,7 +80,7 @@ class _Selector:
 _Poller = getattr(select, "epoll", _Selector)
 
 
-class Watch(forks.Owned, Generic[T]):
+class Watch(Generic[T]):
     """A set of descriptors, each with what it stands for."""
 
     def __init__(self) -> None:
@@ -124,12 +124,8 @@ class Watch(forks.Owned, Generic[T]):
 
     def close(self) -> None:
         forks.disown(self)
-        self._poller.close()
-        self.bell.close()
+        self.abandon()
 
     def abandon(self) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_poller"):
-            self.close()
+        self._poller.close()
+        self.bell.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 import threading
 import weakref
 
@@ -125,3 +126,35 @@ def test_a_caller_whose_call_was_never_run_is_freed(make_pool, gate):
     pool.terminate()
     drop_first(callers)
     visitor.go()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pool: pool.apply_async(abs, (-1,)),
+        lambda pool: pool.map_async(abs, [-1]),
+        lambda pool: pool.imap(abs, [-1]),
+        lambda pool: pool.imap_unordered(abs, [-1]),
+    ],
+    ids=["apply_async", "map_async", "imap", "imap_unordered"],
+)
+def test_a_result_can_be_referred_to_weakly(make_pool, ask):
+    pool = make_pool(1)
+    result = ask(pool)
+    reference = weakref.ref(result)
+    gc.collect(0)
+    assert reference() is result
+    result.wait(DEADLINE) if hasattr(result, "wait") else next(result)
+    gc.collect(0)
+    assert reference() is result
+    del result
+    eventually(lambda: gc.collect() >= 0 and reference() is None, "it is freed")
+
+
+def test_no_object_of_a_compiled_class_can_be_referred_to_weakly():
+    """It would end without a word to the reference."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("prefork.")]
+    compiled = [module for module in modules if (module.__file__ or "").endswith(".so")]
+    classes = {kind for module in compiled for kind in vars(module).values() if type(kind) is type}
+    own = {kind for kind in classes if kind.__module__ in {module.__name__ for module in compiled}}
+    assert not [kind for kind in own if kind.__weakrefoffset__]
