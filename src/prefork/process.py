@@ -168,7 +168,8 @@ class _Lifeline:
         self._writer.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_writer"):
+        if hasattr(self, "end"):
+            self.end.close()
             self.cut()
 
 

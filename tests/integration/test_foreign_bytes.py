@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import re
@@ -14,7 +13,7 @@ import pytest
 
 from gate import Door, Gate, enter
 from helpers import DEADLINE, eventually, has_ended
-from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError
+from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError, forks
 from prefork.channel import INLINE, WorkerEnd
 from prefork.messages import MARK, REPORT, Kind
 
@@ -35,8 +34,7 @@ GARBAGE = {
 
 def own_end() -> WorkerEnd:
     """In a task: its worker's end of the channel."""
-    ends = (obj for obj in gc.get_objects() if isinstance(obj, WorkerEnd))
-    return next(end for end in ends if hasattr(end, "board"))  # the others are not open here
+    return next(obj for obj in forks._owned if isinstance(obj, WorkerEnd))
 
 
 def write_out(data: bytes, gate: Door | None = None) -> int:
