@@ -37,7 +37,12 @@ class IMapIterator(iterators.IMapIterator):
     __doc__ = iterators.IMapIterator.__doc__
     __slots__ = ("__weakref__",)
 
+    def __del__(self) -> None:
+        if hasattr(self, "items"):
+            self.close()
 
-class IMapUnorderedIterator(iterators.IMapUnorderedIterator):
-    __doc__ = iterators.IMapUnorderedIterator.__doc__
-    __slots__ = ("__weakref__",)
+
+class IMapUnorderedIterator(IMapIterator):
+    """The results of `imap_unordered`: like `imap`, but as they become ready."""
+
+    __slots__ = ()

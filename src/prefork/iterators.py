@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import TimeoutError
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from prefork.channel import INLINE
 from prefork.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
@@ -14,26 +14,31 @@ from prefork.owners import Owner
 from prefork.scheduler import Job
 from prefork.waiting import Signal
 
-__all__ = ["IMapIterator", "IMapUnorderedIterator"]
+__all__ = ["IMapIterator", "Items"]
 
 Outcome = tuple[bool, Any]  # whether it went well; the result, or the exception
 
 MEASURED: Final = 64  # jobs, before it is decided anew how far the input is read ahead
 
 
-class _Items:
+class Items:
     """What an iterator, the feeder of its jobs and the pool share.
 
     Apart from the iterator itself, so that the pool keeps going only while a consumer holds it.
     """
 
-    ordered = True
-
     def __init__(
-        self, pool: Owner, function: str, buffersize: int | None, chunksize: int, workers: int
+        self,
+        pool: Owner,
+        function: str,
+        buffersize: int | None,
+        chunksize: int,
+        workers: int,
+        ordered: bool,
     ) -> None:
         self._pool: Owner | None = pool
         self.function = function
+        self._ordered = ordered  # outcomes are taken in the order of the input
         self._least = buffersize or LEAST_AHEAD * workers * chunksize
         self.buffersize = max(self._least, chunksize)  # items
         self.chunksize = chunksize  # items; of several, a job's result is a list of outcomes
@@ -103,7 +108,7 @@ class _Items:
 
     def settle(self, job: Job, ok: bool, value: Any) -> Signal:
         outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
-        if not self.ordered:
+        if not self._ordered:
             self._put(outcomes)
         elif job.index != self._next_job:
             self._early[job.index] = outcomes
@@ -172,10 +177,6 @@ class _Items:
         return True
 
 
-class _ItemsUnordered(_Items):
-    ordered = False
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class IMapIterator:
     """The results of `imap`, one after another, in the order of the input.
@@ -184,24 +185,10 @@ class IMapIterator:
     dropped reads no more input.
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("items",)
 
-    _items_class: ClassVar[type[_Items]] = _Items
-
-    def __init__(
-        self,
-        pool: Owner,
-        function: str,
-        buffersize: int | None,
-        chunksize: int,
-        workers: int = 1,
-    ) -> None:
-        self._items = self._items_class(pool, function, buffersize, chunksize, workers)
-
-    @property
-    def items(self) -> _Items:
-        """The pool's side of it."""
-        return self._items
+    def __init__(self, items: Items) -> None:
+        self.items = items  # the pool's side of it
 
     def __iter__(self) -> IMapIterator:
         return self
@@ -218,9 +205,9 @@ class IMapIterator:
             Exception: what the task for this item raised, or what the input iterable raised
                 (that ends the iteration).
         """
-        outcome = self._items.take(timeout)
+        outcome = self.items.take(timeout)
         if outcome is None:
-            end, self._items.input_error = self._items.input_error, None
+            end, self.items.input_error = self.items.input_error, None
             raise StopIteration if end is None else end
         ok, value = outcome
         if ok:
@@ -233,21 +220,8 @@ class IMapIterator:
 
     def close(self) -> None:
         """Take no more results: the input is read no further."""
-        self._items.cancel()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_items"):
-            self._items.cancel()
+        self.items.cancel()
 
     def __repr__(self) -> str:
-        items = self._items
+        items = self.items
         return f"<{type(self).__name__} of {items.function}: {items.taken} items taken>"
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class IMapUnorderedIterator(IMapIterator):
-    """The results of `imap_unordered`: like `imap`, but as they become ready."""
-
-    __slots__ = ()
-
-    _items_class = _ItemsUnordered

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from prefork import iterators
 from prefork.arguments import Limits, check_count, check_counts
 from prefork.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
 from prefork.engine import Engine
 from prefork.handles import IMapIterator, IMapUnorderedIterator, MapResult
+from prefork.iterators import Items
 from prefork.messages import MAP, STARMAP, function_name
 from prefork.owners import Callback, Owner
 from prefork.results import callbacks_for
 
 __all__ = ["MapFamily"]
 
-Items = TypeVar("Items", bound=iterators.IMapIterator)
+Iterator = TypeVar("Iterator", bound=IMapIterator)
 
 
 class MapFamily(Owner):
@@ -178,19 +178,21 @@ class MapFamily(Owner):
 
     def _imap(
         self,
-        iterator_class: type[Items],
+        iterator_class: type[Iterator],
         func: Callable[[Any], Any],
         iterable: Iterable[Any],
         chunksize: int,
         buffersize: int | None,
         limits: Limits,
-    ) -> Items:
+    ) -> Iterator:
         engine = self._engine
         check_count("chunksize", chunksize)
         check_counts(buffersize=buffersize)
         name, workers = function_name(func), engine.staff.processes
-        result = iterator_class(self, name, buffersize, chunksize, workers)
-        result.items.on_cancel = engine.jobs.check_done
-        jobs = engine.make.items(result.items, func, iter(iterable), chunksize, limits)
-        engine.feed(jobs, result.items)
+        ordered = iterator_class is not IMapUnorderedIterator
+        items = Items(self, name, buffersize, chunksize, workers, ordered)
+        items.on_cancel = engine.jobs.check_done
+        result = iterator_class(items)  # which cancels them if this is interrupted
+        jobs = engine.make.items(items, func, iter(iterable), chunksize, limits)
+        engine.feed(jobs, items)
         return result

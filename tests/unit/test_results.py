@@ -10,7 +10,8 @@ import weakref
 import pytest
 
 from prefork.chunks import read_ahead
-from prefork.iterators import MEASURED, IMapIterator, IMapUnorderedIterator
+from prefork.handles import IMapIterator, IMapUnorderedIterator
+from prefork.iterators import MEASURED, Items
 from prefork.results import ApplyResult, MapResult, callbacks_for
 from prefork.scheduler import Job
 from prefork.waiting import Signal
@@ -158,7 +159,8 @@ def test_a_map_of_nothing_is_ready():
 
 
 def iterator(cls, buffersize=4, chunksize=1):
-    return cls(Pool(), "f", buffersize, chunksize)
+    ordered = cls is IMapIterator
+    return cls(Items(Pool(), "f", buffersize, chunksize, workers=1, ordered=ordered))
 
 
 def test_imap_keeps_the_order_imap_unordered_does_not():
