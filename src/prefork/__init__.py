@@ -26,6 +26,7 @@ Layout, from the top; a module imports only from those below it:
     crew              one worker as the pool knows it
     jobs              makes jobs of calls
     worker            what runs in the child process
+    handles           what callers hold: the classes of the two below that are not compiled
     iterators         lazy iterators over results
     results           result handles
     owners            what a result asks of its pool (types)
@@ -51,6 +52,7 @@ Layout, from the top; a module imports only from those below it:
     messages          what travels
     encoding          the error that is also the standard library's
     errors            all exceptions
+    compiler          words to the compiler
 """
 
 from __future__ import annotations
