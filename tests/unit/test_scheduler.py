@@ -69,6 +69,14 @@ def test_the_worker_that_was_idle_last_is_preferred_its_caches_are_warm(schedule
     assert scheduler.submit(make_job()) is second.seat
 
 
+def test_of_workers_that_are_starting_the_oldest_is_preferred_it_will_be_ready_first(scheduler):
+    starting = [Seat() for _ in range(3)]
+    for seat in starting:
+        seat.ready = False
+        scheduler.add(seat)
+    assert [scheduler.submit(make_job()) for _ in starting] == starting
+
+
 def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
     scheduler = Scheduler(cpus=2)
     busy = seats(scheduler, 2)
