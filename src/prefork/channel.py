@@ -50,8 +50,13 @@ _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
 
 def _pipe(reader_side: forks.Descriptors, writer_side: forks.Descriptors) -> tuple[int, int]:
-    reader, writer = map(high, os.pipe())
-    return reader_side.add(reader), writer_side.add(writer)
+    reader, writer = os.pipe()
+    try:
+        reader = reader_side.add(high(reader))
+    except OSError:
+        os.close(writer)
+        raise
+    return reader, writer_side.add(high(writer))
 
 
 class Ring:

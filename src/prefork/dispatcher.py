@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from prefork import forks
 from prefork.accounts import Accounts
 from prefork.begun import Starts
 from prefork.channel import MAX_TICKETS
@@ -107,7 +106,6 @@ class Dispatcher:
         self.ring_staff = staff_bell
         self.news = News(self.outboxes.bell.ring)
         self.accounts = Accounts(self.news)
-        forks.own(self)
 
     def abandon(self) -> None:
         """In a forked child: the pool is the parent's."""
@@ -324,9 +322,9 @@ class Dispatcher:
     # ---- workers come and go (with the lock held)
 
     def join(self, worker: Worker) -> None:
-        self.workers.append(worker)
-        self.scheduler.add(worker)
         self.outboxes.add(worker.channel, worker)
+        self.workers.append(worker)  # from here on it is the pool's
+        self.scheduler.add(worker)
         self.slot_free.notify()
         self.distribute([worker])
 

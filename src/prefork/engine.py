@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from multiprocessing import util
@@ -64,9 +65,10 @@ class Engine:
             self.driver = self._make_driver(classes, threads)
             self._start(options, threads)
         except BaseException:
-            jobs.stop(Terminated("the pool could not be started"))
-            staff.kill_all()
-            staff.release()
+            with contextlib.ExitStack() as undo:  # last in, first out; each is done in any case
+                undo.callback(staff.release)
+                undo.callback(staff.kill_all)
+                jobs.stop(Terminated("the pool could not be started"))
             raise
 
     def _make_driver(self, classes: RoleClasses, threads: bool) -> Driver:

@@ -44,9 +44,10 @@ def high(fd: int) -> int:
     """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
     if fd >= _STANDARD_STREAMS:
         return fd
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
-    os.close(fd)
-    return high
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
+    finally:
+        os.close(fd)
 
 
 def memory_file(name: str, size: int, transport: Transport) -> int:

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -28,7 +29,7 @@ class Owned(Protocol):
         """In a forked child: let go, without a trace for the parent."""
 
 
-_owned: set[Owned] = set()
+_owned: dict[int, Callable[[], Owned | None]] = {}  # by their ids
 _open: set[int] = set()
 _kept = threading.local()
 _guard = threading.RLock()
@@ -36,13 +37,20 @@ _generation = 0  # of processes that were forked since this module was imported
 
 
 def own(obj: Owned) -> None:
-    """From now on, forked children abandon this object, until it is disowned."""
-    _owned.add(obj)
+    """From now on, forked children abandon this object, until it is disowned or gone.
+
+    One of a compiled class cannot be referred to weakly: it is held until it is disowned.
+    """
+    key = id(obj)
+    try:
+        _owned[key] = weakref.ref(obj, lambda _: _owned.pop(key, None))
+    except TypeError:
+        _owned[key] = lambda: obj
 
 
 def disown(obj: Owned) -> None:
     """The object is closed; to be called before its descriptors are."""
-    _owned.discard(obj)
+    _owned.pop(id(obj), None)
 
 
 def creating() -> AbstractContextManager[object]:
@@ -122,11 +130,12 @@ def _after_in_child() -> None:
     _close_all(sorted(_open.difference(kept)))
     _open.intersection_update(kept)
     _kept.fds = ()
-    for obj in list(_owned):
-        try:
-            obj.abandon()
-        except Exception:  # a bug; the others must be abandoned all the same
-            traceback.print_exc()
+    for find in list(_owned.values()):
+        if obj := find():
+            try:
+                obj.abandon()
+            except Exception:  # a bug; the others must be abandoned all the same
+                traceback.print_exc()
 
 
 def _close_all(fds: list[int]) -> None:

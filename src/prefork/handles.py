@@ -26,7 +26,6 @@ class ApplyResult(results.ApplyResult, Generic[T]):
 
 class MapResult(results.MapResult):
     __doc__ = results.MapResult.__doc__
-    __slots__ = ("__weakref__",)
 
     if TYPE_CHECKING:
 
@@ -35,7 +34,6 @@ class MapResult(results.MapResult):
 
 class IMapIterator(iterators.IMapIterator):
     __doc__ = iterators.IMapIterator.__doc__
-    __slots__ = ("__weakref__",)
 
     def __del__(self) -> None:
         if hasattr(self, "items"):
@@ -44,5 +42,3 @@ class IMapIterator(iterators.IMapIterator):
 
 class IMapUnorderedIterator(IMapIterator):
     """The results of `imap_unordered`: like `imap`, but as they become ready."""
-
-    __slots__ = ()

@@ -279,13 +279,13 @@ class Child:
         self.pid = self._process.pid or 0
 
     def look_after(self) -> None:
-        """It has been started."""
+        """It has been started; no harm if this is done again."""
         self._process.tidy()
         self._lifeline.end.close()
         # Both sides do this, so that it is done whoever runs first.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(self.pid, self.pid)
-        if hasattr(os, "pidfd_open"):
+        if self._pidfd < 0 and hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # an old kernel; no descriptor left
                 self._pidfd = os.pidfd_open(self.pid)
 

@@ -107,7 +107,9 @@ class _Draft:
 
     def discard(self) -> None:
         """It is not to be, or has come too late: the pool did not wait for it."""
+        self._end.close()
         if self._child.pid:
+            self._child.look_after()
             self._child.kill()
             if self._child.wait(LATE_SECONDS):
                 self._child.collect()
@@ -153,8 +155,8 @@ class Recruiter:
             with self.pausing(QUIET_SECONDS):
                 for draft in drafts:
                     draft.start()
-            while drafts and self._admit(drafts[0]):
-                drafts.popleft()
+            while drafts and self._admit(drafts):
+                pass
         finally:
             for draft in drafts:
                 draft.discard()
@@ -164,16 +166,23 @@ class Recruiter:
         name = f"{self._options.process_class.kind}-{self._hired}"
         return _Draft(self._options, name, place, self.generation)
 
-    def _admit(self, draft: _Draft) -> bool:
-        """Make it one of the pool's workers, if that has not ended meanwhile; whether it is."""
-        worker = draft.worker()
+    def _admit(self, drafts: deque[_Draft]) -> bool:
+        """Make the first one of the pool's workers, if that has not ended meanwhile; whether it
+        is. Only then it is no draft any more, whatever happens."""
+        worker = drafts[0].worker()
         if self._options.start_timeout is not None:
             worker.patience_ends = time.monotonic() + self._options.start_timeout
         with self._jobs.lock:
             if self._jobs.state is State.ENDED:
                 return False
             self._exits.add(worker.process, worker)
-            self._jobs.join(worker)
+            try:
+                self._jobs.join(worker)
+            finally:
+                if worker in self._jobs.workers:
+                    drafts.popleft()
+                else:
+                    self._exits.discard(worker.process)
             if self._jobs.state is State.TERMINATE:
                 worker.kill("the pool was terminated")
             self._exits.bell.ring()  # its start may have to be watched

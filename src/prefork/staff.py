@@ -53,11 +53,8 @@ class Staff:
         self.exits: Watch[Worker] = Watch()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
         cpus = max(2, available_cpus())
-        try:
-            self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
-        except OSError:
-            self.exits.close()
-            raise
+        self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
+        forks.own(self)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
@@ -66,6 +63,10 @@ class Staff:
         self.spares = Spares(self.exits.bell.ring)
         self._memory_kills = OutOfMemoryKills()
         self.recruiter = Recruiter(options, self.jobs, self.exits)
+
+    def abandon(self) -> None:
+        """In a forked child: the pool is the parent's."""
+        self.jobs.abandon()
 
     @property
     def state(self) -> State:
@@ -297,7 +298,7 @@ class Staff:
         for stop in self.at_end:
             stop()
         self.spares.close()
-        forks.disown(self.jobs)
+        forks.disown(self)
         self.jobs.outboxes.close()
         self.exits.close()
         self.ended = True

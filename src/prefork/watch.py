@@ -129,3 +129,7 @@ class Watch(Generic[T]):
     def abandon(self) -> None:
         self._poller.close()
         self.bell.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_poller"):
+            self.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import itertools
 import multiprocessing
 import os
 import threading
@@ -10,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, METHODS, eventually
-from prefork import Pool
+from helpers import DEADLINE, METHODS, children, eventually
+from prefork import Pool, cgroups, channel, process, recruiter, watch
 
 # --- descriptors
 
@@ -220,6 +223,71 @@ print("not made")
     process = script(source, spare)
     assert process.finish() == (0, "not made\n", "")
     assert process.leftovers() == {}
+
+
+# --- a pool that cannot be made, wherever that is found
+
+
+def possessions():
+    """Our descriptors, and our children (zombies, too)."""
+    gc.collect()
+    numbers = {int(fd) for fd in os.listdir("/proc/self/fd")}
+    files = {fd for fd in numbers if os.path.exists(f"/proc/self/fd/{fd}")}  # not listdir's own
+    return files, {child.pid for child in children()}
+
+
+def failing(call, at, error):
+    """`call`, which raises `error` when it is called for the `at`-th time."""
+    calls = itertools.count(1)
+
+    def fail(*args, **kwargs):
+        if next(calls) == at:
+            raise error
+        return call(*args, **kwargs)
+
+    return fail
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("where", "name", "error"),
+    [
+        (os, "fork", BlockingIOError(errno.EAGAIN, "no process is left")),
+        (watch.Watch, "add", OSError(errno.ENOSPC, "no watch is left")),
+        (recruiter, "log", KeyboardInterrupt()),
+        (process.Child, "look_after", KeyboardInterrupt()),
+        (cgroups, "open", KeyboardInterrupt()),
+    ],
+    ids=["fork", "watch", "admitted", "forked", "prepared"],
+)
+def test_a_pool_that_cannot_be_made_leaves_nothing(monkeypatch, where, name, error, at):
+    Pool(1, context="fork").terminate()  # what is made once stays
+    before = possessions()
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, failing(getattr(where, name, open), at, error), raising=False)
+        with pytest.raises(type(error)) as caught:
+            Pool(4, context="fork", threads=False)
+    assert caught.value is error
+    del caught
+    error.__traceback__ = None  # it holds what was being made
+    assert possessions() == before
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
+    numbers = itertools.count(1)
+
+    def high(fd):
+        if next(numbers) < at:
+            return fd
+        os.close(fd)
+        raise OSError(errno.EMFILE, "no descriptor is left")
+
+    monkeypatch.setattr(channel, "high", high)
+    before = possessions()
+    with pytest.raises(OSError, match="no descriptor is left"):
+        Pool(2, context="fork")
+    assert possessions() == before
 
 
 # --- threads

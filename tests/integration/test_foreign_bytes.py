@@ -34,7 +34,7 @@ GARBAGE = {
 
 def own_end() -> WorkerEnd:
     """In a task: its worker's end of the channel."""
-    return next(obj for obj in forks._owned if isinstance(obj, WorkerEnd))
+    return next(obj for find in forks._owned.values() if isinstance(obj := find(), WorkerEnd))
 
 
 def write_out(data: bytes, gate: Door | None = None) -> int:
