@@ -98,7 +98,7 @@ class Role:
         """Wait for the thread; a role that calls this on itself returns at once. Whether it has
         ended, or never was."""
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is None or thread.ident is None or thread is threading.current_thread():
             return True
         thread.join(timeout)
         return not thread.is_alive()

@@ -218,7 +218,8 @@ class Scheduler:
     def remove(self, seat: Seat) -> None:
         seat.open = False
         self._classify(seat)
-        self.seats.remove(seat)
+        if seat in self.seats:  # else it was interrupted that it came
+            self.seats.remove(seat)
 
     def shut(self, seat: Seat) -> None:
         """Send this seat no more."""
