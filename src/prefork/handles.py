@@ -1,7 +1,7 @@
 """What users hold while their jobs run: the classes of results.
 
 They are not compiled: an object of a compiled class ends without a word to the weak references to
-it, so that none must be made.
+it, so that none must be made; and a compiled finalizer forgets the exception that is on its way.
 """
 
 from __future__ import annotations

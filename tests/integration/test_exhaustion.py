@@ -263,6 +263,7 @@ def failing(call, at, error):
 def test_a_pool_that_cannot_be_made_leaves_nothing(monkeypatch, where, name, error, at):
     Pool(1, context="fork").terminate()  # what is made once stays
     before = possessions()
+    monkeypatch.setattr(recruiter, "LATE_SECONDS", 10 * DEADLINE)  # nothing is waited for in vain
     with monkeypatch.context() as patch:
         patch.setattr(where, name, failing(getattr(where, name, open), at, error), raising=False)
         with pytest.raises(type(error)) as caught:
