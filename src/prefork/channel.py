@@ -48,6 +48,10 @@ MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
 FREED: Final = 0  # instead of the key of a block that is not in use any more
 _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
+# Names that are final are found faster than attributes.
+_HEADER: Final = REPORT.size
+_unpack_header: Final = REPORT.unpack_from
+
 
 def _pipe(reader_side: forks.Descriptors, writer_side: forks.Descriptors) -> tuple[int, int]:
     reader, writer = os.pipe()
@@ -267,26 +271,29 @@ class Channel:
     def _is_complete(self) -> bool:
         """Whether a whole report has arrived (a long one is not copied again for each piece)."""
         pending = self._unparsed
-        if len(pending) < REPORT.size:
+        if len(pending) < _HEADER:
             return False
         length: int
         *_, length, _, _, mark = REPORT.unpack_from(pending)
-        return bool(mark != MARK) or len(pending) >= REPORT.size + min(length, INLINE)
+        return bool(mark != MARK) or len(pending) >= _HEADER + min(length, INLINE)
 
     def _parse(self, data: bytes) -> tuple[list[Report], int]:
         reports: list[Report] = []
         position, size = 0, len(data)
-        while position + REPORT.size <= size:
-            header = REPORT.unpack_from(data, position)
+        length: int
+        kind: int
+        while position + _HEADER <= size:
+            header = _unpack_header(data, position)
             job, started, seconds, length, kind, is_parcel, mark = header
             if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
                 reports.append((Kind.CORRUPTED, 0, 0.0, 0.0, None))
                 position = next_report(data, position + 1)
                 continue
-            end = position + REPORT.size + length
+            start = position + _HEADER
+            end = start + length
             if end > size:
                 break
-            payload: Any = data[position + REPORT.size : end]
+            payload: Any = data[start:end]
             if is_parcel:
                 try:
                     payload = receive_parcel(self._parcels, job)

@@ -321,7 +321,7 @@ class Scheduler:
 
     def _batch(self, seat: Seat, depth: int) -> list[Job]:
         share = -(-len(self.queue) // (self._cpus if self.is_holding() else len(self.seats)))
-        room = min(depth - len(seat.sent), max(share, 1), seat.quota - len(seat.sent))
+        room = int(min(depth - len(seat.sent), max(share, 1), seat.quota - len(seat.sent)))
         batch: list[Job] = []
         while self.queue and len(batch) < room:
             job = self.queue[0]
