@@ -7,17 +7,22 @@ and no worker that could die.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import fcntl
 import mmap
 import os
 import pickle
 import select
+import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import ForkProcess
 from socket import recv_fds, send_fds
 from statistics import median
 from typing import TypeVar
@@ -340,6 +345,88 @@ def forks(count: int) -> Metrics:
         while said < count:
             said += len(os.read(reader, count))
     return {"wall": cost.wall}
+
+
+class _Private:
+    """What a worker has for itself, so that nobody can take the others along: two pipes, a socket
+    for large objects, a piece of shared memory, and a pipe by which the kernel ends it with us."""
+
+    SIZE = 340 << 10
+
+    def __init__(self) -> None:
+        self.inbox, self.outbox, self.lifeline = os.pipe(), os.pipe(), os.pipe()
+        self.sockets = [end.detach() for end in socket.socketpair()]
+        self.memory = os.memfd_create("floor")
+        os.ftruncate(self.memory, self.SIZE)
+
+    def close(self, *but: int) -> None:
+        fds = {*self.inbox, *self.outbox, *self.lifeline, *self.sockets, self.memory}
+        for fd in fds.difference(but):
+            os.close(fd)
+
+    def keep(self, other: _Private) -> None:
+        """In a process that is given this one."""
+        if other is not self:
+            other.close()
+            return
+        lifeline = self.lifeline[0]
+        self.close(self.inbox[0], self.outbox[1], lifeline, self.sockets[1], self.memory)
+        os.setpgid(0, 0)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def _serve_alone(mine: _Private, channels: list[_Private]) -> None:
+    for channel in channels:
+        mine.keep(channel)
+    shared = mmap.mmap(mine.memory, _Private.SIZE)
+    faulthandler.enable(mine.memory)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while call := os.read(mine.inbox[0], FRAME):
+        func, args = pickle.loads(call)
+        shared[:8] = b"running!"
+        os.write(mine.outbox[1], pickle.dumps(func(*args)))
+
+
+@contextlib.contextmanager
+def _served_alone(count: int) -> Iterator[tuple[list[_Private], list[ForkProcess]]]:
+    """So many processes of the standard library, each with a channel of its own."""
+    import_module("prefork.pool")  # to be as large as the process that is compared with this one
+    channels = [_Private() for _ in range(count)]
+    processes = [ForkProcess(target=_serve_alone, args=(c, channels)) for c in channels]
+    for process in processes:
+        process.start()
+    try:
+        yield channels, processes
+    finally:
+        for channel in channels:
+            channel.close()
+        for process in processes:
+            process.join()
+
+
+def processes_with_channels(count: int) -> Metrics:
+    """From nothing to the first result of so many processes that share nothing."""
+    import_module("prefork.pool")
+    begin = time.perf_counter()
+    with _served_alone(count) as (channels, _):
+        maps = [mmap.mmap(channel.memory, _Private.SIZE) for channel in channels]
+        os.write(channels[0].inbox[1], pickle.dumps((tasks.noop, ())))
+        pickle.loads(os.read(channels[0].outbox[0], FRAME))
+        seconds = time.perf_counter() - begin
+        del maps
+    return {"wall": seconds}
+
+
+def channel_memory() -> Metrics:
+    """One of two such processes, once it has run something."""
+    with _served_alone(2) as (channels, processes):
+        for channel in channels:
+            os.write(channel.inbox[1], pickle.dumps((tasks.noop, ())))
+            os.read(channel.outbox[0], FRAME)
+        time.sleep(0.1)
+        return {"bytes": memory_of(processes[0].pid or 0).total}
 
 
 def forked_memory() -> Metrics:

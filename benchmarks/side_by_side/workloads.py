@@ -174,7 +174,12 @@ _PAYLOADS = {
 
 
 def _start(workers: int, method: str) -> Workload:
-    forks: dict[str, Measure] = {f"floor: {workers} forks": lambda _: floors.forks(workers)}
+    forks: dict[str, Measure] = {
+        f"floor: {workers} forks": lambda _: floors.forks(workers),
+        f"floor: {workers} processes with channels": lambda _: floors.processes_with_channels(
+            workers
+        ),
+    }
     return Workload(
         title=f"start with {workers} workers, {method}",
         measure=partial(measures.start_up, workers=workers, method=method),
@@ -185,7 +190,10 @@ def _start(workers: int, method: str) -> Workload:
 
 
 def _idle_memory(method: str) -> Workload:
-    bare_fork: dict[str, Measure] = {"floor: a bare fork": lambda _: floors.forked_memory()}
+    bare_fork: dict[str, Measure] = {
+        "floor: a bare fork": lambda _: floors.forked_memory(),
+        "floor: a process with a channel": lambda _: floors.channel_memory(),
+    }
     return Workload(
         title=f"idle worker, {method}",
         measure=partial(measures.worker_memory, method=method),
