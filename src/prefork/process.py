@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import multiprocessing
 import os
 import select
@@ -82,7 +83,11 @@ class Process(BaseProcess):
 
     def _Popen(self, process_obj: BaseProcess) -> Any:
         if self._fork is not None:
-            self._fork.launch()
+            try:
+                self._fork.launch()
+            finally:
+                if self._fork.pid:  # if this is interrupted, too: the child has to be ended
+                    self._popen, self._sentinel = self._fork, self._fork.sentinel
             return self._fork
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
@@ -97,6 +102,7 @@ class _Fork(popen_fork.Popen):
     """
 
     def __init__(self, process: Process) -> None:
+        self.pid = 0  # until it is launched
         self.returncode = None
         self.finalizer = None
         self._process = process
@@ -116,7 +122,12 @@ class _Fork(popen_fork.Popen):
     def launch(self) -> None:
         util._flush_std_streams()  # type: ignore[attr-defined]
         code = 1
-        self.pid = os.fork()
+        pids: list[int] = []
+        try:
+            # All in C: no signal handler that raises comes between the fork and the number.
+            pids.extend(itertools.starmap(os.fork, [()]))
+        finally:
+            self.pid = sum(pids)
         if self.pid == 0:
             try:
                 self._theirs.give_away()
@@ -272,11 +283,13 @@ class Child:
     def start(self, *fds: int) -> None:
         """Start it; it keeps these descriptors of ours."""
         fds = *fds, self._lifeline.end.fd, *self._process.fds()
-        forks.keeping(fds, self._process.start)
-        # A status can be collected once: not by whoever in this process asks multiprocessing for
-        # its active children meanwhile.
-        _children.discard(self._process)
-        self.pid = self._process.pid or 0
+        try:
+            forks.keeping(fds, self._process.start)
+        finally:
+            # A status can be collected once: not by whoever in this process asks multiprocessing
+            # for its active children meanwhile.
+            _children.discard(self._process)
+            self.pid = self._process.pid or 0
 
     def look_after(self) -> None:
         """It has been started; no harm if this is done again."""
@@ -342,7 +355,7 @@ class Child:
         As in `multiprocessing.Process.exitcode`; None if nobody can tell it any more.
         """
         self._kill_group()  # while the dead process still holds its number
-        popen = self._process._popen  # type: ignore[attr-defined]
+        popen = self._process._popen
         if popen.method == "forkserver":
             _is_readable(self._process.sentinel, STATUS_SECONDS)
         code: int | None = popen.poll()
@@ -362,4 +375,4 @@ class Child:
         try:
             self._process.close()
         except ValueError:  # its status was collected by somebody else, so it counts as running
-            self._process._popen.close()  # type: ignore[attr-defined]
+            self._process._popen.close()

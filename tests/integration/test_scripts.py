@@ -287,6 +287,37 @@ def test_interrupted_submissions_leave_a_pool_that_ends(run, seed):
     assert err == "" or err.startswith("Exception ignored in: <function")
 
 
+INTERRUPTED_FORK = """
+import ctypes, functools, os, signal, sys
+from prefork import Pool
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+Pool(1, context="fork").terminate()  # what is made once stays
+before = descriptors()
+# In the midst of a fork, by C alone: so it is heard of as soon as the fork has returned.
+signals = [0] * int(sys.argv[1]) + [signal.SIGINT]
+send = functools.partial(next, map(getattr(ctypes.CDLL(None), "raise"), signals), None)
+os.register_at_fork(after_in_parent=send)
+try:
+    Pool(3, context="fork")
+except KeyboardInterrupt:
+    print("interrupted")
+print(descriptors() - before, "descriptors")
+try:
+    print("child", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child")
+"""
+
+
+@pytest.mark.parametrize("forks", range(3))
+def test_an_interrupted_fork_leaves_no_child(run, forks):
+    code, out, err = run(INTERRUPTED_FORK, forks).finish()
+    assert (code, out, err) == (0, "interrupted\n0 descriptors\nno child\n", "")
+
+
 # --- the interpreter's end
 
 AT_EXIT = """
