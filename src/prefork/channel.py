@@ -324,8 +324,8 @@ class Channel:
             self._board.release()
             self._clock.release()
             self._memory.close()
-        self._inbox = self._taken_back = self._outbox = self._memory_fd = -1
         self._fds.close()
+        self._inbox = self._taken_back = self._outbox = self._memory_fd = -1
         if self._worker_end is not None:
             self._worker_end.close()
 
@@ -442,8 +442,8 @@ class WorkerEnd:
         forks.disown(self)
         self._spares.close()
         self._parcels.detach()
-        self._inbox = self._outbox = self._memory_fd = -1
         self._owned.close()
+        self._inbox = self._outbox = self._memory_fd = -1
 
     def abandon(self) -> None:
         self.close()

@@ -43,6 +43,9 @@ class Driver(Protocol):
     def start(self) -> None:
         """The workers are hired: begin."""
 
+    def supervises(self) -> bool:
+        """Whether a pool that is told to terminate will do so of itself."""
+
     def feed(self, feeder: TaskHandler, here: bool) -> None:
         """Have an input read; `here`: by the caller, who will wait for its end in any case."""
 
@@ -89,6 +92,9 @@ class Threads:
     def start(self) -> None:
         self._roles.results.start(self._staff.jobs.crash_and_tell)
         self._roles.supervisor.start(self._staff.crash)
+
+    def supervises(self) -> bool:
+        return self._roles.supervisor.is_running
 
     def _rearm(self) -> None:
         if not self._roles.limits.is_started:
@@ -172,6 +178,9 @@ class EventLoop:
 
     def start(self) -> None:
         pass  # whoever drives this begins when it likes
+
+    def supervises(self) -> bool:
+        return False
 
     # ---- on a loop
 

@@ -44,11 +44,7 @@ class RoleClasses(NamedTuple):
 
 
 class Engine:
-    """Made running: the workers are hired first, as a fork is best done before there are threads.
-
-    Raises:
-        OSError: the system has no process, memory or descriptor left.
-    """
+    """Made first, then started, so that somebody holds it who will drop it, whatever happens."""
 
     def __init__(
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
@@ -60,16 +56,8 @@ class Engine:
         self.enforcement = Enforcement(jobs, options.max_memory_per_task)
         self.observer = Observer(staff)
         self._task_handler = classes.tasks
-        try:
-            self.callbacks = classes.callbacks()
-            self.driver = self._make_driver(classes, threads)
-            self._start(options, threads)
-        except BaseException:
-            with contextlib.ExitStack() as undo:  # last in, first out; each is done in any case
-                undo.callback(staff.release)
-                undo.callback(staff.kill_all)
-                jobs.stop(Terminated("the pool could not be started"))
-            raise
+        self.callbacks = classes.callbacks()
+        self.driver = self._make_driver(classes, threads)
 
     def _make_driver(self, classes: RoleClasses, threads: bool) -> Driver:
         jobs, limits = self.jobs, self.limits
@@ -90,10 +78,34 @@ class Engine:
         )
         return Threads(roles, self.staff) if threads else EventLoop(roles, self.staff)
 
-    def _start(self, options: Options, threads: bool) -> None:
-        if threads and options.context.get_start_method() == "fork":
+    def start(self) -> None:
+        """The workers are hired first, as a fork is best done before there are threads.
+
+        Raises:
+            OSError: the system has no process, memory or descriptor left.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        why = "the pool could not be started"
+        if self.driver.supervises():  # it was interrupted at the very end
+            self.staff.request_termination(why)
+            self.staff.wait_until_ended()
+            return
+        with contextlib.ExitStack() as undo:  # last in, first out; each is done in any case
+            undo.callback(self.staff.release)
+            undo.callback(self.staff.kill_all)
+            self.jobs.stop(Terminated(why))
+
+    def _start(self) -> None:
+        has_threads = isinstance(self.driver, Threads)
+        if has_threads and self.staff.options.context.get_start_method() == "fork":
             self.staff.recruiter.pausing = self.callbacks.pausing
-        elif threads:
+        elif has_threads:
             self.staff.recruiter.starts_aside = True
         self.jobs.wait_for = self.driver.wait
         # At the interpreter's exit, before multiprocessing waits for its children.

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -89,11 +90,11 @@ class Descriptors:
     def close(self) -> None:
         """Close them, once."""
         with _guard:  # nobody forks in between
-            fds, self.fds = self.fds, []
             if self.are_ours:
-                _open.difference_update(fds)
-                for fd in fds:
-                    os.close(fd)
+                _open.difference_update(self.fds)
+                closing = map(os.close, self.fds)
+                self.fds = []
+                deque(closing, 0)  # in C: no signal handler that raises comes in between
 
 
 def keeping(fds: Iterable[int], fork: Callable[[], object]) -> None:

@@ -65,13 +65,19 @@ class Role:
         try:
             self._thread.start()
         except RuntimeError:  # the interpreter is ending, or the system has no more
-            self._thread = None
+            if not self.is_running:  # else something has interrupted this
+                self._thread = None
             raise
 
     @property
     def is_started(self) -> bool:
         """Whether it has a thread."""
         return self._thread is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether that thread has begun, and has not ended."""
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def is_current(self) -> bool:
@@ -97,11 +103,10 @@ class Role:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread; a role that calls this on itself returns at once. Whether it has
         ended, or never was."""
-        thread = self._thread
-        if thread is None or thread.ident is None or thread is threading.current_thread():
-            return True
-        thread.join(timeout)
-        return not thread.is_alive()
+        if self._thread is not None and self.is_running and not self.is_current:
+            self._thread.join(timeout)
+            return not self.is_running
+        return True
 
 
 class ResultHandler(Role):

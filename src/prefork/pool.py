@@ -148,6 +148,7 @@ class Pool(MapFamily):
             threads,
         )
         self._jobs, self._staff = engine.jobs, engine.staff
+        engine.start()
 
     # ---- one call
 

@@ -71,6 +71,13 @@ class Process(BaseProcess):
         """What a process that is prepared needs of this one's descriptors."""
         return self._fork.fds if self._fork is not None else ()
 
+    @property
+    def popen(self) -> Any:
+        """The process that there is, if there is any, even if its start was interrupted."""
+        if self._fork is not None and self._fork.pid:
+            return self._fork
+        return self._popen  # type: ignore[attr-defined]
+
     def tidy(self) -> None:
         """To be called once it has been started."""
         if self._fork is not None:
@@ -83,11 +90,7 @@ class Process(BaseProcess):
 
     def _Popen(self, process_obj: BaseProcess) -> Any:
         if self._fork is not None:
-            try:
-                self._fork.launch()
-            finally:
-                if self._fork.pid:  # if this is interrupted, too: the child has to be ended
-                    self._popen, self._sentinel = self._fork, self._fork.sentinel
+            self._fork.launch()
             return self._fork
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
@@ -102,7 +105,7 @@ class _Fork(popen_fork.Popen):
     """
 
     def __init__(self, process: Process) -> None:
-        self.pid = 0  # until it is launched
+        self._pids: list[int] = []  # of one process, once it has been forked
         self.returncode = None
         self.finalizer = None
         self._process = process
@@ -119,15 +122,16 @@ class _Fork(popen_fork.Popen):
         reader_side.add(reader)
         writer_side.add(writer)
 
+    @property
+    def pid(self) -> int:  # type: ignore[override]
+        """0 until it is launched."""
+        return sum(self._pids)
+
     def launch(self) -> None:
         util._flush_std_streams()  # type: ignore[attr-defined]
         code = 1
-        pids: list[int] = []
-        try:
-            # All in C: no signal handler that raises comes between the fork and the number.
-            pids.extend(itertools.starmap(os.fork, [()]))
-        finally:
-            self.pid = sum(pids)
+        # All in C: no signal handler that raises comes between the fork and the number.
+        self._pids.extend(itertools.starmap(os.fork, [()]))
         if self.pid == 0:
             try:
                 self._theirs.give_away()
@@ -283,13 +287,17 @@ class Child:
     def start(self, *fds: int) -> None:
         """Start it; it keeps these descriptors of ours."""
         fds = *fds, self._lifeline.end.fd, *self._process.fds()
-        try:
-            forks.keeping(fds, self._process.start)
-        finally:
-            # A status can be collected once: not by whoever in this process asks multiprocessing
-            # for its active children meanwhile.
-            _children.discard(self._process)
-            self.pid = self._process.pid or 0
+        forks.keeping(fds, self._process.start)
+        # A status can be collected once: not by whoever in this process asks multiprocessing for
+        # its active children meanwhile.
+        _children.discard(self._process)
+        self.has_started()
+
+    def has_started(self) -> bool:
+        """Whether there is a process, even if `start` was interrupted."""
+        if not self.pid and (popen := self._process.popen) is not None:
+            self.pid = popen.pid
+        return self.pid != 0
 
     def look_after(self) -> None:
         """It has been started; no harm if this is done again."""
@@ -355,7 +363,7 @@ class Child:
         As in `multiprocessing.Process.exitcode`; None if nobody can tell it any more.
         """
         self._kill_group()  # while the dead process still holds its number
-        popen = self._process._popen
+        popen = self._process.popen
         if popen.method == "forkserver":
             _is_readable(self._process.sentinel, STATUS_SECONDS)
         code: int | None = popen.poll()
@@ -375,4 +383,4 @@ class Child:
         try:
             self._process.close()
         except ValueError:  # its status was collected by somebody else, so it counts as running
-            self._process._popen.close()
+            self._process._popen.close()  # type: ignore[attr-defined]

@@ -108,7 +108,7 @@ class _Draft:
     def discard(self) -> None:
         """It is not to be, or has come too late: the pool did not wait for it."""
         self._end.close()
-        if self._child.pid:
+        if self._child.has_started():
             self._child.look_after()
             self._child.kill()
             if self._child.wait(LATE_SECONDS):

@@ -109,7 +109,8 @@ class Staff:
             self.jobs.stop(Terminated(f"{self._termination} before this job had finished"))
         with self.jobs.lock:
             for worker in exited:
-                self._note_exit(worker)
+                if not worker.gone:
+                    self._note_exit(worker)
             before = len(self.jobs.workers)
             for worker in list(self.jobs.workers):
                 self._review(worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import sys
 import threading
@@ -13,6 +14,8 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, children, eventually
 from prefork import Pool, Terminated
+from prefork.engine import Engine
+from prefork.handlers import ResultHandler, Supervisor
 
 POOLS = {"fork": 50, "forkserver": 10, "spawn": 8}
 
@@ -73,6 +76,29 @@ def test_nothing_is_left(context, end):
         eventually(lambda: possessions() <= before, "")
     except AssertionError:
         assert possessions() - before == set()
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("role", [Engine, ResultHandler, Supervisor], ids=lambda role: role.__name__)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_start_leaves_nothing(monkeypatch, capfd, role, when):
+    """Ctrl-C, just before or after what starts first, or one of the threads, has been started."""
+    use(multiprocessing.get_context("fork"), terminate, 1)
+    gc.collect()
+    before = possessions()
+    start = role.start
+
+    def interrupted(self, *args):
+        if when == "after":
+            start(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(role, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Pool(2, context="fork")
+    eventually(lambda: gc.collect() >= 0 and possessions() <= before, "nothing is left")
+    assert capfd.readouterr().err == ""
 
 
 class Caller:
