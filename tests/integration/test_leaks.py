@@ -79,14 +79,14 @@ def test_nothing_is_left(context, end):
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("role", [Engine, ResultHandler, Supervisor], ids=lambda role: role.__name__)
+@pytest.mark.parametrize("what", [Engine, ResultHandler, Supervisor])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_an_interrupted_start_leaves_nothing(monkeypatch, capfd, role, when):
-    """Ctrl-C, just before or after what starts first, or one of the threads, has been started."""
+def test_an_interrupted_start_leaves_nothing(monkeypatch, capfd, what, when):
+    """Ctrl-C, just before or after all of it, or one of its threads, has been started."""
     use(multiprocessing.get_context("fork"), terminate, 1)
     gc.collect()
     before = possessions()
-    start = role.start
+    start = what.start
 
     def interrupted(self, *args):
         if when == "after":
@@ -94,7 +94,7 @@ def test_an_interrupted_start_leaves_nothing(monkeypatch, capfd, role, when):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(role, "start", interrupted)
+        patch.setattr(what, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Pool(2, context="fork")
     eventually(lambda: gc.collect() >= 0 and possessions() <= before, "nothing is left")
