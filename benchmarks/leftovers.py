@@ -63,8 +63,9 @@ def have_children() -> None:
     inner.apply_async(time.sleep, (1000,))
     inner.apply(abs, (1,))
     print("ready", flush=True)
-    if os.fork() == 0:
-        time.sleep(1000)
+    for _ in range(50):  # the end comes in the midst of this
+        if os.fork() == 0:
+            time.sleep(1000)
     time.sleep(1000)
 
 

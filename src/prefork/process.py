@@ -207,13 +207,21 @@ class _LifelineEnd:
         if os.getsid(0) != os.getpid():  # else we lead a session, and with it a group
             os.setpgid(0, 0)
         if hasattr(fcntl, "F_SETSIG"):
-            fcntl.fcntl(self.fd, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_ASYNC)
+            self._arm(self.fd)
+            # Once more: new kernels do not keep others from forking while they signal a group, and
+            # so miss a process that is forked at that moment. It is there the second time.
+            with contextlib.suppress(OSError):  # no /proc, or no descriptor is left
+                self._arm(os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY))
             if _is_readable(self.fd, 0):  # gone before the kernel knew whom to tell
                 self._kill_own_group()
         else:
             threading.Thread(target=self._watch, name="prefork-lifeline", daemon=True).start()
+
+    @staticmethod
+    def _arm(fd: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC)
 
     def _watch(self) -> None:
         os.read(self.fd, 1)
