@@ -85,9 +85,9 @@ class Worker(Seat):
     def state(self) -> WorkerState:
         if self.is_retiring:
             return WorkerState.RETIRING
-        if not self.ready:
-            return WorkerState.STARTING
-        return WorkerState.BUSY if self.current_job() else WorkerState.IDLE
+        if self.current_job():
+            return WorkerState.BUSY
+        return WorkerState.IDLE if self.ready else WorkerState.STARTING
 
     # ---- what it does
 
