@@ -294,6 +294,7 @@ from prefork import Pool
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # not so if it was ignored before
 Pool(1, context="fork").terminate()  # what is made once stays
 before = descriptors()
 # In the midst of a fork, by C alone: so it is heard of as soon as the fork has returned.
