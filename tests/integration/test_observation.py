@@ -88,6 +88,15 @@ def test_starting_workers_are_seen(make_pool, gate):
     assert pool.apply(square, (3,)) == 9
 
 
+def test_a_worker_that_runs_its_first_job_is_busy(make_pool, gate):
+    """Whether or not the pool has looked since it was started: nobody drives this one."""
+    pool = make_pool(1, threads=False)
+    pool.apply_async(enter, (gate,))
+    gate.arrival()
+    (worker,) = pool.statistics().workers
+    assert worker.state is WorkerState.BUSY
+
+
 def test_reprs(make_pool, gate):
     pool = make_pool(1)
     handle = pool.apply_async(enter, (gate,))
