@@ -57,7 +57,7 @@ $(COMPILED)/.made: $(INSTALLED) pyproject.toml $(shell find src -name '*.py')
 	@mkdir -p build/source
 	@cp -R pyproject.toml README.md LICENSE src build/source
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) build/source/
-	@ls $(COMPILED)/prefork/scheduler.*.so >/dev/null # else nothing was compiled
+	@ls $(COMPILED)/prefork/_policy/scheduler.*.so >/dev/null # else nothing was compiled
 	@touch $@
 
 # Redis and RabbitMQ, for the tests of celery workers; the tests start servers of their own.

@@ -226,7 +226,7 @@ def main(argv: list[str]) -> None:
     faults, seed, processes = map(int, numbers[:3])
     deadline, seconds = map(float, numbers[3:])
     logging.disable()
-    multiprocessing.set_forkserver_preload(["storm", "prefork.pool", "prefork.worker"])
+    multiprocessing.set_forkserver_preload(["storm", "prefork.pool", "prefork._worker.main"])
     began = time.monotonic()
     before = Possessions.now()
     with tempfile.NamedTemporaryFile(prefix="prefork-storm-") as log:

@@ -61,7 +61,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefork.encoding import MaybeEncodingError
+    from multiprocessing import TimeoutError
+
+    from prefork._ipc.encoding_error import MaybeEncodingError
+    from prefork._ipc.outcome import Outcome
     from prefork.errors import (
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -71,14 +74,12 @@ if TYPE_CHECKING:
         SoftTimeLimitExceeded,
         Terminated,
         TimeLimitExceeded,
-        TimeoutError,
         WorkerLostError,
     )
-    from prefork.handles import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
-    from prefork.messages import Outcome
     from prefork.pool import Pool
+    from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
     from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
-    from prefork.taskpool import TaskPool
+    from prefork.taskpool.pool import TaskPool
 
 __version__ = "0.1.0"
 
@@ -108,9 +109,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "prefork.encoding": ["MaybeEncodingError"],
-    "prefork.handles": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
-    "prefork.messages": ["Outcome"],
+    "prefork._ipc.encoding_error": ["MaybeEncodingError"],
+    "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
+    "prefork._ipc.outcome": ["Outcome"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
     "prefork.taskpool": ["TaskPool"],

@@ -6,9 +6,9 @@ All of them survive pickling, so that a pool inside a pool's task reports them u
 
 from __future__ import annotations
 
-import reprlib
-import signal
 from multiprocessing import TimeoutError
+
+from prefork._describe import describe_exit
 
 __all__ = [
     "MaybeDecodingError",
@@ -21,9 +21,6 @@ __all__ = [
     "TimeLimitExceeded",
     "TimeoutError",
     "WorkerLostError",
-    "describe_exit",
-    "short_repr",
-    "type_name",
 ]
 
 
@@ -138,26 +135,6 @@ class PoolBrokenError(PreforkError):
     """Workers cannot start, so the pool has given up; the message and `__cause__` say why."""
 
 
-def type_name(obj: object) -> str:
-    """The qualified name of an object's type."""
-    cls = type(obj)
-    if cls.__module__ == "builtins":
-        return cls.__qualname__
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def short_repr(obj: object) -> str:
-    """At most some 200 characters; never raises."""
-    try:
-        return _reprlib.repr(obj)
-    except Exception:
-        return "(its repr cannot be had)"
-
-
-_reprlib = reprlib.Repr()
-_reprlib.maxstring = _reprlib.maxother = 200
-
-
 class MaybeDecodingError(PreforkError):
     """A task's result or exception arrived, but could not be unpickled in the pool's process.
 
@@ -187,15 +164,3 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.traceback}"""'
-
-
-def describe_exit(exitcode: int | None) -> str:
-    """How a process ended, in words: `describe_exit(-9)` is "was killed by SIGKILL"."""
-    if exitcode is None:
-        return "ended with unknown status"
-    if exitcode >= 0:
-        return f"exited with code {exitcode}"
-    try:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"

@@ -9,28 +9,25 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self
 
-from prefork import errors, handlers, process
-from prefork.arguments import (
-    Limits,
-    check_callables,
-    check_count,
-    check_counts,
-    check_iterable,
-    seconds,
-)
-from prefork.cpus import available_cpus
-from prefork.drivers import EventLoop, Loop
-from prefork.enforcement import Enforcement
-from prefork.engine import Engine, RoleClasses
-from prefork.handles import ApplyResult
-from prefork.mapping import MapFamily
-from prefork.messages import ACCEPT, Outcome
-from prefork.owners import Callback
-from prefork.recruiter import Options
-from prefork.results import callbacks_for
+from prefork import errors
+from prefork._arguments import check_callables, check_count, check_counts, check_iterable, seconds
+from prefork._engine import callbacks, roles
+from prefork._engine.drivers import EventLoop, Loop
+from prefork._engine.engine import Engine, RoleClasses
+from prefork._engine.spawner import Options
+from prefork._engine.terminator import Enforcement
+from prefork._ipc.outcome import Outcome
+from prefork._ipc.wire import ACCEPT
+from prefork._mapping import MapFamily
+from prefork._policy.limits import Limits
+from prefork._results.apply import callbacks_for
+from prefork._results.protocols import Callback
+from prefork._system import process
+from prefork._system.condition import Signal
+from prefork._system.resources import available_cpus
+from prefork._worker.options import Initializer
+from prefork.results import ApplyResult
 from prefork.statistics import PoolStatistics
-from prefork.waiting import Signal
-from prefork.worker import Initializer
 
 __all__ = ["Pool"]
 
@@ -77,11 +74,11 @@ class Pool(MapFamily):
     The seed of the interface is `multiprocessing.Pool`, whose documentation applies.
     """
 
-    ResultHandler = handlers.ResultHandler
-    TaskHandler = handlers.TaskHandler
-    TimeoutHandler = handlers.TimeoutHandler
-    Supervisor = handlers.Supervisor
-    CallbackRunner = handlers.CallbackRunner
+    ResultHandler = roles.ResultHandler
+    TaskHandler = roles.TaskHandler
+    TimeoutHandler = roles.TimeoutHandler
+    Supervisor = roles.Supervisor
+    CallbackRunner = callbacks.CallbackRunner
     Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
 
@@ -201,10 +198,10 @@ class Pool(MapFamily):
             ValueError: the pool is closed or terminated.
             PoolBrokenError: the pool could not start its workers.
         """
-        callbacks = callbacks_for(
+        told = callbacks_for(
             self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
-        result: ApplyResult[Any] = ApplyResult(self, callbacks)
+        result: ApplyResult[Any] = ApplyResult(self, told)
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
@@ -236,8 +233,8 @@ class Pool(MapFamily):
         way, the job fails as a whole, or is run again as a whole.
         """
         self._jobs.check_running()
-        callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
-        result: ApplyResult[list[Outcome]] = ApplyResult(self, callbacks)
+        told = callbacks_for(self._engine.callbacks, callback, error_callback)
+        result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
         limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
         self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
         return result
@@ -337,7 +334,7 @@ class Pool(MapFamily):
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Have this called like the callbacks of jobs, after those that are waiting. Safe from any
-        thread, and from signal handlers."""
+        thread, and from signal roles."""
         self._engine.call_soon(call, *args)
 
     def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:

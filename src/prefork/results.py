@@ -1,373 +1,44 @@
-"""What callers hold while their jobs run: result handles.
+"""What users hold while their jobs run: the classes of results.
 
-The pool's threads call `accept` and `settle` once per job; callers wait. Everything else that a
-handle knows it asks its job.
+They are not compiled: an object of a compiled class ends without a word to the weak references to
+it, so that none must be made; and a compiled finalizer forgets the exception that is on its way.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable
-from multiprocessing import TimeoutError
-from typing import Any, ClassVar
-
-from prefork.arguments import check_callables
-from prefork.chunks import MOST_BYTES
-from prefork.compiler import mypyc_attr
-from prefork.errors import Terminated
-from prefork.owners import Callback, Owner, Runner
-from prefork.scheduler import Job, JobOwner
-from prefork.waiting import Signal
-
-__all__ = ["ApplyResult", "MapResult", "callbacks_for"]
-
-
-class Callbacks:
-    """What is to be called about the jobs of one handle, and by whom."""
-
-    __slots__ = ("accepted", "done", "expired", "failed", "run")
-
-    def __init__(
-        self,
-        run: Runner,
-        done: Callback,
-        failed: Callback,
-        accepted: Callback,
-        expired: Callback,
-    ) -> None:
-        self.run = run
-        self.done = done
-        self.failed = failed
-        self.accepted = accepted
-        self.expired = expired
-
-
-def callbacks_for(
-    run: Runner,
-    callback: Callback,
-    error_callback: Callback,
-    accept_callback: Callback = None,
-    timeout_callback: Callback = None,
-) -> Callbacks | None:
-    """Those that a caller has given, if any.
-
-    Raises:
-        TypeError: one cannot be called.
-    """
-    if callback is error_callback is accept_callback is timeout_callback is None:
-        return None
-    check_callables(
-        callback=callback,
-        error_callback=error_callback,
-        accept_callback=accept_callback,
-        timeout_callback=timeout_callback,
-    )
-    return Callbacks(run, callback, error_callback, accept_callback, timeout_callback)
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class _Handle:
-    """What all handles share: one outcome, set once; waiters and callbacks told once.
-
-    It has few attributes, since Python's garbage collector looks at each of them, again and again
-    while a million handles wait for their jobs.
-    """
-
-    __slots__ = ("_callbacks", "_ok", "_pool", "_signal", "_value")
-
-    _making_signals: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self, pool: Owner, callbacks: Callbacks | None = None) -> None:
-        self._pool: Owner | None = pool  # kept alive until the result is here
-        self._callbacks = callbacks
-        self._ok: bool | None = None  # not known yet
-        self._value: Any = None  # the result, or the exception if not ok
-        self._signal: Signal | None = None
-
-    def ready(self) -> bool:
-        """Whether the result, or the error, is here."""
-        return self._ok is not None
-
-    def successful(self) -> bool:
-        """Whether the call completed without an error.
-
-        Raises:
-            ValueError: it is not ready.
-        """
-        if self._ok is None:
-            raise ValueError(f"{self!r} is not ready")
-        return self._ok
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until the result is here, at most `timeout` seconds."""
-        if (pool := self._pool) is None:  # it is here
-            return
-        if self._signal is None:
-            with self._making_signals:
-                if self._signal is None:
-                    self._signal = Signal()
-        pool.wait_for(self._signal, self.ready, timeout)
-
-    def get(self, timeout: float | None = None) -> Any:
-        """The result, waiting for it at most `timeout` seconds.
-
-        Raises:
-            multiprocessing.TimeoutError: it is not here in time. The job goes on.
-            Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
-                `PreforkError` that says why the task did not finish.
-        """
-        if self._ok is None:
-            self.wait(timeout)
-        if self._ok is None:
-            raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
-        if self._ok:
-            return self._value
-        raise self._value
-
-    def awaited(self) -> Signal | None:
-        return self._signal
-
-    def _finish(self, ok: bool, value: Any) -> Signal | None:
-        """Returns what is to be notified of it."""
-        self._value = value
-        self._ok = ok  # now it is ready
-        self._pool = None
-        callbacks, self._callbacks = self._callbacks, None
-        if callbacks is not None:
-            callback = callbacks.done if ok else callbacks.failed
-            if callback is not None:
-                callbacks.run(callback, value)
-        return self._signal
-
-    def _state(self) -> str:
-        if self._ok is None:
-            return "pending"
-        return "successful" if self._ok else f"failed: {self._value!r}"
-
-
-def _after_in_child() -> None:
-    _Handle._making_signals = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_in_child)
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class ApplyResult(_Handle):
-    """The result of one job (`apply_async`)."""
-
-    __slots__ = ("_job",)
-
-    def __init__(self, pool: Owner, callbacks: Callbacks | None = None) -> None:
-        super().__init__(pool, callbacks)
-        self._job: Job | None = None
-
-    # ---- what a user wants to know of a running job
-
-    @property
-    def job(self) -> int:
-        """The job's number; it is in the messages of the errors, too."""
-        return self._job.id if self._job else 0
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the worker that runs or ran the job; None if it has not started."""
-        return self._job.running_pid() if self._job else None
-
-    @property
-    def time_accepted(self) -> float | None:
-        """When the worker started the job (`time.monotonic`, seconds), or None."""
-        return self._job.running_since() if self._job else None
-
-    @property
-    def seconds(self) -> float | None:
-        """How long the finished job ran, as its worker measured it."""
-        return self._job.seconds if self._job and self.ready() else None
-
-    @property
-    def retries(self) -> int:
-        """How often the job was run again, since its worker was lost."""
-        return self._job.attempts if self._job else 0
-
-    def accepted(self) -> bool:
-        """Whether a worker has started the job."""
-        return self.pid is not None
-
-    def cancel(self) -> bool:
-        """Have the job never run, unless it has been started; it fails with `Terminated`.
-
-        Returns:
-            Whether it was cancelled.
-        """
-        pool, job = self._pool, self._job
-        return pool is not None and job is not None and pool.enforcement.cancel(job)
-
-    def terminate(self, signal: int | None = None) -> bool:
-        """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
-
-        Args:
-            signal: what to send to the worker, if one runs the job. If the task survives that,
-                its own result counts, and the worker leaves after it. None: the worker is
-                killed, with all that the task started.
-
-        Returns:
-            Whether there was anything to end: False if the job had finished.
-        """
-        pool, job = self._pool, self._job
-        return pool is not None and job is not None and pool.enforcement.terminate(job, signal)
-
-    # ---- the pool's side
-
-    def bind(self, job: Job) -> None:
-        self._job = job
-
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
-        callbacks = self._callbacks
-        if callbacks is not None and callbacks.accepted is not None:
-            callbacks.run(callbacks.accepted, pid, time_accepted)
-            callbacks.accepted = None
-
-    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
-        if self._callbacks is not None and job.pid is not None and job.started:
-            self.accept(job, job.pid, job.started)  # if it was over before that was told
-        return self._finish(ok, value)
-
-    def expire(self, job: Job, soft: bool, timeout: float) -> None:
-        """The job has passed its soft or hard time limit."""
-        callbacks = self._callbacks
-        if callbacks is not None and callbacks.expired is not None:
-            callbacks.run(callbacks.expired, soft=soft, timeout=timeout)
-
-    def __repr__(self) -> str:
-        function = self._job.function if self._job else "?"
-        state = self._state()
-        if self._ok is None and self.pid is not None:
-            state = f"running in process {self.pid}"
-        return f"<{type(self).__name__} of job {self.job} {function}: {state}>"
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class MapResult(_Handle):
-    """The results of all jobs of a `map_async` or `starmap_async`, as one list.
-
-    As in `multiprocessing.Pool`, it becomes ready when all its chunks are finished, and the
-    first error among them is its error.
-    """
-
-    __slots__ = (
-        "_bytes",
-        "_done",
-        "_error",
-        "_function",
-        "_items",
-        "_jobs",
-        "_lock",
-        "_measured",
-        "_most_jobs",
-        "_values",
-        "cancelled",
-        "room",
-    )
-
-    def __init__(
-        self, pool: Owner, function: str, length: int, callbacks: Callbacks | None = None
-    ) -> None:
-        super().__init__(pool, callbacks)
-        self._function = function
-        self._values: list[Any] = [None] * length
-        self._error: BaseException | None = None
-        self._lock = threading.Lock()
-        self._items = length  # that are expected
-        self._done = 0  # items
-        self._jobs = 0  # on their way
-        self._bytes = 0  # of these
-        self._most_jobs = 1
-        self._measured: Callable[[int, float], object] | None = None
-        self.room = Signal()
-        self.cancelled = False
-        if length == 0:
-            self._finish(True, [])
-
-    def cancel(self) -> bool:
-        """Have none of its calls run that have not been started; those that have go on, and their
-        results are dropped. It fails with `Terminated`, unless an item had failed before.
-
-        Returns:
-            Whether there was anything to end: False if it was ready.
-        """
-        return (pool := self._pool) is not None and self._end(pool.enforcement.cancel_all)
-
-    def terminate(self) -> bool:
-        """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
-        failed before.
-
-        Returns:
-            Whether there was anything to end: False if it was ready.
-        """
-        return (pool := self._pool) is not None and self._end(pool.enforcement.terminate_all)
-
-    def _end(self, end_all: Callable[[JobOwner], None]) -> bool:
-        self.cancelled = True
-        self.room.notify()
-        self.end(error := self._terminated())
-        end_all(self)
-        return self._value is error
-
-    def _terminated(self) -> Terminated:
-        return Terminated(f"the map of {self._function} was terminated")
-
-    # ---- the feeder's side
-
-    def limit(self, jobs: int, measured: Callable[[int, float], object] | None = None) -> None:
-        """Have at most so many jobs on their way; call `measured(items, seconds)` after each."""
-        self._most_jobs = jobs
-        self._measured = measured
-
-    def has_room(self) -> bool:
-        return self._jobs < self._most_jobs and self._bytes < MOST_BYTES
-
-    def bind(self, job: Job) -> None:
-        with self._lock:
-            self._jobs += 1
-            self._bytes += job.nbytes
-        if self.cancelled:  # meanwhile: it shall not run
-            job.flaw = job.flaw or self._terminated()
-
-    def end(self, error: BaseException | None = None) -> None:
-        """The input was handed over, or could not be: then what was is all there will be."""
-        if error is not None:
-            with self._lock:
-                self._error = error
-                signal = self._finish(False, error) if self._ok is None else None
-            if signal is not None:
-                signal.notify()
-
-    # ---- the pool's side
-
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
-        pass
-
-    def expire(self, job: Job, soft: bool, timeout: float) -> None:
-        pass
-
-    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
-        if self._measured is not None and ok:
-            self._measured(job.size, job.seconds)
-        with self._lock:
-            if ok:
-                self._values[job.index : job.index + job.size] = value
-            elif self._error is None:
-                self._error = value
-            self._done += job.size
-            self._jobs -= 1
-            self._bytes -= job.nbytes
-            if self._done == self._items and self._ok is None:
-                if self._error is not None:
-                    return self._finish(False, self._error)
-                return self._finish(True, self._values)
-        return self.room
-
-    def __repr__(self) -> str:
-        progress = f"{self._done} of {self._items} items, {self._state()}"
-        return f"<{type(self).__name__} of {self._function}: {progress}>"
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from prefork._results import apply, imap, map
+
+__all__ = ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
+
+T = TypeVar("T")
+
+
+class ApplyResult(apply.ApplyResult, Generic[T]):
+    __doc__ = apply.ApplyResult.__doc__
+    __slots__ = ("__weakref__",)
+
+    if TYPE_CHECKING:
+
+        def get(self, timeout: float | None = None) -> T: ...
+
+
+class MapResult(map.MapResult):
+    __doc__ = map.MapResult.__doc__
+
+    if TYPE_CHECKING:
+
+        def get(self, timeout: float | None = None) -> list[Any]: ...
+
+
+class IMapIterator(imap.IMapIterator):
+    __doc__ = imap.IMapIterator.__doc__
+
+    def __del__(self) -> None:
+        if hasattr(self, "items"):
+            self.close()
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """The results of `imap_unordered`: like `imap`, but as they become ready."""

@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostErr
 from running import CELERY
 
 from helpers import eventually, has_ended
-from prefork.cpus import available_cpus
+from prefork._system.resources import available_cpus
 
 SOON = 0.3
 

@@ -10,13 +10,7 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, NEVER, eventually
-from prefork import (
-    SoftTimeLimitExceeded,
-    Terminated,
-    TimeLimitExceeded,
-    WorkerLostError,
-    recruiter,
-)
+from prefork import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError, recruiter
 
 
 def square(x):

@@ -366,7 +366,7 @@ def test_the_end_of_the_fork_server(make_pool, tmp_path):
 
 def test_a_lack_of_memory_is_told(make_pool, gate, monkeypatch):
     """The kernel's own kill cannot be had in a test, but its count can."""
-    monkeypatch.setattr("prefork.memory.OutOfMemoryKills.any_new", lambda self: True)
+    monkeypatch.setattr("prefork._system.resources.OutOfMemoryKills.any_new", lambda self: True)
     pool = make_pool(1)
     handle = pool.apply_async(gate.enter)
     os.kill(gate.arrival().pid, signal.SIGKILL)

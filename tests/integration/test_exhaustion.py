@@ -14,7 +14,9 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, METHODS, children, eventually
-from prefork import Pool, cgroups, channel, process, recruiter, watch
+from prefork import Pool, cgroups, recruiter, watch
+from prefork._ipc import channel
+from prefork._system import process
 
 # --- descriptors
 

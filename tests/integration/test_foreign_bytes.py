@@ -13,9 +13,10 @@ import pytest
 
 from gate import Door, Gate, enter
 from helpers import DEADLINE, eventually, has_ended
-from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError, forks
-from prefork.channel import INLINE, WorkerEnd
-from prefork.messages import MARK, REPORT, Kind
+from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError
+from prefork._ipc.wire import INLINE, MARK, REPORT, Kind
+from prefork._ipc.worker_end import WorkerEnd
+from prefork._system import at_fork
 
 GARBAGE = {
     "a byte": b"\0",
@@ -34,7 +35,7 @@ GARBAGE = {
 
 def own_end() -> WorkerEnd:
     """In a task: its worker's end of the channel."""
-    return next(obj for find in forks._owned.values() if isinstance(obj := find(), WorkerEnd))
+    return next(obj for find in at_fork._owned.values() if isinstance(obj := find(), WorkerEnd))
 
 
 def write_out(data: bytes, gate: Door | None = None) -> int:

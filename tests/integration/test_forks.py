@@ -198,7 +198,7 @@ def leave_a_process_and_exit():
 
 @pytest.mark.parametrize("task", [leave_a_thread, leave_a_process])
 def test_a_worker_leaves_in_spite_of_what_its_task_left(context, make_pool, task, monkeypatch):
-    monkeypatch.setattr("prefork.staff.EXIT_SECONDS", 0.3)
+    monkeypatch.setattr("prefork._engine.supervisor.EXIT_SECONDS", 0.3)
     pool = make_pool(1, maxtasksperchild=1, context=context)
     assert [pool.apply_async(task, (n,)).get(DEADLINE) for n in range(2)] == [0, 1]
     pool.restart()

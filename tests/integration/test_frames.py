@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from helpers import DEADLINE
-from prefork.messages import OUT_OF_BAND, pack
+from prefork._ipc.pickling import OUT_OF_BAND, pack
 
 ROWS = 100_000
 

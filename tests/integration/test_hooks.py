@@ -14,7 +14,7 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, eventually
 from prefork import Pool, PoolBrokenError
-from prefork.process import Process
+from prefork._system.process import Process
 
 SOON = 0.05
 

@@ -13,7 +13,7 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, eventually
 from prefork import Pool, Terminated
-from prefork.chunks import MOST_AHEAD, MOST_BYTES
+from prefork._policy.chunks import MOST_AHEAD, MOST_BYTES
 
 VERBS = ["imap", "imap_unordered"]
 

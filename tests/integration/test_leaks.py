@@ -14,9 +14,9 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, children, eventually
 from prefork import Pool, Terminated
-from prefork.engine import Engine
-from prefork.handlers import ResultHandler, Supervisor
-from prefork.staff import Staff
+from prefork._engine.engine import Engine
+from prefork._engine.roles import ResultHandler, Supervisor
+from prefork._engine.supervisor import Staff
 
 POOLS = {"fork": 50, "forkserver": 10, "spawn": 8}
 

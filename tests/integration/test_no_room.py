@@ -12,8 +12,8 @@ import pytest
 
 from helpers import DEADLINE
 from prefork import Pool, recruiter
-from prefork.channel import Channel
-from prefork.files import Transport
+from prefork._ipc.channel import Channel
+from prefork._ipc.memfd import Transport
 
 LARGE = 2_000_000
 

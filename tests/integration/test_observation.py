@@ -191,7 +191,7 @@ def block_signals(gate):
 
 
 def test_workers_that_cannot_tell(make_pool, gate, monkeypatch):
-    monkeypatch.setattr("prefork.observation.STACK_SECONDS", 0.05)
+    monkeypatch.setattr("prefork._engine.observer.STACK_SECONDS", 0.05)
     pool = make_pool(2)
     handles = [pool.apply_async(block_signals, (gate,)), pool.apply_async(enter, (gate,))]
     visitors = {v.pid: v for v in [gate.arrival(), gate.arrival()]}

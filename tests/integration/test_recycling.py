@@ -12,7 +12,7 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, eventually, has_ended, log_start, mark
 from prefork import MemoryLimitExceeded, Pool, PoolBrokenError, WorkerLostError
-from prefork.memory import resident
+from prefork._system.resources import resident
 
 MIB = 1 << 20
 

@@ -7,8 +7,8 @@ import pytest
 
 from gate import Gate, enter
 from helpers import DEADLINE
-from prefork.cpus import available_cpus
-from prefork.scheduler import SHORT_SECONDS
+from prefork._policy.scheduler import SHORT_SECONDS
+from prefork._system.resources import available_cpus
 
 WORKERS = max(2, available_cpus()) + 4
 

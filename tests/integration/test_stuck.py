@@ -148,7 +148,7 @@ def test_the_asynchronous_maps_take_limits(make_pool, verb):
 
 def test_a_worker_that_does_not_read_its_job_is_replaced(make_pool, monkeypatch):
     """It was stopped while it had nothing to do; the job has not started, and runs elsewhere."""
-    monkeypatch.setattr("prefork.deadlines.UNREAD_SECONDS", 0.0)
+    monkeypatch.setattr("prefork._policy.timers.UNREAD_SECONDS", 0.0)
     pool = make_pool(1)
     pid = pool.apply(os.getpid)
     stop(pid)

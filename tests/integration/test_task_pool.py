@@ -17,13 +17,7 @@ import pytest
 import prefork.taskpool
 from gate import enter
 from helpers import DEADLINE, eventually, has_ended
-from prefork import (
-    PoolBrokenError,
-    TaskPool,
-    Terminated,
-    TimeLimitExceeded,
-    WorkerLostError,
-)
+from prefork import PoolBrokenError, TaskPool, Terminated, TimeLimitExceeded, WorkerLostError
 
 SOON = 0.05
 

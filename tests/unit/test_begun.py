@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefork.begun import LONGEST_PAUSE, Starts
-from prefork.scheduler import Job, Seat
+from prefork._policy.job import Job, Seat
+from prefork._policy.timers import LONGEST_PAUSE, Starts
 
 DELAY = 0.005
 

@@ -16,11 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork import channel, forks
-from prefork.channel import INLINE, MAX_TICKETS, RING, Channel, Ring, WorkerEnd
-from prefork.files import Transport
-from prefork.messages import ACCEPT, MARK, Kind, Report, load, pack
-from prefork.parcels import Parcel
+from prefork._ipc import channel
+from prefork._ipc.channel import MAX_TICKETS, Channel, Ring
+from prefork._ipc.layout import RING
+from prefork._ipc.memfd import Transport
+from prefork._ipc.payload import Parcel
+from prefork._ipc.pickling import load, pack
+from prefork._ipc.wire import ACCEPT, INLINE, MARK, Kind, Report
+from prefork._ipc.worker_end import WorkerEnd
+from prefork._system import at_fork
 
 TRANSPORTS = [Transport(True, True), Transport(False, False)]
 SIZES = [1, 31, 32, 4095, 4096, 4097, INLINE - 1, INLINE, INLINE + 1, RING, 1 << 20]
@@ -208,7 +212,7 @@ def test_descriptors_are_above_those_that_a_task_may_take_for_the_standard_strea
     saved = os.dup(0)
     try:
         os.close(0)
-        with contextlib.closing(forks.Descriptors()) as fds:
+        with contextlib.closing(at_fork.Descriptors()) as fds:
             assert min(channel._pipe(fds, fds)) > 2
     finally:
         os.dup2(saved, 0)

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from helpers import eventually
-from prefork import files
-from prefork.files import MemoryFile, Spares, Transport
+from prefork._ipc import memfd
+from prefork._ipc.memfd import MemoryFile, Spares, Transport
 
 SIZE = 1 << 16
 
@@ -108,9 +108,9 @@ def test_not_for_an_object_of_another_size(make, size):
 
 
 def test_few_are_kept(make, monkeypatch):
-    monkeypatch.setattr(files, "MOST_SPARE_BYTES", 3 * SIZE)
+    monkeypatch.setattr(memfd, "MOST_SPARE_BYTES", 3 * SIZE)
     spares = Spares()
-    made = [make() for _ in range(files.MOST_SPARES + 1)]
+    made = [make() for _ in range(memfd.MOST_SPARES + 1)]
     for file in made:
         spares.put(file)
     assert [file.fd >= 0 for file in made] == [False, True, True]
@@ -125,17 +125,17 @@ def test_few_are_kept(make, monkeypatch):
 
 def test_they_are_closed_when_nobody_has_used_them_for_a_while(make, monkeypatch):
     now = 100.0
-    monkeypatch.setattr(files.time, "monotonic", lambda: now)
+    monkeypatch.setattr(memfd.time, "monotonic", lambda: now)
     told = []
     spares = Spares(lambda: told.append(now))
     assert spares.tidy() is None
     spares.put(make())
-    now += files.SPARE_SECONDS / 2
+    now += memfd.SPARE_SECONDS / 2
     file = make()
     spares.put(file)
     assert told == [100.0]
-    assert spares.tidy() == now + files.SPARE_SECONDS
-    now += files.SPARE_SECONDS
+    assert spares.tidy() == now + memfd.SPARE_SECONDS
+    now += memfd.SPARE_SECONDS
     assert spares.tidy() is None
     assert file.fd < 0
     spares.put(make())
@@ -158,7 +158,7 @@ def test_threads_never_get_the_same_file(make):
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
-    assert 0 < len(spares) <= files.MOST_SPARES
+    assert 0 < len(spares) <= memfd.MOST_SPARES
 
 
 def test_a_descriptor_that_somebody_has_closed_is_let_alone(make, tmp_path):
@@ -187,7 +187,7 @@ def test_closed_spares_keep_nothing(make):
 
 
 def test_without_proc_no_file_is_used_again(make, monkeypatch):
-    monkeypatch.setattr(files, "_OPENED", "/nowhere")
+    monkeypatch.setattr(memfd, "_OPENED", "/nowhere")
     spares, file = Spares(), make()
     spares.put(file)
     assert file.fd < 0

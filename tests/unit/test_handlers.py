@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.handlers import ResultHandler
-from prefork.scheduler import Job
+from prefork._engine.roles import ResultHandler
+from prefork._policy.job import Job
 
 
 class Owner:

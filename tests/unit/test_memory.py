@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.memory import OutOfMemoryKills, ResidentMemory, resident
+from prefork._system.resources import OutOfMemoryKills, ResidentMemory, resident
 
 MIB = 1 << 20
 

@@ -10,19 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import MaybeEncodingError, errors
-from prefork.messages import (
-    OUT_OF_BAND,
-    Failure,
-    Kind,
-    decode,
-    dumps,
-    encode_failure,
-    encode_result,
-    function_name,
-    load,
-    pack,
-    unpack,
-)
+from prefork._describe import function_name
+from prefork._ipc.outcome import Failure, decode, encode_failure, encode_result
+from prefork._ipc.pickling import OUT_OF_BAND, dumps, load, pack, unpack
+from prefork._ipc.wire import Kind
 
 
 def arrive(kind: int, pickled: bytes, buffers=()):

@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from prefork import calls
-from prefork.calls import CallPickler, CallUnpickler
+from prefork._ipc import pickling
+from prefork._ipc.pickling import CallPickler, CallUnpickler
 
 
 def double(x):
@@ -53,8 +53,8 @@ def test_a_call_arrives(kind):
 def test_a_function_is_pickled_once(monkeypatch):
     pickler = CallPickler()
     packed = []
-    pack = calls.pack
-    monkeypatch.setattr(calls, "pack", lambda obj: packed.append(obj) or pack(obj))
+    pack = pickling.pack
+    monkeypatch.setattr(pickling, "pack", lambda obj: packed.append(obj) or pack(obj))
     sizes = {pickler.pickle(double, (n,))[1] for n in range(3)}
     assert packed == [double, (0,), (1,), (2,)]
     assert len(sizes) == 1
@@ -77,7 +77,7 @@ def test_what_function_and_arguments_share_stays_shared():
 
 
 def test_many_functions_are_not_kept_for_ever(monkeypatch):
-    monkeypatch.setattr(calls, "MOST_FUNCTIONS", 2)
+    monkeypatch.setattr(pickling, "MOST_FUNCTIONS", 2)
     pickler, unpickler = CallPickler(), CallUnpickler()
     for func in [double, len, max, min, double, sum]:
         assert travel(func, (1,), pickler, unpickler) == (func, (1,))

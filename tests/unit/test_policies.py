@@ -8,11 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.arguments import Limits
-from prefork.chunks import CHUNK_SECONDS, LEAST_SECONDS, MAX_CHUNK, AdaptiveChunks, fixed_chunks
-from prefork.cpus import available_cpus
-from prefork.deadlines import Deadlines, Expiry
-from prefork.scheduler import Job, Seat
+from prefork._policy.chunks import (
+    CHUNK_SECONDS,
+    LEAST_SECONDS,
+    MAX_CHUNK,
+    AdaptiveChunks,
+    fixed_chunks,
+)
+from prefork._policy.job import Job, Seat
+from prefork._policy.limits import Limits
+from prefork._policy.timers import Deadlines, Expiry
+from prefork._system.resources import available_cpus
 
 # ---- deadlines
 

@@ -9,12 +9,13 @@ import weakref
 
 import pytest
 
-from prefork.chunks import read_ahead
-from prefork.handles import IMapIterator, IMapUnorderedIterator
-from prefork.iterators import MEASURED, Items
-from prefork.results import ApplyResult, MapResult, callbacks_for
-from prefork.scheduler import Job
-from prefork.waiting import Signal
+from prefork._policy.chunks import read_ahead
+from prefork._policy.job import Job
+from prefork._results.apply import ApplyResult, callbacks_for
+from prefork._results.imap import MEASURED, Items
+from prefork._results.map import MapResult
+from prefork._system.condition import Signal
+from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
 class Pool:

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from prefork.channel import MAX_TICKETS
-from prefork.scheduler import (
-    BATCH_SECONDS,
-    MAX_DEPTH,
-    MIN_DEPTH,
-    SHORT_SECONDS,
-    Job,
-    Scheduler,
-    Seat,
-)
+from prefork._ipc.channel import MAX_TICKETS
+from prefork._policy.job import Job, Seat
+from prefork._policy.scheduler import BATCH_SECONDS, MAX_DEPTH, MIN_DEPTH, SHORT_SECONDS, Scheduler
 
 
 class Owner:

@@ -19,8 +19,8 @@ from celery.app import trace
 from celery.worker import state
 from kombu.utils.objects import cached_property
 
-from prefork import process
-from prefork.initializer import set_signals
+from prefork._system import process
+from prefork.taskpool.initializer import set_signals
 
 __all__ = ["FRESH", "Process", "SpawnProcess", "note_properties", "process_initializer"]
 

@@ -12,7 +12,8 @@ from billiard import exceptions as known
 from billiard.einfo import ExceptionInfo
 
 from prefork import errors
-from prefork.tasks import Task
+from prefork._describe import describe_exit
+from prefork.taskpool.task import Task
 
 __all__ = ["Limit", "exception_info", "translate"]
 
@@ -54,7 +55,7 @@ def translate(error: BaseException, task: Task, name: str) -> BaseException:
     if isinstance(error, errors.WorkerLostError):
         text = (
             f"Worker exited prematurely: process {error.pid} "
-            f"{errors.describe_exit(error.exitcode)} while it ran {name}"
+            f"{describe_exit(error.exitcode)} while it ran {name}"
         )
         if error.note:
             text += f": {error.note}"

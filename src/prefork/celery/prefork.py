@@ -24,13 +24,13 @@ from celery.worker import state
 from celery.worker.request import Request
 
 import prefork.pool
-import prefork.taskpool
+import prefork.taskpool.pool
 from prefork import errors
+from prefork._engine.callbacks import CallbackRunner
+from prefork._engine.drivers import Loop
 from prefork.celery import child, failures, rejections, shutdown
-from prefork.drivers import Loop
-from prefork.handlers import CallbackRunner
 from prefork.statistics import WorkerState
-from prefork.tasks import Task
+from prefork.taskpool.task import Task
 
 __all__ = ["Pool", "TaskPool"]
 
@@ -71,7 +71,7 @@ class SpawnPool(Pool):
     Process = child.SpawnProcess
 
 
-class TaskPool(prefork.taskpool.TaskPool, stock.TaskPool):  # type: ignore[misc]
+class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[misc]
     """Celery's worker pool.
 
     Its stock pool is a base class for the sake of the places that ask whether a pool is one, such

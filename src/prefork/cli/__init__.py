@@ -33,7 +33,7 @@ import os
 import signal
 import sys
 
-from prefork.cli.signals import Interrupted
+from prefork.cli.interrupts import Interrupted
 
 __all__ = ["main"]
 

@@ -15,14 +15,14 @@ from typing import Any
 import click
 
 from prefork import __version__
+from prefork._system.resources import available_cpus
 from prefork.cli.inputs import InputError, Inputs
+from prefork.cli.interrupts import Interrupted
 from prefork.cli.progress import Bar, Log, make_progress
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
 from prefork.cli.report import closing, headline
 from prefork.cli.run import Ending, Plan, Run
-from prefork.cli.signals import Interrupted
 from prefork.cli.target import Target, TargetError
-from prefork.cpus import available_cpus
 
 __all__ = ["cli"]
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from prefork.errors import type_name
+from prefork._describe import type_name
 
 __all__ = ["NotJSONError", "digest", "from_json", "to_json"]
 

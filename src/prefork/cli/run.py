@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
+from prefork.cli.interrupts import Signals, Stopped
 from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.progress import Progress
 from prefork.cli.records import Earlier, OutputError, Sink, record
-from prefork.cli.signals import Signals, Stopped
 from prefork.cli.target import Target
 from prefork.cli.work import Call, Work, describe, start_worker
 from prefork.errors import (

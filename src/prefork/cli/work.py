@@ -16,15 +16,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from prefork._describe import describe_exit
 from prefork.cli.jsontext import NotJSONError, to_json
 from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.target import Target
-from prefork.errors import (
-    SoftTimeLimitExceeded,
-    TimeLimitExceeded,
-    WorkerLostError,
-    describe_exit,
-)
+from prefork.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
 __all__ = ["Call", "Work", "describe", "describe_text", "start_worker"]
 

@@ -1,0 +1,132 @@
+"""Makes jobs of calls: pickles them, and puts large ones into files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any
+
+from prefork._ipc.memfd import BEST, Spares
+from prefork._ipc.outcome import format_traceback
+from prefork._ipc.payload import Parcel
+from prefork._ipc.pickling import CallPickler, dumps
+from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
+from prefork._policy.chunks import fixed_chunks
+from prefork._policy.job import Job, JobOwner
+from prefork._policy.limits import Limits
+from prefork.errors import RemoteTraceback
+
+__all__ = ["JobMaker"]
+
+
+class JobMaker:
+    """Makes jobs of calls; one that cannot be pickled will fail with the reason (its `flaw`).
+
+    Args:
+        may_open_parcel: tells whether a large job's file may be made now; if not, it will be made
+            when a worker is free for the job.
+        spares: files that can be used again.
+    """
+
+    def __init__(self, may_open_parcel: Callable[[], bool], spares: Spares) -> None:
+        self._may_open_parcel = may_open_parcel
+        self._spares = spares
+        self._calls = CallPickler()
+
+    def call(
+        self,
+        owner: JobOwner,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        limits: Limits,
+    ) -> Job:
+        """One job of one call."""
+        if kwds:
+            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits)
+        return self._make(owner, func, CALL, args, limits)
+
+    def each(
+        self, owner: JobOwner, func: Callable[..., Any], items: list[Any], limits: Limits
+    ) -> Job:
+        """One job of several calls, each with an outcome of its own."""
+        return self._make(owner, func, EACH, items, limits, len(items))
+
+    def chunks(
+        self,
+        owner: JobOwner,
+        mode: int,
+        func: Callable[..., Any],
+        chunks: Iterable[list[Any]],
+        limits: Limits,
+    ) -> Generator[Job, None, None]:
+        """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
+        position = 0
+        for chunk in chunks:
+            job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
+            if job.flaw is not None:
+                raise job.flaw
+            position += len(chunk)
+            yield job
+
+    def items(
+        self,
+        owner: JobOwner,
+        func: Callable[[Any], Any],
+        iterator: Iterator[Any],
+        chunksize: int,
+        limits: Limits,
+    ) -> Generator[Job, None, None]:
+        """The jobs of an `imap`."""
+        if chunksize == 1:
+            for index, item in enumerate(iterator):
+                yield self._make(owner, func, CALL, (item,), limits, 1, index)
+        else:
+            for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
+                yield self._make(owner, func, EACH, chunk, limits, len(chunk), index)
+
+    def _make(
+        self,
+        owner: JobOwner,
+        func: Callable[..., Any],
+        mode: int,
+        arguments: Any,
+        limits: Limits,
+        size: int = 1,
+        index: int = 0,
+    ) -> Job:
+        job = Job(owner, self._calls.name(func), mode, limits)
+        job.size, job.index = size, index
+        try:
+            pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
+            job.nbytes = len(pickled)
+            if buffers or len(pickled) > INLINE:
+                job.nbytes += sum(buffer.nbytes for buffer in buffers)
+                self._wrap(job, func, arguments, pickled, buffers)
+            else:
+                job.pickled = pickled
+        except Exception as exc:
+            exc.add_note(f"while pickling the call of {job.function} for a worker process")
+            # As text: the frames themselves would keep the whole input alive.
+            exc.__cause__ = RemoteTraceback(format_traceback(exc))
+            job.flaw = exc.with_traceback(None)
+        return job
+
+    def _wrap(
+        self,
+        job: Job,
+        func: Callable[..., Any],
+        arguments: Any,
+        pickled: bytes,
+        buffers: list[memoryview],
+    ) -> None:
+        """Put a large call into a file, if that can be made now."""
+        if self._may_open_parcel():
+            try:
+                job.parcel = Parcel(pickled, buffers, BEST, self._spares)
+                return
+            except OSError:
+                pass  # no descriptor is left now
+        if buffers:
+            job.function_length = 0
+            pickled = dumps((func, arguments))
+        job.pickled = pickled

@@ -1,0 +1,330 @@
+"""One channel between the pool and one worker, refereed by the kernel.
+
+    pool  ── tickets ──► inbox pipe  ──► worker        who reads a ticket owns its task
+          ── pickles ──► shared memory ─► worker       where a ticket says its pickle lies
+          ◄── outbox pipe ── reports ─── worker
+          ◄─► parcels (descriptors of files with large pickles) ◄─►
+
+Tickets have a fixed size and are written in one piece, so a read returns whole tickets and each
+ticket goes to exactly one reader. The pool keeps the inbox's reading end open too: what it reads
+back there (*reclaim*) the worker has not started and never will. No lock is shared, so nobody can
+die holding one.
+
+The outbox has one writer and one reader. A death can cut its last report short, nothing else:
+the cut report belongs to the task that was running. But a task can write to any descriptor of its
+process: what arrives is checked, and the reports behind foreign bytes are found again.
+
+The shared memory starts with the *board*, on which the worker notes what it runs and since when;
+the pool can look at it at any time, whatever the worker is doing. Its last part is the *black
+box* for the worker's Python stack (`stacks.py`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+from collections import deque
+from typing import Any, Final
+
+from prefork._ipc.layout import BLACK_BOX, BOARD, MEMORY, RING
+from prefork._ipc.memfd import BEST, Transport, high, memory_file
+from prefork._ipc.payload import Parcel, Post, receive_parcel, send_parcel
+from prefork._ipc.wire import INLINE, LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, next_report
+from prefork._ipc.worker_end import WorkerEnd
+from prefork._system import at_fork
+from prefork._system.stacks import BlackBox
+
+MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
+"""A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
+FREED: Final = 0  # instead of the key of a block that is not in use any more
+_READ: Final = 1 << 16  # bytes at once: a pipe holds no more
+
+# Names that are final are found faster than attributes.
+_HEADER: Final = REPORT.size
+_unpack_header: Final = REPORT.unpack_from
+
+
+def _pipe(reader_side: at_fork.Descriptors, writer_side: at_fork.Descriptors) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    try:
+        reader = reader_side.add(high(reader))
+    except OSError:
+        os.close(writer)
+        raise
+    return reader, writer_side.add(high(writer))
+
+
+class Ring:
+    """Which bytes of the shared memory are in use: a ring, allocated in the order of sending, and
+    mostly freed so.
+
+    Positions count on for ever; modulo the size they are offsets. Keys are not 0.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._head = self._tail = 0
+        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
+
+    def allocate(self, key: int, length: int) -> int | None:
+        """The offset of `length` consecutive bytes, or None when there is no room now."""
+        if not self._blocks:
+            self._head = self._tail = 0  # start again where the memory is warm
+        start = self._head
+        offset = start % self.size
+        if offset + length > self.size:
+            start += self.size - offset
+            offset = 0
+        end = start + length
+        if end - self._tail > self.size:
+            return None
+        self._head = end
+        self._blocks.append((key, end))
+        return offset
+
+    def free(self, key: int) -> None:
+        """The bytes that were allocated with this key are not in use any more."""
+        blocks = self._blocks
+        oldest, end = blocks[0]
+        if key != oldest:
+            self._free_early(key)
+            return
+        self._tail = end
+        blocks.popleft()
+        while blocks and blocks[0][0] == FREED:
+            self._tail = blocks.popleft()[1]
+
+    def _free_early(self, key: int) -> None:
+        """Before an older one."""
+        for i, (other, end) in enumerate(self._blocks):
+            if other == key:
+                self._blocks[i] = FREED, end
+                return
+
+    def holds(self, key: int) -> bool:
+        """Whether something is allocated with this key."""
+        return any(key == other for other, _ in self._blocks)
+
+
+class Channel:
+    """The pool's side. Once the child has been started, it is to be opened: until then there are
+    only descriptors, of which other children are rid at no cost."""
+
+    def __init__(self, transport: Transport = BEST) -> None:
+        self.transport = transport
+        self._inbox = -1  # until all is made
+        self._is_open = False
+        self._fds, their_fds = at_fork.Descriptors(), at_fork.Descriptors()
+        with at_fork.creating():
+            try:
+                self._make(self._fds, their_fds)
+            except BaseException:
+                self._fds.close()
+                their_fds.close()
+                raise
+        self._ring = Ring(RING)
+        self._unparsed = bytearray()
+        self.eof = False
+
+    def _make(self, ours: at_fork.Descriptors, theirs: at_fork.Descriptors) -> None:
+        inbox, inbox_writer = _pipe(ours, ours)
+        self._outbox, outbox = _pipe(ours, theirs)
+        kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
+        own, their = socket.socketpair(socket.AF_UNIX, kind)
+        self._parcels = Post(ours.add(own.detach()), blocking=False)
+        parcels = theirs.add(their.detach())
+        self._memory_fd = ours.add(memory_file("prefork-channel", MEMORY, self.transport))
+        os.set_blocking(inbox, False)
+        os.set_blocking(inbox_writer, False)
+        os.set_blocking(self._outbox, False)
+        self._taken_back = inbox
+        self._worker_end: WorkerEnd | None = WorkerEnd(
+            inbox, outbox, parcels, self._memory_fd, self.transport, theirs
+        )
+        self._inbox = inbox_writer
+
+    def open(self) -> None:
+        """Raises OSError when there is no memory or descriptor for it."""
+        with at_fork.creating():
+            self._memory = mmap.mmap(self._memory_fd, MEMORY)
+            self._board = memoryview(self._memory)[:BOARD].cast("Q")
+            self._clock = memoryview(self._memory)[:BOARD].cast("d")
+            view = memoryview(self._memory)[BLACK_BOX:]
+            self.black_box = BlackBox(self._memory_fd, view, BLACK_BOX)
+            self._is_open = True
+            at_fork.own(self)
+
+    def take_worker_end(self) -> WorkerEnd:
+        """The other side, once: who takes it closes it."""
+        end, self._worker_end = self._worker_end, None
+        assert end is not None
+        return end
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `receive` has something to say."""
+        return self._outbox
+
+    # ---- sending
+
+    def stage(
+        self,
+        job: int,
+        soft_timeout: float,
+        flags: int,
+        pickled: bytes,
+        parcel: Parcel | None = None,
+        function_length: int = 0,
+    ) -> bytes | None:
+        """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
+
+        Raises OSError when a parcel cannot be made (no descriptor, no memory) or sent.
+        """
+        if parcel is None and len(pickled) <= INLINE:
+            offset = self._ring.allocate(job, len(pickled))
+            if offset is None:
+                return None
+            start = BOARD + offset
+            self._memory[start : start + len(pickled)] = pickled
+            length = len(pickled)
+            return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
+        own = parcel is None
+        parcel = parcel or Parcel(pickled, transport=self.transport)
+        try:
+            send_parcel(self._parcels, job, parcel)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            pass  # the worker is dead: its ticket will be taken back
+        finally:
+            if own:
+                parcel.close()
+        self._ring.allocate(job, 0)
+        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | PARCEL)
+
+    def send(self, tickets: list[bytes]) -> bool:
+        """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
+        try:
+            os.write(self._inbox, b"".join(tickets))
+        except BlockingIOError:
+            return False
+        return True
+
+    def dismiss(self) -> None:
+        """Tell the worker to leave after what it has been sent."""
+        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, LEAVE))
+
+    def reclaim(self, most: int) -> list[int]:
+        """Take back up to `most` tasks that the worker has not read; the oldest first."""
+        try:
+            data = os.read(self._taken_back, most * TICKET.size)
+        except BlockingIOError:
+            return []
+        whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
+        tickets = list(TICKET.iter_unpack(data[:whole]))
+        if tickets and tickets[-1][-1] & LEAVE:
+            tickets.pop()
+            self.dismiss()
+        jobs = [ticket[0] for ticket in tickets if self._ring.holds(ticket[0])]
+        for job in jobs:
+            self.forget(job)
+        return jobs
+
+    def forget(self, job: int) -> None:
+        """This job's pickle is not needed any more; to be said once per staged job."""
+        self._ring.free(job)
+
+    # ---- receiving
+
+    def receive(self) -> list[Report] | None:
+        """The reports that have arrived, or None if nothing has; never waits.
+
+        Sets `eof` when nobody is left who could send more. Bytes that are no report are passed
+        over; a report of the kind CORRUPTED says where they were.
+        """
+        try:
+            data = os.read(self._outbox, _READ)
+        except BlockingIOError:
+            return None
+        if not data:
+            self.eof = True
+            return None
+        if self._unparsed:
+            self._unparsed += data
+            if not self._is_complete():
+                return []
+            data = bytes(self._unparsed)
+            self._unparsed.clear()
+        reports, used = self._parse(data)
+        if used < len(data):
+            self._unparsed += data[used:]
+        return reports
+
+    def _is_complete(self) -> bool:
+        """Whether a whole report has arrived (a long one is not copied again for each piece)."""
+        pending = self._unparsed
+        if len(pending) < _HEADER:
+            return False
+        length: int
+        *_, length, _, _, mark = REPORT.unpack_from(pending)
+        return bool(mark != MARK) or len(pending) >= _HEADER + min(length, INLINE)
+
+    def _parse(self, data: bytes) -> tuple[list[Report], int]:
+        reports: list[Report] = []
+        position, size = 0, len(data)
+        length: int
+        kind: int
+        while position + _HEADER <= size:
+            header = _unpack_header(data, position)
+            job, started, seconds, length, kind, is_parcel, mark = header
+            if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
+                reports.append((Kind.CORRUPTED, 0, 0.0, 0.0, None))
+                position = next_report(data, position + 1)
+                continue
+            start = position + _HEADER
+            end = start + length
+            if end > size:
+                break
+            payload: Any = data[start:end]
+            if is_parcel:
+                try:
+                    payload = receive_parcel(self._parcels, job)
+                except OSError as exc:
+                    payload = exc  # its job fails with it
+            reports.append((kind, job, started, seconds, payload))
+            position = end
+        return reports, position
+
+    # ---- looking
+
+    def running(self) -> tuple[int, float]:
+        """The job on the worker's board (0: none), and when its clock started to run for the
+        limits (monotonic, seconds): each item of a chunk starts it anew."""
+        return self._board[0], self._clock[1]
+
+    def accepted(self) -> float:
+        """When the worker took the job that is on its board (monotonic, seconds)."""
+        return self._clock[2]
+
+    def close(self) -> None:
+        if self._inbox < 0:
+            return
+        self._parcels.detach()
+        if self._is_open:
+            at_fork.disown(self)
+            self.black_box.close()
+            self._board.release()
+            self._clock.release()
+            self._memory.close()
+        self._fds.close()
+        self._inbox = self._taken_back = self._outbox = self._memory_fd = -1
+        if self._worker_end is not None:
+            self._worker_end.close()
+
+    def abandon(self) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_inbox", -1) >= 0:
+            self.close()

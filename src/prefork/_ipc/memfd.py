@@ -1,0 +1,207 @@
+"""Anonymous files of memory, and their use again.
+
+The kernel takes longer to give a file its pages than the sender to fill them. So a file whose
+object has been delivered may carry the next one (`Spares`), once nobody has it any more. That is
+seen by a lock: what is sent of such a file is a *lease*, one more opening of the same file, with a
+shared lock of its own (flock(2)). The kernel drops that with the lease's last descriptor or
+mapping, whoever dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from prefork._system import at_fork
+
+__all__ = ["BEST", "SPARE_SECONDS", "MemoryFile", "Spares", "Transport", "high", "memory_file"]
+
+SPARE_SECONDS = 1.0
+"""How long files are kept that nobody uses."""
+MOST_SPARES = 2  # one whose content may still be in use, while the other one is filled
+MOST_SPARE_BYTES = 3 << 26
+_STANDARD_STREAMS = 3
+_OPENED = "/proc/self/fd"  # opens what is already open
+
+
+class Transport(NamedTuple):
+    """The parts that a system may lack; both variants work on Linux, so that both are tested."""
+
+    memfd: bool = hasattr(os, "memfd_create")
+    seqpacket: bool = hasattr(socket, "SOCK_SEQPACKET")
+
+
+BEST = Transport()
+
+
+def high(fd: int) -> int:
+    """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
+    if fd >= _STANDARD_STREAMS:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
+    finally:
+        os.close(fd)
+
+
+def memory_file(name: str, size: int, transport: Transport) -> int:
+    """An anonymous file that lives as long as somebody has it open or mapped."""
+    if transport.memfd:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        import tempfile  # large
+
+        fd, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+    fd = high(fd)
+    try:
+        os.truncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class MemoryFile:
+    """An anonymous file that forked children do not keep; closed with its last reference.
+
+    Attributes:
+        fd: its descriptor.
+        size: bytes that it has memory for.
+    """
+
+    __slots__ = ("_fds", "_inode", "fd", "size")
+
+    def __init__(self, name: str, transport: Transport) -> None:
+        with at_fork.creating():
+            self.fd = memory_file(name, 0, transport)
+            self._fds = at_fork.Descriptors(self.fd)
+        self._inode = os.fstat(self.fd).st_ino
+        self.size = 0
+
+    def write(self, data: memoryview, position: int) -> None:
+        while data:
+            written = os.pwrite(self.fd, data, position)
+            data = data[written:]
+            position += written
+        self.size = max(self.size, position)
+
+    def lease(self) -> at_fork.Descriptors:
+        """A descriptor to send. The file `is_leased` while anybody has it, or has mapped it, or
+        while it is on its way.
+
+        Raises:
+            OSError: no descriptor is left; there is no /proc.
+        """
+        with at_fork.creating():
+            fd = high(os.open(f"{_OPENED}/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
+            lease = at_fork.Descriptors(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            lease.close()
+            raise
+        return lease
+
+    def is_lost(self) -> bool:
+        """Whether somebody has closed our descriptor, so that its number may be another file's: a
+        task may close all descriptors of its process."""
+        try:
+            return os.fstat(self.fd).st_ino != self._inode
+        except OSError:
+            return True
+
+    def is_leased(self) -> bool:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        return False
+
+    def close(self) -> None:
+        if self.is_lost():
+            self._fds.give_away()
+        self.fd = -1
+        self._fds.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_inode"):
+            self.close()
+
+
+class Spares:
+    """A few files to be used again. Safe from any thread and in finalizers: it takes no lock.
+
+    Args:
+        on_put: called when there are some after there were none, so that somebody calls `tidy` in
+            `SPARE_SECONDS`.
+    """
+
+    def __init__(self, on_put: Callable[[], object] = lambda: None) -> None:
+        self._on_put = on_put
+        self._files: deque[MemoryFile] = deque()
+        self._used_at = 0.0
+        self._closed = not os.path.isdir(_OPENED)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def take(self, size: int) -> MemoryFile | None:
+        """One that is free, and neither much larger nor much smaller."""
+        for _ in range(len(self._files)):
+            try:
+                file = self._files.popleft()
+            except IndexError:
+                break
+            fits = file.size <= 2 * size and size <= 2 * file.size
+            if fits and not (file.is_lost() or file.is_leased()):
+                self._used_at = time.monotonic()
+                return file
+            self._files.append(file)
+        return None
+
+    def put(self, file: MemoryFile) -> None:
+        """This one is not needed any more, but may still be leased."""
+        if self._closed or file.size > MOST_SPARE_BYTES:
+            file.close()
+            return
+        self._used_at = time.monotonic()
+        is_first = not self._files
+        self._files.append(file)
+        while len(self._files) > MOST_SPARES or self._bytes() > MOST_SPARE_BYTES:
+            self._drop_oldest()
+        if is_first:
+            self._on_put()
+
+    def _bytes(self) -> int:
+        return sum(file.size for file in list(self._files))  # others may change the deque
+
+    def _drop_oldest(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread was here
+            self._files.popleft().close()
+
+    def tidy(self) -> float | None:
+        """Close those that were not used for so long; when to call again (monotonic), or None."""
+        if not self._files:
+            return None
+        due = self._used_at + SPARE_SECONDS
+        if time.monotonic() < due:
+            return due
+        self.clear()
+        return None
+
+    def clear(self) -> None:
+        while self._files:
+            self._drop_oldest()
+
+    def close(self) -> None:
+        """Keep none from now on."""
+        self._closed = True
+        self.clear()

@@ -1,0 +1,154 @@
+"""What becomes of a call, and how it is written down: a result, or an exception."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Final, NamedTuple
+
+from prefork._describe import describe, type_name
+from prefork._ipc.pickling import dumps, load, pack, unpack
+from prefork._ipc.wire import Kind
+from prefork.errors import MaybeDecodingError, PreforkError, RemoteTraceback, SoftTimeLimitExceeded
+
+
+class Failure(NamedTuple):
+    """A task's exception on its way back."""
+
+    pickled: bytes
+    type_name: str
+    traceback: str
+
+
+class Outcome(NamedTuple):
+    """What became of one call of several: `value` is its result, or the exception if not `ok`."""
+
+    ok: bool
+    value: Any
+
+
+def encode_result(
+    value: object, soft_limit: type[BaseException] = SoftTimeLimitExceeded
+) -> tuple[int, bytes, list[memoryview]]:
+    """A task's result as kind and payload of a report; raises only for a soft time limit."""
+    try:
+        return Kind.DONE, *pack(value)
+    except soft_limit:
+        raise
+    except Exception as exc:
+        return Kind.FAILED, dumps(encode_failure(_encoding_error(exc, value))), []
+
+
+def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
+    """The fields of a `Failure`; never raises."""
+    text = format_traceback(exc)
+    try:
+        pickled = dumps(exc)
+    except Exception as reason:
+        pickled = dumps(_encoding_error(reason, exc))
+    return pickled, type_name(exc), text
+
+
+def _encoding_error(reason: Exception, value: object) -> PreforkError:
+    error: PreforkError
+    try:
+        from prefork._ipc.encoding_error import MaybeEncodingError
+
+        error = MaybeEncodingError(reason, value)
+    except Exception as exc:  # it cannot be imported: no descriptor left, no memory
+        error = PreforkError(f"a {type_name(value)} cannot be pickled: {reason!r}; {exc!r}")
+    error.__cause__ = reason  # its traceback tells which attribute it was
+    return error
+
+
+def format_traceback(exc: BaseException) -> str:
+    """The traceback as text, from the user's function on."""
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, frames or exc.__traceback__))
+
+
+_OWN_MODULES: Final = (
+    "prefork._worker.main",
+    "prefork._ipc.outcome",
+    "prefork._ipc.pickling",
+    "prefork._engine.job_factory",
+)
+
+
+def decode(kind: int, payload: Any) -> tuple[bool, Any]:
+    """The outcome that a DONE, OUTCOMES or FAILED report carries: whether the job went well, and
+    its result or the exception.
+
+    Never raises: what cannot be unpickled fails this job alone.
+    """
+    if isinstance(payload, OSError):
+        return False, payload
+    if kind == Kind.DONE:
+        return decode_result(payload)
+    if kind == Kind.OUTCOMES:
+        return True, [
+            Outcome(*(decode_result(v) if ok else decode_failure(Failure(*v))))
+            for ok, v in load(payload)
+        ]
+    return decode_failure(Failure(*load(payload)))
+
+
+def decode_exit(payload: Any) -> tuple[int, str]:
+    """What an EXITING report says: the exit code, and why; ValueError if it says nothing."""
+    try:
+        code, why = load(payload)
+        return int(code), str(why)
+    except Exception as exc:
+        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+
+
+def decode_reason(payload: Any) -> str:
+    """Why a worker leaves, as a LEAVING report says; ValueError if it says nothing."""
+    try:
+        return str(load(payload))
+    except Exception as exc:
+        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+
+
+def decode_result(payload: Any) -> tuple[bool, Any]:
+    try:
+        if type(payload) is list:
+            return True, unpack(payload[0], payload[1:])
+        return True, unpack(payload)
+    except BaseException as exc:
+        name = _first_global(payload if isinstance(payload, (bytes, memoryview)) else payload[0])
+        return False, _decoding_error(name, exc)
+
+
+def decode_failure(failure: Failure) -> tuple[bool, Any]:
+    try:
+        exc = load(failure.pickled)
+        if not isinstance(exc, BaseException):
+            raise TypeError(f"it unpickles to {type_name(exc)}, which is no exception")
+        exc.__cause__ = RemoteTraceback(failure.traceback)
+    except BaseException as reason:
+        exc = _decoding_error(failure.type_name, reason, failure.traceback)
+    return False, exc
+
+
+def _decoding_error(name: str, reason: BaseException, text: str = "") -> MaybeDecodingError:
+    error = MaybeDecodingError(name, describe(reason), text)
+    error.__cause__ = reason
+    return error
+
+
+def _first_global(pickled: bytes | memoryview) -> str:
+    """The first class or function that a pickle names: nearly always the outermost type."""
+    strings: list[str] = []
+    try:
+        import pickletools  # large, and hardly ever needed
+
+        for opcode, arg, _ in pickletools.genops(bytes(pickled)):
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:]).removeprefix("builtins.")
+            if isinstance(arg, str):
+                strings.append(arg)
+    except Exception:
+        return "result"  # truncated or foreign bytes: the caller reports why
+    return "result"

@@ -1,0 +1,78 @@
+"""What travels between the pool and a worker, and how it is written down.
+
+A *task* goes out as a pickled call (`pickling.py`) with a fixed-size `Ticket` that says where it
+lies. A *report* comes back: a fixed-size header and a pickle.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+Ticket = tuple[int, float, int, int, int, int]
+"""The right to run one task; whoever reads it from the inbox owns the task.
+
+- the job
+- its soft limit in seconds; 0.0 is none
+- where the pickled call lies in the shared memory
+- its length in bytes; 0 when it comes as a parcel
+- how many of these are the function's pickle, if that has one of its own
+- flags
+"""
+TICKET: Final = struct.Struct("<QdIIII")
+
+# A ticket's flags.
+LEAVE: Final = 1  # no task: finish and exit
+ACCEPT: Final = 2  # report the start of the task
+PARCEL: Final = 4  # the call travels in a file of its own
+LIMITED: Final = 8  # it has a time limit
+KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
+
+# How to apply the function to the arguments: one of these is among the flags, too.
+CALL: Final = 0  # func(*args)
+MAP: Final = 32  # [func(item) for item in items]; the first exception fails the chunk
+STARMAP: Final = 64  # [func(*item) for item in items]; the same
+EACH: Final = 96  # like MAP, but each item has an outcome of its own
+MODE: Final = 96  # these bits
+
+
+class Kind:
+    """What a report says. Those of DONE, FAILED and OUTCOMES end a job."""
+
+    READY: Final = 0  # the worker has run its initializer
+    ACCEPTED: Final = 1  # the task has started
+    DONE: Final = 2  # the payload is the pickled result
+    FAILED: Final = 3  # a pickled `Failure`
+    OUTCOMES: Final = 4  # a pickled list: (True, pickled result) or (False, a `Failure`)
+    EXITING: Final = 5  # the task has the process exit: its pickled exit code, and why
+    BROKEN: Final = 6  # the initializer failed: a pickled `Failure`
+    LEAVING: Final = 7  # the worker leaves of itself: why, pickled
+    CORRUPTED: Final = 8  # is never sent: something came here that is no report
+
+
+Report = tuple[int, int, float, float, Any]
+"""What a worker says.
+
+- its kind
+- the job
+- when that was started (monotonic clock of the machine, seconds)
+- how many seconds it ran
+- the payload: bytes; a list of buffers, if it came as a parcel; or why it could not come
+"""
+REPORT: Final = struct.Struct("<QddQBB2x4s")
+"""A report's header: job, started, seconds, length, kind, 1 if it is a parcel, `MARK`."""
+MARK: Final = b"\xc1PF\xfe"
+"""Ends each header, so that foreign bytes are told from reports, and the next report is found
+behind them. No task's text in UTF-8 contains it."""
+
+
+def next_report(data: bytes, position: int) -> int:
+    """Where a report may start, from this position on: where a mark says so, or at the end."""
+    mark = data.find(MARK, position + REPORT.size - len(MARK))
+    if mark < 0:
+        return max(position, len(data) - REPORT.size + 1)
+    return mark + len(MARK) - REPORT.size
+
+
+INLINE: Final = 1 << 16
+"""Pickles above this many bytes travel in a file of their own, as a *parcel*."""

@@ -1,0 +1,165 @@
+"""What expires when: policy without I/O; the time is an argument.
+
+A limit counts from the moment that the worker starts the task, which the worker notes on its
+board. Nobody is told of that moment: a task that was sent at `t` cannot expire before `t` plus its
+limit, so that is when to look. What has not started then cannot expire before a whole limit later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from prefork._policy.job import Job, Seat
+
+__all__ = ["MEMORY_SECONDS", "Deadlines", "Expiry", "Findings", "Starts"]
+
+UNREAD_SECONDS: Final = 2.0
+"""A job that its idle worker has not read by so long after its limit was sent to a process that
+does not run: one that was stopped, for instance."""
+MEMORY_SECONDS: Final = 0.1
+"""How often the memory of busy workers is measured, if it is limited while they run."""
+
+
+class Expiry(NamedTuple):
+    seat: Seat
+    job: Job
+    soft: bool
+    timeout: float  # the limit that has passed, seconds
+    started: float  # of the job, or of the chunk's item, that has passed it (monotonic)
+
+
+class Findings(NamedTuple):
+    """What a look has shown."""
+
+    expired: list[Expiry]
+    unread: list[tuple[Seat, Job]]  # its worker does not even read it
+
+
+class Deadlines:
+    """
+    Args:
+        interval: look at least so often (seconds) while there is anything to look at; None: only
+            when something can expire.
+    """
+
+    def __init__(self, interval: float | None = None) -> None:
+        self.next_look: float | None = None  # monotonic seconds; None: nothing can expire
+        self._interval = interval
+        self._interrupted: dict[Seat, tuple[int, float]] = {}  # job and start: soft limit is done
+
+    def watch(self, job: Job, now: float) -> bool:
+        """A job was sent; True if the next look is now earlier than before."""
+        job.sent_at = now
+        limit = _first_limit(job)
+        if limit is None or (self._interval is not None and self._interval < limit):
+            limit = self._interval
+        if limit is None or (self.next_look is not None and self.next_look <= now + limit):
+            return False
+        self.next_look = now + limit
+        return True
+
+    def look(self, seats: Iterable[Seat], now: float) -> Findings:
+        """What has expired; sets `next_look`."""
+        findings = Findings([], [])
+        looks: list[float] = []
+        for seat in seats:
+            if not seat.sent:
+                continue
+            running, started = seat.running()
+            if running not in seat.sent and seat.ready:
+                self._look_at_unread(seat, now, findings, looks)
+            for job in seat.sent.values():
+                if job.id == running:
+                    self._look_at(seat, job, started, now, findings.expired, looks)
+                elif (limit := _first_limit(job)) is not None:
+                    looks.append(now + limit)
+            if self._interval is not None:
+                looks.append(now + self._interval)
+        self.next_look = min(looks, default=None)
+        return findings
+
+    def _look_at_unread(
+        self, seat: Seat, now: float, findings: Findings, looks: list[float]
+    ) -> None:
+        job = next(iter(seat.sent.values()))
+        if (limit := _first_limit(job)) is None:
+            return
+        if now >= (latest := job.sent_at + limit + UNREAD_SECONDS):
+            findings.unread.append((seat, job))
+        else:
+            looks.append(latest)
+
+    def _look_at(
+        self,
+        seat: Seat,
+        job: Job,
+        started: float,
+        now: float,
+        expired: list[Expiry],
+        looks: list[float],
+    ) -> None:
+        if job.timeout:
+            if now >= started + job.timeout:
+                expired.append(Expiry(seat, job, False, job.timeout, started))
+                return
+            looks.append(started + job.timeout)
+        if job.soft_timeout and self._interrupted.get(seat) != (job.id, started):
+            if now >= started + job.soft_timeout:
+                self._interrupted[seat] = job.id, started
+                expired.append(Expiry(seat, job, True, job.soft_timeout, started))
+            else:
+                looks.append(started + job.soft_timeout)
+        if job.size > 1 and (limit := _first_limit(job)) is not None:
+            looks.append(now + limit)  # for the chunk's next item
+
+    def forget(self, seat: Seat) -> None:
+        self._interrupted.pop(seat, None)
+
+
+def _first_limit(job: Job) -> float | None:
+    return min(filter(None, (job.timeout, job.soft_timeout)), default=None)
+
+
+LONGEST_PAUSE: Final = 0.5
+"""Seconds between two looks at a worker that does not start its job: one that was stopped."""
+
+
+class Starts:
+    """
+    Args:
+        delay: how many seconds after its start a job is told of at the latest; None: workers
+            report the start of each job that wants to be told of.
+    """
+
+    def __init__(self, delay: float | None = None) -> None:
+        self.delay = delay
+        self.next_look: float | None = None  # monotonic seconds; None: nothing can have started
+        self._pause = 0.0
+
+    def expect(self, seat: Seat, now: float) -> bool:
+        """The first job of this seat may start now; True if that makes the next look earlier."""
+        if self.delay is None or not seat.sent or not seat.ready:
+            return False
+        if self.next_look is not None and self.next_look <= now + self.delay:
+            return False
+        if not next(iter(seat.sent.values())).untold:
+            return False
+        self._pause = self.delay
+        self.next_look = now + self.delay
+        return True
+
+    def look(self, seats: Iterable[Seat], now: float) -> list[tuple[Seat, Job]]:
+        """The jobs that have started and are to be told of; sets `next_look`."""
+        started = []
+        self.next_look = None
+        for seat in seats:
+            if not seat.sent:
+                continue
+            job = seat.sent.get(seat.running()[0])
+            if job is not None and job.untold:
+                started.append((seat, job))
+            elif job is None and seat.ready and next(iter(seat.sent.values())).untold:
+                self.next_look = now + self._pause
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        return started

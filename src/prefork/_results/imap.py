@@ -1,0 +1,226 @@
+"""Lazy iterators over results: `imap` and `imap_unordered`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing import TimeoutError
+from typing import Any, Final
+
+from prefork._compiler import mypyc_attr
+from prefork._ipc.wire import INLINE
+from prefork._policy.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
+from prefork._policy.job import Job
+from prefork._results.protocols import Owner
+from prefork._system.condition import Signal
+
+__all__ = ["IMapIterator", "Items"]
+
+Outcome = tuple[bool, Any]  # whether it went well; the result, or the exception
+MEASURED: Final = 64  # jobs, before it is decided anew how far the input is read ahead
+
+
+class Items:
+    """What an iterator, the feeder of its jobs and the pool share.
+
+    Apart from the iterator itself, so that the pool keeps going only while a consumer holds it.
+    """
+
+    def __init__(
+        self,
+        pool: Owner,
+        function: str,
+        buffersize: int | None,
+        chunksize: int,
+        workers: int,
+        ordered: bool,
+    ) -> None:
+        self._pool: Owner | None = pool
+        self.function = function
+        self._ordered = ordered  # outcomes are taken in the order of the input
+        self._least = buffersize or LEAST_AHEAD * workers * chunksize
+        self.buffersize = max(self._least, chunksize)  # items
+        self.chunksize = chunksize  # items; of several, a job's result is a list of outcomes
+        self._workers = workers if buffersize is None else 0  # 0: the buffer keeps its size
+        self.sent = 0  # items handed to the pool
+        self.arrived = 0  # items whose outcomes were put where the consumer takes them
+        self.jobs = 0
+        self.finished_jobs = 0
+        self.bytes = 0  # of all its jobs
+        self.finished_bytes = 0  # of those that have finished
+        self.exhausted = False  # there will be no more jobs
+        self.cancelled = False  # nobody will take anything any more
+        self.input_error: BaseException | None = None  # to be raised once, at the end
+        self.on_cancel: Callable[[], object] = lambda: None
+        self.room = Signal()
+        self.news = Signal()
+        self._early: dict[int, Sequence[Outcome]] = {}  # before that of an earlier job
+        self._ready: deque[Outcome] = deque()
+        self._next_job = 0
+        self._seconds = 0.0  # of the jobs since the buffer was sized
+
+    @property
+    def taken(self) -> int:
+        """How many items the consumer has taken."""
+        return self.arrived - len(self._ready)
+
+    # ---- the feeder's side
+
+    def has_room(self) -> bool:
+        """Whether the input may be read on: it must not run ahead of the consumer, nor fill the
+        memory."""
+        return self.cancelled or (
+            self.sent - self.taken + self.chunksize <= self.buffersize
+            and self.bytes - self.finished_bytes < MOST_BYTES
+        )
+
+    def bind(self, job: Job) -> None:
+        self.sent += job.size
+        self.jobs += 1
+        self.bytes += job.nbytes
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The input has ended, by itself or with an exception; only the first call counts."""
+        if not self.exhausted:
+            self.input_error = error
+            self.exhausted = True
+            self.news.notify()
+
+    def cancel(self) -> None:
+        """The consumer has gone."""
+        self.cancelled = True
+        self._pool = None
+        self.room.notify()
+        self.news.notify()
+        self.on_cancel()
+
+    # ---- the pool's side
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        pass
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+    def awaited(self) -> Signal:
+        return self.news
+
+    def settle(self, job: Job, ok: bool, value: Any) -> Signal:
+        outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
+        if not self._ordered:
+            self._put(outcomes)
+        elif job.index != self._next_job:
+            self._early[job.index] = outcomes
+        else:
+            self._put(outcomes)
+            self._next_job += 1
+            while self._next_job in self._early:
+                self._put(self._early.pop(self._next_job))
+                self._next_job += 1
+        self.finished_jobs += 1  # last: then the consumer finds what there is before the end
+        self.finished_bytes += job.nbytes
+        if job.nbytes > INLINE:
+            self.room.notify()
+        if self._workers:
+            self._seconds += job.seconds
+            if self.finished_jobs % MEASURED == 0:
+                self._size_buffer()
+        return self.news
+
+    def _put(self, outcomes: Sequence[Outcome]) -> None:
+        self._ready.extend(outcomes)
+        self.arrived += len(outcomes)  # after it: there must never seem to be more room
+
+    def _size_buffer(self) -> None:
+        """A wide one does no good, but takes memory, while results wait for the consumer."""
+        if self.finished_jobs * self.chunksize - self.taken > self._least:
+            self.buffersize = self._least
+        else:
+            chunks = read_ahead(self._workers, self._seconds / MEASURED)
+            self.buffersize = chunks * self.chunksize
+        self._seconds = 0.0
+
+    # ---- the consumer's side
+
+    def has_news(self) -> bool:
+        return bool(self._ready) or self._is_over()
+
+    def _is_over(self) -> bool:
+        return self.cancelled or (self.exhausted and self.finished_jobs == self.jobs)
+
+    def take(self, timeout: float | None) -> Outcome | None:
+        """The next outcome; None at the end."""
+        while (outcome := self._next_outcome()) is None:
+            if not self._wait(timeout):
+                return None
+        # In batches, so that the feeder is not woken for each item.
+        if (self.sent - self.taken) * 2 <= self.buffersize:
+            self.room.notify()
+        return outcome
+
+    def _next_outcome(self) -> Outcome | None:
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait for another outcome; False at the end."""
+        if self._is_over() and not self._ready:
+            self._pool = None
+            return False
+        if (pool := self._pool) is not None and not pool.wait_for(
+            self.news, self.has_news, timeout
+        ):
+            raise TimeoutError(f"no result arrived within {timeout:g} s")
+        return True
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class IMapIterator:
+    """The results of `imap`, one after another, in the order of the input.
+
+    The input is read as results are taken: at most `buffersize` items ahead. An iterator that is
+    dropped reads no more input.
+    """
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Items) -> None:
+        self.items = items  # the pool's side of it
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waiting for it at most `timeout` seconds.
+
+        Raises:
+            StopIteration: there are no more.
+            multiprocessing.TimeoutError: it is not here in time; call again for the same result.
+            Exception: what the task for this item raised, or what the input iterable raised
+                (that ends the iteration).
+        """
+        outcome = self.items.take(timeout)
+        if outcome is None:
+            end, self.items.input_error = self.items.input_error, None
+            raise StopIteration if end is None else end
+        ok, value = outcome
+        if ok:
+            return value
+        if isinstance(value, StopIteration):  # it would end the iteration (PEP 479)
+            error = RuntimeError("the task raised StopIteration")
+            error.__cause__ = value
+            raise error
+        raise value
+
+    def close(self) -> None:
+        """Take no more results: the input is read no further."""
+        self.items.cancel()
+
+    def __repr__(self) -> str:
+        items = self.items
+        return f"<{type(self).__name__} of {items.function}: {items.taken} items taken>"

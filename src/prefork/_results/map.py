@@ -1,0 +1,143 @@
+"""The handle of a `map_async`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from prefork._compiler import mypyc_attr
+from prefork._policy.chunks import MOST_BYTES
+from prefork._policy.job import Job, JobOwner
+from prefork._results.apply import Callbacks, Handle
+from prefork._results.protocols import Owner
+from prefork._system.condition import Signal
+from prefork.errors import Terminated
+
+__all__ = ["MapResult"]
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class MapResult(Handle):
+    """The results of all jobs of a `map_async` or `starmap_async`, as one list.
+
+    As in `multiprocessing.Pool`, it becomes ready when all its chunks are finished, and the
+    first error among them is its error.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_done",
+        "_error",
+        "_function",
+        "_items",
+        "_jobs",
+        "_lock",
+        "_measured",
+        "_most_jobs",
+        "_values",
+        "cancelled",
+        "room",
+    )
+
+    def __init__(
+        self, pool: Owner, function: str, length: int, callbacks: Callbacks | None = None
+    ) -> None:
+        super().__init__(pool, callbacks)
+        self._function = function
+        self._values: list[Any] = [None] * length
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._items = length  # that are expected
+        self._done = 0  # items
+        self._jobs = 0  # on their way
+        self._bytes = 0  # of these
+        self._most_jobs = 1
+        self._measured: Callable[[int, float], object] | None = None
+        self.room = Signal()
+        self.cancelled = False
+        if length == 0:
+            self._finish(True, [])
+
+    def cancel(self) -> bool:
+        """Have none of its calls run that have not been started; those that have go on, and their
+        results are dropped. It fails with `Terminated`, unless an item had failed before.
+
+        Returns:
+            Whether there was anything to end: False if it was ready.
+        """
+        return (pool := self._pool) is not None and self._end(pool.enforcement.cancel_all)
+
+    def terminate(self) -> bool:
+        """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
+        failed before.
+
+        Returns:
+            Whether there was anything to end: False if it was ready.
+        """
+        return (pool := self._pool) is not None and self._end(pool.enforcement.terminate_all)
+
+    def _end(self, end_all: Callable[[JobOwner], None]) -> bool:
+        self.cancelled = True
+        self.room.notify()
+        self.end(error := self._terminated())
+        end_all(self)
+        return self._value is error
+
+    def _terminated(self) -> Terminated:
+        return Terminated(f"the map of {self._function} was terminated")
+
+    # ---- the feeder's side
+
+    def limit(self, jobs: int, measured: Callable[[int, float], object] | None = None) -> None:
+        """Have at most so many jobs on their way; call `measured(items, seconds)` after each."""
+        self._most_jobs = jobs
+        self._measured = measured
+
+    def has_room(self) -> bool:
+        return self._jobs < self._most_jobs and self._bytes < MOST_BYTES
+
+    def bind(self, job: Job) -> None:
+        with self._lock:
+            self._jobs += 1
+            self._bytes += job.nbytes
+        if self.cancelled:  # meanwhile: it shall not run
+            job.flaw = job.flaw or self._terminated()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The input was handed over, or could not be: then what was is all there will be."""
+        if error is not None:
+            with self._lock:
+                self._error = error
+                signal = self._finish(False, error) if self._ok is None else None
+            if signal is not None:
+                signal.notify()
+
+    # ---- the pool's side
+
+    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+        pass
+
+    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+        pass
+
+    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
+        if self._measured is not None and ok:
+            self._measured(job.size, job.seconds)
+        with self._lock:
+            if ok:
+                self._values[job.index : job.index + job.size] = value
+            elif self._error is None:
+                self._error = value
+            self._done += job.size
+            self._jobs -= 1
+            self._bytes -= job.nbytes
+            if self._done == self._items and self._ok is None:
+                if self._error is not None:
+                    return self._finish(False, self._error)
+                return self._finish(True, self._values)
+        return self.room
+
+    def __repr__(self) -> str:
+        progress = f"{self._done} of {self._items} items, {self._state()}"
+        return f"<{type(self).__name__} of {self._function}: {progress}>"

@@ -1,0 +1,53 @@
+"""What a result asks of the pool that it comes from: types, without a runtime of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from prefork._policy.job import Job, JobOwner
+from prefork._system.condition import Signal
+
+__all__ = ["Callback", "JobEnder", "Owner", "Runner"]
+
+Callback = Callable[..., object] | None
+
+
+class Runner(Protocol):
+    """Who runs a user's callback: a thread of the pool, or an event loop."""
+
+    def __call__(
+        self, callback: Callable[..., object], *args: object, **kwargs: object
+    ) -> None: ...
+
+
+class JobEnder(Protocol):
+    """Ends single jobs; tells whether there was anything to end."""
+
+    def cancel(self, job: Job) -> bool:
+        """Only if it has not been started."""
+
+    def terminate(self, job: Job, signum: int | None = None) -> bool:
+        """In any case: with this signal to its worker, or by killing that."""
+
+    def cancel_all(self, owner: JobOwner) -> None:
+        """All jobs whose results are this one's, unless they have been started."""
+
+    def terminate_all(self, owner: JobOwner) -> None:
+        """All jobs whose results are this one's."""
+
+
+class Owner(Protocol):
+    """The pool that a result comes from; results keep it alive until they are here."""
+
+    @property
+    def enforcement(self) -> JobEnder: ...
+
+    def wait_for(
+        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child, or inside of the pool.
+        """

@@ -1,0 +1,134 @@
+"""Memory of processes, and its end."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+
+__all__ = [
+    "OutOfMemoryKills",
+    "ResidentMemory",
+    "available_cpus",
+    "control_groups",
+    "read_text",
+    "resident",
+]
+
+_KIB_PER_PAGE = resource.getpagesize() // 1024
+
+
+def _parse(statm: bytes) -> int:
+    return int(statm.split()[1]) * _KIB_PER_PAGE
+
+
+def resident(pid: int) -> int | None:
+    """The resident memory of a process now, KiB; None if it has gone, or cannot be told."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            return _parse(statm.read()) or None
+    except OSError:
+        return None
+
+
+class ResidentMemory:
+    """This process's own, read again and again at little cost."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def now(self) -> int:
+        """KiB. Where there is no /proc: the most that it ever was."""
+        if self._fd >= 0:
+            return _parse(os.pread(self._fd, 128, 0))
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most // 1024 if sys.platform == "darwin" else most
+
+
+class OutOfMemoryKills:
+    """Tells whether the kernel has killed for lack of memory since it was last asked.
+
+    Reads `memory.events` of our control group (v2), `memory.oom_control` (v1), or, where neither
+    says anything, the machine's /proc/vmstat (Linux 4.13).
+    """
+
+    def __init__(self, root: str = "") -> None:
+        files = [
+            *(f"{group}/memory.events" for group in control_groups("", root)),
+            *(f"{group}/memory.oom_control" for group in control_groups("memory", root)),
+            f"{root}/proc/vmstat",
+        ]
+        self._file = next((file for file in files if _count(file) is not None), None)
+        self._count = _count(self._file)
+
+    def any_new(self) -> bool:
+        before, self._count = self._count, _count(self._file)
+        return before is not None and self._count is not None and self._count > before
+
+
+def _count(file: str | None) -> int | None:
+    if file is None:
+        return None
+    lines = read_text(file).splitlines()
+    counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    return counts[0] if counts else None
+
+
+def control_groups(controller: str, root: str = "") -> list[str]:
+    """The folders of this process's control group of a v1 controller ("": of v2), and of those
+    above it: none if there is no such hierarchy."""
+    for line in read_text(f"{root}/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            names = [name for name in path.split("/") if name]
+            top = f"{root}/sys/fs/cgroup/{controller}".rstrip("/")
+            return ["/".join([top, *names[:depth]]) for depth in range(len(names), -1, -1)]
+    return []
+
+
+def read_text(path: str) -> str:
+    """The content of a file, or "" if it cannot be read."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def available_cpus(root: str = "") -> int:
+    """The CPUs of the affinity mask, or fewer if a control group's quota allows less; at least 1.
+
+    The quota is that of this process's control group or the tightest above it: `cpu.max` of
+    cgroup v2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of v1 (cgroups(7)). A quota of 1.5 CPUs
+    counts as 2, so that it can be used up.
+    """
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        cpus = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
+    else:
+        cpus = os.cpu_count() or 1
+    quota = _quota(root)
+    return max(1, min(cpus, math.ceil(quota))) if quota else cpus
+
+
+def _quota(root: str) -> float | None:
+    quotas = [
+        *map(_quota_v2, control_groups("", root)),
+        *map(_quota_v1, control_groups("cpu", root)),
+    ]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: str) -> float | None:
+    fields = read_text(f"{group}/cpu.max").split()
+    return int(fields[0]) / int(fields[1]) if fields and fields[0] != "max" else None
+
+
+def _quota_v1(group: str) -> float | None:
+    quota, period = read_text(f"{group}/cpu.cfs_quota_us"), read_text(f"{group}/cpu.cfs_period_us")
+    return int(quota) / int(period) if quota and period and int(quota) > 0 else None

@@ -1,0 +1,224 @@
+"""What runs in a worker process: initialise, then receive, run, report until told to leave.
+
+main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ticket
+                                                │ note it on the board
+                                                │ load, run              SIGUSR1: soft limit
+                                                └ report ─► … ─► leave
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+from prefork._describe import describe
+from prefork._ipc.outcome import encode_failure, encode_result
+from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
+from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
+from prefork._ipc.worker_end import WorkerEnd
+from prefork._system import at_fork, stacks
+from prefork._system.signals import IGNORE, forget_handlers, set_action, unblock
+from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
+
+__all__ = ["main"]
+
+_EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
+
+
+def main(end: WorkerEnd, options: WorkerOptions) -> None:
+    gc.freeze()  # the collector would write to, and so copy, all that is shared with the parent
+    stacks.install(end.open())
+    try:
+        _Worker(end, options).run()
+    finally:
+        stacks.uninstall()
+        end.close()  # the pool need not wait for what else there is to clean up
+
+
+def _exit_code(exc: BaseException) -> int:
+    """What the process will exit with (as `multiprocessing` does it)."""
+    code = exc.code if isinstance(exc, SystemExit) else 1
+    return 0 if code is None else code if isinstance(code, int) else 1
+
+
+class _Worker:
+    def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
+        self._end = end
+        self._options = options
+        self._calls = CallUnpickler()
+        self._items: Iterator[Any] = iter(())  # of the chunk that runs, those that are left
+        self._limited = False  # the job that runs has time limits
+        self._soft_timeout = 0.0
+        self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
+
+    def run(self) -> None:
+        at_fork.own(self)
+        self._set_signals()
+        self._initialise()
+        set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
+        self._end.report(Kind.READY)
+        tasks_left = self._options.max_tasks
+        memory = None
+        if self._options.max_memory:
+            from prefork._system.resources import ResidentMemory  # as long as all the rest
+
+            memory = ResidentMemory()
+        while tasks_left is None or tasks_left > 0:
+            ticket = self._end.receive()
+            if ticket is None:
+                return
+            self._run_task(ticket)
+            if tasks_left is not None:
+                tasks_left -= 1
+            if memory is not None and self._has_outgrown(memory.now()):
+                return
+
+    def _has_outgrown(self, kib: int) -> bool:
+        limit = self._options.max_memory
+        if limit is None or kib <= limit:
+            return False
+        why = f"{kib} KiB of memory, more than {limit} KiB"
+        self._end.report(Kind.LEAVING, pickled=dumps(why))
+        return True
+
+    def _set_signals(self) -> None:
+        """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
+        signal.set_wakeup_fd(-1)
+        forget_handlers()
+        set_action(signal.SIGINT, IGNORE)
+        set_action(SOFT_SIGNAL, self._on_soft_limit)
+        unblock(SOFT_SIGNAL, signal.SIGTERM)
+
+    def _initialise(self) -> None:
+        if self._options.initializer is None:
+            return
+        try:
+            self._options.initializer()
+        except BaseException as exc:
+            self._end.report(Kind.BROKEN, pickled=dumps(encode_failure(exc)))
+            raise SystemExit(1) from None
+
+    # ---- one task
+
+    def _run_task(self, ticket: Ticket) -> None:
+        end = self._end
+        job, soft_timeout, _, _, _, flags = ticket
+        end.clock[1] = end.clock[2] = started = time.monotonic()
+        end.board[0] = job
+        if flags & ACCEPT:
+            end.report(Kind.ACCEPTED, job, started)
+        self._limited = bool(flags & LIMITED)
+        self._soft_timeout = soft_timeout
+        try:
+            try:
+                kind, pickled, buffers = self._load_and_call(ticket)
+            finally:
+                self._soft_deadline = 0.0
+        except BaseException as exc:
+            if isinstance(exc, _EXITS):
+                if not end.closed:
+                    why = _exit_code(exc), f"it raised {describe(exc)}"[:1000]
+                    end.report(Kind.EXITING, job, started, pickled=dumps(why))
+                raise
+            kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
+        if end.closed:  # in a child that the task forked, and that has come back here
+            os._exit(0)
+        self._report(kind, job, started, pickled, buffers)
+
+    def _load_and_call(self, ticket: Ticket) -> tuple[int, bytes, list[memoryview]]:
+        """The arguments are gone when this returns, unless the task, or its result, keeps them."""
+        func, arguments = self._load(ticket)
+        if self._limited:
+            self._restart_clock()  # what unpickling took is not the task's own time
+        return self._call(ticket[-1], func, arguments)
+
+    def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
+        try:
+            pickled, buffers = self._end.payload(ticket)
+            return self._calls.load(pickled, ticket[-2], buffers)
+        except Exception as exc:
+            exc.add_note(
+                "while unpickling the call in a worker process: it can use what is importable "
+                "there, and what was defined when the pool was made"
+            )
+            raise
+
+    def _report(
+        self, kind: int, job: int, started: float, pickled: bytes, buffers: list[memoryview]
+    ) -> None:
+        seconds = time.monotonic() - started
+        try:
+            self._end.report(kind, job, started, seconds, pickled, buffers)
+        except OSError as exc:
+            # A large result goes into a file; there may be no memory or descriptor left for it.
+            failure = dumps(encode_failure(exc))
+            self._end.report(Kind.FAILED, job, started, seconds, failure)
+
+    def _call(
+        self, flags: int, func: Callable[..., Any], arguments: Any
+    ) -> tuple[int, bytes, list[memoryview]]:
+        mode = flags & MODE
+        if mode == CALL:
+            if flags & KEYWORDS:
+                args, kwargs = arguments
+                return self._encode(func(*args, **kwargs))
+            return self._encode(func(*arguments))
+        items = self._items = iter(arguments)
+        if mode == EACH:
+            return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in items])
+        if self._limited:
+            items = self._timed(items)
+        # No map(): a task's StopIteration would end it.
+        if mode == MAP:
+            return self._encode([func(item) for item in items])
+        return self._encode([func(*item) for item in items])
+
+    def _encode(self, value: object) -> tuple[int, bytes, list[memoryview]]:
+        return encode_result(value, self._options.soft_limit)
+
+    def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
+        try:
+            try:
+                if self._limited:
+                    self._restart_clock()
+                kind, pickled, buffers = self._encode(func(item))
+            finally:
+                self._soft_deadline = 0.0
+        except _EXITS:
+            raise
+        except BaseException as exc:
+            return False, encode_failure(exc)
+        if kind == Kind.DONE:
+            return True, [pickled, *map(bytearray, buffers)]
+        return False, load(pickled)
+
+    def abandon(self) -> None:
+        """In a child that the task forks: the job is not its own, so there are no more items."""
+        deque(self._items, 0)
+
+    # ---- time limits: they are each item's, so the clock starts anew for each
+
+    def _restart_clock(self) -> None:
+        """From here on the soft limit raises; to be called where that will be caught."""
+        self._end.clock[1] = started = time.monotonic()
+        if self._soft_timeout:
+            self._soft_deadline = started + self._soft_timeout
+
+    def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
+            self._restart_clock()
+            yield item
+
+    def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
+        """Raise in the task that runs now, if it has passed its own limit; else the signal was
+        meant for one that has finished."""
+        if 0.0 < self._soft_deadline <= time.monotonic():
+            self._soft_deadline = 0.0
+            limit = self._soft_timeout
+            raise self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")

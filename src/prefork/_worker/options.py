@@ -1,0 +1,66 @@
+"""How a worker works, and what it does first."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from multiprocessing.reduction import DupFd, ForkingPickler
+from typing import Any, Final, NamedTuple
+
+from prefork._ipc.payload import Parcel
+from prefork._ipc.pickling import load
+from prefork.errors import SoftTimeLimitExceeded
+
+__all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions"]
+
+SOFT_SIGNAL: Final = signal.SIGUSR1
+_SMALL: Final = (
+    1 << 12
+)  # bytes of a pickle that fit into any pipe beside what else starts a process
+
+
+class Initializer:
+    """A function and its arguments, to be called once in each worker.
+
+    Where it has to be pickled (not with fork), the worker unpickles it itself, when it can report
+    that this fails. A large pickle travels in a file: the pipe that starts a process takes little
+    before the process reads, and it may hang before it does (in the import of `__main__`).
+    """
+
+    def __init__(self, func: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._call = func, args
+        self._parcel: Parcel | None = None  # on its way to the worker that is being started
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Anew for each worker: what can only be given to a child while it starts is in there, too.
+        pickled = bytes(ForkingPickler.dumps(self._call))
+        if len(pickled) <= _SMALL:
+            return _PickledInitializer, (pickled,)
+        self._parcel = Parcel(pickled)  # the last worker's has been received
+        return _PickledInitializer, (DupFd(self._parcel.fd),)
+
+    def __call__(self) -> None:
+        func, args = self._call
+        func(*args)
+
+
+class _PickledInitializer:
+    """The same, as it arrives in a worker."""
+
+    def __init__(self, pickled: Any) -> None:
+        self._pickled = pickled
+
+    def __call__(self) -> None:
+        pickled = self._pickled
+        func, args = load(pickled if isinstance(pickled, bytes) else Parcel.open(pickled.detach()))
+        func(*args)
+
+
+class WorkerOptions(NamedTuple):
+    """How a worker works. `max_tasks` and `max_memory` (KiB resident, after a task) are when it
+    leaves, to be replaced by another one."""
+
+    initializer: Callable[[], None] | None = None
+    max_tasks: int | None = None
+    max_memory: int | None = None
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
