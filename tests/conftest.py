@@ -36,7 +36,7 @@ def make_pool() -> Iterator[Callable[..., Pool]]:
 
 @pytest.fixture
 def script() -> Iterator[Callable[..., Script]]:
-    """Starts scripts that are killed after the test."""
+    """Start scripts that are killed after the test."""
     scripts: list[Script] = []
 
     def start(source: str, *args: object) -> Script:

@@ -33,11 +33,11 @@ Layout, from the top; a module imports only from those below it:
     waiting           where threads wait for one another
     scheduler         who gets which task        (policy, no I/O)
     deadlines         what expires when          (policy, no I/O)
-    begun             whose start is still to be told (policy, no I/O)
+    start_notices             whose start is still to be told (policy, no I/O)
     chunks            how `map` divides input    (policy, no I/O)
     process           one child process to the operating system
     channel           one channel to a child, refereed by the kernel
-    parcels           large objects on their way to or from a child
+    payloads           large objects on their way to or from a child
     files             anonymous files of memory, and their use again
     stacks            the Python stack of a worker, whatever it is doing
     watch             waiting for many descriptors

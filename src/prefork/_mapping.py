@@ -13,7 +13,7 @@ from prefork._policy.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fi
 from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
 from prefork._results.imap import Items
-from prefork._results.protocols import Callback, Owner
+from prefork._results.protocols import Callback, PoolRef
 from prefork.results import IMapIterator, IMapUnorderedIterator, MapResult
 
 __all__ = ["MapFamily"]
@@ -21,7 +21,7 @@ __all__ = ["MapFamily"]
 Iterator = TypeVar("Iterator", bound=IMapIterator)
 
 
-class MapFamily(Owner):
+class MapFamily(PoolRef):
     """What `Pool` has of it. All of these take, as keywords:
 
     timeout, soft_timeout: the time limits of each call, in seconds; None: the pool's.

@@ -23,7 +23,7 @@ from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
 from prefork._results.protocols import Callback
 from prefork._system import process
-from prefork._system.condition import Signal
+from prefork._system.condition import Condition
 from prefork._system.resources import available_cpus
 from prefork._worker.options import Initializer
 from prefork.results import ApplyResult
@@ -205,10 +205,10 @@ class Pool(MapFamily):
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.make.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            if self._jobs.begun.delay is None:
+            if self._jobs.start_notices.delay is None:
                 job.flags |= ACCEPT
             else:
-                job.untold = True
+                job.start_unreported = True
         if waitforslot:
             self._jobs.submit_when_free(job)
         else:
@@ -321,7 +321,7 @@ class Pool(MapFamily):
         return self._engine.enforcement
 
     def wait_for(
-        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         """For the results: wait until `condition()`, at most `timeout` seconds.
 

@@ -10,7 +10,8 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, NEVER, eventually
-from prefork import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError, recruiter
+from prefork import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from prefork._engine import spawner
 
 
 def square(x):
@@ -412,7 +413,7 @@ def is_start_waiting(pool):
 
 def test_no_worker_is_forked_while_a_callback_holds_a_lock(make_pool, monkeypatch):
     """Nobody would release it in there."""
-    monkeypatch.setattr(recruiter, "QUIET_SECONDS", DEADLINE)
+    monkeypatch.setattr(spawner, "QUIET_SECONDS", DEADLINE)
     pool = make_pool(1, context="fork")
 
     def callback(error):
@@ -424,7 +425,7 @@ def test_no_worker_is_forked_while_a_callback_holds_a_lock(make_pool, monkeypatc
 
 
 def test_a_callback_that_blocks_holds_no_worker_back(make_pool, monkeypatch):
-    monkeypatch.setattr(recruiter, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(spawner, "QUIET_SECONDS", 0.01)
     pool = make_pool(1, context="fork")
     go = threading.Event()
     pool.apply_async(end_process, error_callback=lambda _: go.wait(DEADLINE))

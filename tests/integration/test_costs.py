@@ -20,7 +20,8 @@ from typing import NamedTuple
 import pytest
 
 from gate import enter
-from prefork import Pool, scheduler
+from prefork import Pool
+from prefork._policy import scheduler
 
 CALLS = 500
 FEW = 20

@@ -14,9 +14,10 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, METHODS, children, eventually
-from prefork import Pool, cgroups, recruiter, watch
+from prefork import Pool
+from prefork._engine import spawner
 from prefork._ipc import channel
-from prefork._system import process
+from prefork._system import process, resources, selector
 
 # --- descriptors
 
@@ -255,17 +256,17 @@ def failing(call, at, error):
     ("where", "name", "error"),
     [
         (os, "fork", BlockingIOError(errno.EAGAIN, "no process is left")),
-        (watch.Watch, "add", OSError(errno.ENOSPC, "no watch is left")),
-        (recruiter, "log", KeyboardInterrupt()),
+        (selector.Selector, "add", OSError(errno.ENOSPC, "no watch is left")),
+        (spawner, "log", KeyboardInterrupt()),
         (process.Child, "look_after", KeyboardInterrupt()),
-        (cgroups, "open", KeyboardInterrupt()),
+        (resources, "open", KeyboardInterrupt()),
     ],
     ids=["fork", "watch", "admitted", "forked", "prepared"],
 )
 def test_a_pool_that_cannot_be_made_leaves_nothing(monkeypatch, where, name, error, at):
     Pool(1, context="fork").terminate()  # what is made once stays
     before = possessions()
-    monkeypatch.setattr(recruiter, "LATE_SECONDS", 10 * DEADLINE)  # nothing is waited for in vain
+    monkeypatch.setattr(spawner, "LATE_SECONDS", 10 * DEADLINE)  # nothing is waited for in vain
     with monkeypatch.context() as patch:
         patch.setattr(where, name, failing(getattr(where, name, open), at, error), raising=False)
         with pytest.raises(type(error)) as caught:
@@ -280,13 +281,13 @@ def test_a_pool_that_cannot_be_made_leaves_nothing(monkeypatch, where, name, err
 def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
     numbers = itertools.count(1)
 
-    def high(fd):
+    def above_stdio(fd):
         if next(numbers) < at:
             return fd
         os.close(fd)
         raise OSError(errno.EMFILE, "no descriptor is left")
 
-    monkeypatch.setattr(channel, "high", high)
+    monkeypatch.setattr(channel, "above_stdio", above_stdio)
     before = possessions()
     with pytest.raises(OSError, match="no descriptor is left"):
         Pool(2, context="fork")

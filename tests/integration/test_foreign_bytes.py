@@ -35,7 +35,9 @@ GARBAGE = {
 
 def own_end() -> WorkerEnd:
     """In a task: its worker's end of the channel."""
-    return next(obj for find in at_fork._owned.values() if isinstance(obj := find(), WorkerEnd))
+    return next(
+        obj for find in at_fork._registered.values() if isinstance(obj := find(), WorkerEnd)
+    )
 
 
 def write_out(data: bytes, gate: Door | None = None) -> int:
@@ -58,7 +60,7 @@ def exit_with(payload: bytes, gate: Door) -> None:
 
 def write_parcels(messages: list[bytes], size: int) -> bytes:
     """A task that writes into its socket for large objects, then returns a large one."""
-    with socket.socket(fileno=os.dup(own_end()._parcels.fileno())) as own:
+    with socket.socket(fileno=os.dup(own_end()._payloads.fileno())) as own:
         for message in messages:
             own.send(message)
         with open(os.devnull, "rb") as null:

@@ -269,7 +269,7 @@ def test_inner_workers_end_with_the_outer_one(context, make_pool, tmp_path):
 
 def open_parcels():
     names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    return sum("parcel" in os.readlink(name) for name in names if os.path.lexists(name))
+    return sum("payload" in os.readlink(name) for name in names if os.path.lexists(name))
 
 
 def test_a_successor_inherits_no_waiting_tasks(make_pool, tmp_path):

@@ -150,7 +150,7 @@ def test_no_wakeup_without_news():
         done = loop.create_future()
         pool.apply_async(os.getpid, callback=done.set_result)
         await done
-        rung = pool._jobs.outboxes.bell._rung
+        rung = pool._jobs.outboxes.wakeup._is_set
         pool.terminate()
         return rung
 

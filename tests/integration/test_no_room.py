@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from helpers import DEADLINE
-from prefork import Pool, recruiter
+from prefork import Pool
+from prefork._engine import spawner
 from prefork._ipc.channel import Channel
 from prefork._ipc.memfd import Transport
 
@@ -27,7 +28,7 @@ def worker_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Pool]:
     """Makes pools of one worker, with an initializer."""
-    monkeypatch.setattr(recruiter, "Channel", functools.partial(Channel, request.param))
+    monkeypatch.setattr(spawner, "Channel", functools.partial(Channel, request.param))
     return lambda *init: make_pool(1, *init, context="fork")
 
 

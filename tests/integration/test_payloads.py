@@ -272,7 +272,7 @@ def large_files(pid):
     found = 0
     for name in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found += "prefork-parcel" in os.readlink(name)
+            found += "prefork-payload" in os.readlink(name)
     return found
 
 

@@ -11,7 +11,7 @@ from helpers import METHODS, eventually
 
 @pytest.fixture
 def run(script, tmp_path):
-    """Starts a script from a file, as users do: spawn and forkserver import it in the workers."""
+    """Start a script from a file, as users do: spawn and forkserver import it in the workers."""
 
     def start(source, *args):
         path = tmp_path / "program.py"

@@ -155,7 +155,7 @@ def test_killed_while_its_last_words_are_waited_for(make_pool, tmp_path):
         with pool._jobs.lock:
             (worker,) = [worker for worker in pool._jobs.workers if worker.pid == pid]
             worker.kill_after_last_words("for a test")
-            pool._jobs.ring_staff()
+            pool._jobs.wake_supervisor()
             eventually(lambda w=worker: time.monotonic() > w.patience_ends, "time passes")
             pool.terminate_job(pid)
         with pytest.raises(Terminated):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefork._policy.job import Job, Seat
-from prefork._policy.timers import LONGEST_PAUSE, Starts
+from prefork._policy.job import Job, WorkerSlot
+from prefork._policy.timers import LONGEST_PAUSE, StartNotices
 
 DELAY = 0.005
 
 
-class Board(Seat):
+class Board(WorkerSlot):
     """A worker whose board a test writes."""
 
     def __init__(self, *jobs: Job) -> None:
@@ -20,36 +20,36 @@ class Board(Seat):
         return self.now, 1.0
 
 
-class Owner:
-    def bind(self, job):
+class PoolRef:
+    def job_added(self, job):
         pass
 
 
 def new_job():
-    job = Job(Owner(), "abs")
-    job.untold = True
+    job = Job(PoolRef(), "abs")
+    job.start_unreported = True
     return job
 
 
 def test_a_start_is_looked_for_once_after_the_delay():
-    starts, job = Starts(DELAY), new_job()
-    seat = Board(job)
-    assert starts.expect(seat, 10.0)
+    starts, job = StartNotices(DELAY), new_job()
+    slot = Board(job)
+    assert starts.expect(slot, 10.0)
     assert starts.next_look == 10.0 + DELAY
-    assert not starts.expect(seat, 10.001)  # that look is early enough
-    seat.now = job.id
-    assert starts.look([seat], 10.006) == [(seat, job)]
+    assert not starts.expect(slot, 10.001)  # that look is early enough
+    slot.now = job.id
+    assert starts.look([slot], 10.006) == [(slot, job)]
     assert starts.next_look is None
-    job.untold = False
-    assert not starts.expect(seat, 11.0)
+    job.start_unreported = False
+    assert not starts.expect(slot, 11.0)
 
 
 def test_who_does_not_start_is_looked_at_less_and_less_often():
-    starts, seat = Starts(DELAY), Board(new_job())
-    starts.expect(seat, 0.0)
+    starts, slot = StartNotices(DELAY), Board(new_job())
+    starts.expect(slot, 0.0)
     now, pauses = DELAY, []
     for _ in range(12):
-        assert starts.look([seat], now) == []
+        assert starts.look([slot], now) == []
         pauses.append(round(starts.next_look - now, 6))
         now = starts.next_look
     assert pauses == sorted(pauses)
@@ -57,14 +57,14 @@ def test_who_does_not_start_is_looked_at_less_and_less_often():
 
 
 def test_what_waits_behind_a_running_job_is_not_looked_for():
-    starts, first, second = Starts(DELAY), new_job(), new_job()
-    first.untold = False
-    seat = Board(first, second)
-    seat.now = first.id
-    starts.expect(seat, 0.0)
-    assert starts.look([seat], 1.0) == []
+    starts, first, second = StartNotices(DELAY), new_job(), new_job()
+    first.start_unreported = False
+    slot = Board(first, second)
+    slot.now = first.id
+    starts.expect(slot, 0.0)
+    assert starts.look([slot], 1.0) == []
     assert starts.next_look is None
 
 
 def test_nothing_without_a_delay():
-    assert not Starts().expect(Board(new_job()), 0.0)
+    assert not StartNotices().expect(Board(new_job()), 0.0)

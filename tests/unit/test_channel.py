@@ -20,7 +20,7 @@ from prefork._ipc import channel
 from prefork._ipc.channel import MAX_TICKETS, Channel, Ring
 from prefork._ipc.layout import RING
 from prefork._ipc.memfd import Transport
-from prefork._ipc.payload import Parcel
+from prefork._ipc.payload import Payload
 from prefork._ipc.pickling import load, pack
 from prefork._ipc.wire import ACCEPT, INLINE, MARK, Kind, Report
 from prefork._ipc.worker_end import WorkerEnd
@@ -58,7 +58,7 @@ def test_a_task_arrives_whole(pair, size):
     pool.send([pool.stage(7, 1.5, ACCEPT, data, None)])
     ticket = worker.receive()
     assert (ticket[0], ticket[1], ticket[-1] & ACCEPT) == (7, 1.5, ACCEPT)
-    assert content(worker.payload(ticket)) == data
+    assert content(worker.read_call(ticket)) == data
 
 
 @pytest.mark.parametrize("size", [0, *SIZES])
@@ -97,7 +97,7 @@ def test_nothing_to_receive_is_not_the_end(pair):
 def test_the_dismissal_is_not_taken_back(pair):
     pool, worker = pair
     pool.send([stage(pool, 1)])
-    pool.dismiss()
+    pool.send_leave()
     assert pool.reclaim(9) == [1]
     assert pool.reclaim(9) == []
     assert worker.receive() is None
@@ -127,7 +127,7 @@ def test_a_ticket_goes_to_exactly_one_of_two_readers(pair):
 def test_the_worker_leaves_after_what_it_has_been_sent(pair):
     pool, worker = pair
     pool.send([stage(pool, 1)])
-    pool.dismiss()
+    pool.send_leave()
     assert worker.receive()[0] == 1
     assert worker.receive() is None
 
@@ -135,7 +135,7 @@ def test_the_worker_leaves_after_what_it_has_been_sent(pair):
 def test_a_full_inbox_has_room_for_the_dismissal(pair):
     pool, worker = pair
     pool.send([stage(pool, job) for job in range(1, MAX_TICKETS + 1)])
-    pool.dismiss()
+    pool.send_leave()
     assert [worker.receive()[0] for _ in range(MAX_TICKETS)][-1] == MAX_TICKETS
     assert worker.receive() is None
 
@@ -156,8 +156,8 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     buffers = [bytearray(os.urandom(INLINE + n)) for n in range(3)]
     packed, views = pack([*map(pickle.PickleBuffer, buffers), b"small"])
     assert len(views) == 3
-    pool.send([pool.stage(1, 0.0, 0, b"", Parcel(packed, views, pool.transport))])
-    pickled, received = worker.payload(worker.receive())
+    pool.send([pool.stage(1, 0.0, 0, b"", Payload(packed, views, pool.transport))])
+    pickled, received = worker.read_call(worker.receive())
     *arrived, small = load([pickled, *received])
     assert ([bytes(view) for view in arrived], small) == (buffers, b"small")
     arrived[0][0] ^= 1
@@ -169,7 +169,7 @@ def test_a_parcel_whose_ticket_was_taken_back_is_skipped(pair):
     pool, worker = pair
     pool.send([stage(pool, 1, b"a" * (INLINE + 1)), stage(pool, 2, b"b" * (INLINE + 1))])
     assert pool.reclaim(1) == [1]
-    assert content(worker.payload(worker.receive()))[:1] == b"b"
+    assert content(worker.read_call(worker.receive()))[:1] == b"b"
 
 
 def test_the_board_tells_what_runs_and_since_when(pair):
@@ -204,7 +204,7 @@ def test_descriptors_are_freed(pair):
         pool.open()
         pool.close()
         Channel(pair[0].transport)  # dropped
-        Parcel(b"x", (), pair[0].transport)
+        Payload(b"x", (), pair[0].transport)
     assert count() == before
 
 
@@ -300,7 +300,7 @@ def test_sizes_around_each_threshold(pair, near):
         data = bytes([size % 251]) * size
         ticket = pool.stage(size, 0.0, 0, data, None)
         pool.send([ticket])
-        assert content(worker.payload(worker.receive())) == data
+        assert content(worker.read_call(worker.receive())) == data
         pool.forget(size)
         sender = threading.Thread(target=worker.report, args=(Kind.DONE, size, 0.0, 0.0, data))
         sender.start()

@@ -11,7 +11,7 @@ import pytest
 
 from helpers import eventually
 from prefork._ipc import memfd
-from prefork._ipc.memfd import MemoryFile, Spares, Transport
+from prefork._ipc.memfd import MemfdCache, MemoryFile, Transport
 
 SIZE = 1 << 16
 
@@ -89,37 +89,37 @@ def test_who_has_a_lease_cannot_change_the_file(make):
 
 
 def test_a_spare_file_is_used_again_once_it_is_free(make):
-    spares = Spares()
+    memfd_cache = MemfdCache()
     file = make()
     lease = file.lease()
-    spares.put(file)
-    assert spares.take(SIZE) is None
+    memfd_cache.put(file)
+    assert memfd_cache.take(SIZE) is None
     lease.close()
-    assert spares.take(SIZE) is file
-    assert spares.take(SIZE) is None
+    assert memfd_cache.take(SIZE) is file
+    assert memfd_cache.take(SIZE) is None
 
 
 @pytest.mark.parametrize("size", [SIZE // 3, SIZE * 3])
 def test_not_for_an_object_of_another_size(make, size):
-    spares = Spares()
-    spares.put(make())
-    assert spares.take(size) is None
-    assert spares.take(SIZE * 3 // 2) is not None
+    memfd_cache = MemfdCache()
+    memfd_cache.put(make())
+    assert memfd_cache.take(size) is None
+    assert memfd_cache.take(SIZE * 3 // 2) is not None
 
 
 def test_few_are_kept(make, monkeypatch):
-    monkeypatch.setattr(memfd, "MOST_SPARE_BYTES", 3 * SIZE)
-    spares = Spares()
-    made = [make() for _ in range(memfd.MOST_SPARES + 1)]
+    monkeypatch.setattr(memfd, "MOST_CACHED_BYTES", 3 * SIZE)
+    memfd_cache = MemfdCache()
+    made = [make() for _ in range(memfd.MOST_CACHED + 1)]
     for file in made:
-        spares.put(file)
+        memfd_cache.put(file)
     assert [file.fd >= 0 for file in made] == [False, True, True]
     large = make(size=3 * SIZE)
-    spares.put(large)
-    assert len(spares) == 1
-    assert spares.take(3 * SIZE) is large
+    memfd_cache.put(large)
+    assert len(memfd_cache) == 1
+    assert memfd_cache.take(3 * SIZE) is large
     too_large = make(size=3 * SIZE + 1)
-    spares.put(too_large)
+    memfd_cache.put(too_large)
     assert too_large.fd < 0
 
 
@@ -127,69 +127,69 @@ def test_they_are_closed_when_nobody_has_used_them_for_a_while(make, monkeypatch
     now = 100.0
     monkeypatch.setattr(memfd.time, "monotonic", lambda: now)
     told = []
-    spares = Spares(lambda: told.append(now))
-    assert spares.tidy() is None
-    spares.put(make())
-    now += memfd.SPARE_SECONDS / 2
+    memfd_cache = MemfdCache(lambda: told.append(now))
+    assert memfd_cache.tidy() is None
+    memfd_cache.put(make())
+    now += memfd.CACHE_SECONDS / 2
     file = make()
-    spares.put(file)
+    memfd_cache.put(file)
     assert told == [100.0]
-    assert spares.tidy() == now + memfd.SPARE_SECONDS
-    now += memfd.SPARE_SECONDS
-    assert spares.tidy() is None
+    assert memfd_cache.tidy() == now + memfd.CACHE_SECONDS
+    now += memfd.CACHE_SECONDS
+    assert memfd_cache.tidy() is None
     assert file.fd < 0
-    spares.put(make())
+    memfd_cache.put(make())
     assert told == [100.0, now]
 
 
 def test_threads_never_get_the_same_file(make):
     """Nor do they disturb one another."""
-    spares = Spares()
+    memfd_cache = MemfdCache()
     held = set()
 
     def work(_):
         for _ in range(300):
-            file = spares.take(SIZE) or make(size=SIZE)
+            file = memfd_cache.take(SIZE) or make(size=SIZE)
             assert file.fd not in held
             held.add(file.fd)
             held.remove(file.fd)
-            spares.put(file)
-            spares.tidy()
+            memfd_cache.put(file)
+            memfd_cache.tidy()
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
-    assert 0 < len(spares) <= memfd.MOST_SPARES
+    assert 0 < len(memfd_cache) <= memfd.MOST_CACHED
 
 
 def test_a_descriptor_that_somebody_has_closed_is_let_alone(make, tmp_path):
-    spares = Spares()
-    spares.put(make())
-    spares.put(make(size=3 * SIZE))
-    numbers = [file.fd for file in spares._files]
+    memfd_cache = MemfdCache()
+    memfd_cache.put(make())
+    memfd_cache.put(make(size=3 * SIZE))
+    numbers = [file.fd for file in memfd_cache._files]
     foreign = tmp_path / "foreign"
     with foreign.open("wb") as file:
         for number in numbers:
             os.dup2(file.fileno(), number)
-    assert spares.take(SIZE) is None
-    spares.close()
+    assert memfd_cache.take(SIZE) is None
+    memfd_cache.close()
     for number in numbers:
         os.close(number)  # it was still open
     assert foreign.read_bytes() == b""
 
 
 def test_closed_spares_keep_nothing(make):
-    spares = Spares()
+    memfd_cache = MemfdCache()
     kept, late = make(), make()
-    spares.put(kept)
-    spares.close()
-    spares.put(late)
-    assert (kept.fd, late.fd, len(spares)) == (-1, -1, 0)
+    memfd_cache.put(kept)
+    memfd_cache.close()
+    memfd_cache.put(late)
+    assert (kept.fd, late.fd, len(memfd_cache)) == (-1, -1, 0)
 
 
 def test_without_proc_no_file_is_used_again(make, monkeypatch):
     monkeypatch.setattr(memfd, "_OPENED", "/nowhere")
-    spares, file = Spares(), make()
-    spares.put(file)
+    memfd_cache, file = MemfdCache(), make()
+    memfd_cache.put(file)
     assert file.fd < 0
     with pytest.raises(FileNotFoundError):
         make().lease()

@@ -8,16 +8,16 @@ from prefork._engine.roles import ResultHandler
 from prefork._policy.job import Job
 
 
-class Owner:
+class PoolRef:
     """Of jobs that a thread waits for."""
 
     def __init__(self, log):
         self.log = log
 
-    def awaited(self):
+    def waiters(self):
         return self
 
-    def notify(self):
+    def notify_all(self):
         self.log.append("woken")
 
 
@@ -27,7 +27,7 @@ def test_who_waits_for_the_only_job_is_woken_before_its_result_is_read(jobs, exp
     handler = ResultHandler(
         outqueue=None,
         get=lambda workers: log.append("read"),
-        cache={number: Job(Owner(log), "print") for number in range(jobs)},
+        cache={number: Job(PoolRef(log), "print") for number in range(jobs)},
         poll=lambda timeout: ["a worker"],
         join_exited_workers=None,
         putlock=None,

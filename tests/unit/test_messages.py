@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefork import MaybeEncodingError, errors
 from prefork._describe import function_name
-from prefork._ipc.outcome import Failure, decode, encode_failure, encode_result
+from prefork._ipc.outcome import PickledError, decode, encode_failure, encode_result
 from prefork._ipc.pickling import OUT_OF_BAND, dumps, load, pack, unpack
 from prefork._ipc.wire import Kind
 
@@ -103,7 +103,7 @@ def test_a_result_that_does_not_unpickle_is_named():
 
 
 def test_what_claims_to_be_an_exception_and_is_none_is_an_error():
-    payload = dumps(tuple(Failure(dumps("text"), "some.Error", "its traceback")))
+    payload = dumps(tuple(PickledError(dumps("text"), "some.Error", "its traceback")))
     error = error_of(Kind.FAILED, payload)
     assert "unpickles to str" in str(error)
 

@@ -15,7 +15,7 @@ from prefork._policy.chunks import (
     AdaptiveChunks,
     fixed_chunks,
 )
-from prefork._policy.job import Job, Seat
+from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.limits import Limits
 from prefork._policy.timers import Deadlines, Expiry
 from prefork._system.resources import available_cpus
@@ -23,7 +23,7 @@ from prefork._system.resources import available_cpus
 # ---- deadlines
 
 
-class Running(Seat):
+class Running(WorkerSlot):
     """A worker whose board the test writes."""
 
     board = (0, 0.0)
@@ -35,67 +35,67 @@ class Running(Seat):
         self.board = job.id, started
 
 
-def sent(seat: Seat, hard: float | None = None, soft: float | None = None) -> Job:
+def sent(slot: WorkerSlot, hard: float | None = None, soft: float | None = None) -> Job:
     job = Job(None, "print", limits=Limits(hard, soft))
-    seat.sent[job.id] = job
+    slot.sent[job.id] = job
     return job
 
 
 def test_jobs_without_limits_need_no_look():
     deadlines = Deadlines()
-    seat = Running()
-    assert not deadlines.watch(sent(seat), 10.0)
-    assert deadlines.look([seat], 10.0).expired == []
+    slot = Running()
+    assert not deadlines.watch(sent(slot), 10.0)
+    assert deadlines.look([slot], 10.0).expired == []
     assert deadlines.next_look is None
 
 
 def test_a_limit_counts_from_the_start_of_the_task():
     deadlines = Deadlines()
-    seat = Running()
-    job = sent(seat, hard=2.0)
+    slot = Running()
+    job = sent(slot, hard=2.0)
     assert deadlines.watch(job, 10.0)
     assert deadlines.next_look == 12.0
-    assert deadlines.look([seat], 12.0).expired == []  # has not started
+    assert deadlines.look([slot], 12.0).expired == []  # has not started
     assert deadlines.next_look == 14.0
-    seat.run(job, 12.5)
-    assert deadlines.look([seat], 14.0).expired == []
+    slot.run(job, 12.5)
+    assert deadlines.look([slot], 14.0).expired == []
     assert deadlines.next_look == 14.5
-    assert deadlines.look([seat], 14.5).expired == [Expiry(seat, job, False, 2.0, 12.5)]
+    assert deadlines.look([slot], 14.5).expired == [Expiry(slot, job, False, 2.0, 12.5)]
     assert deadlines.next_look is None
 
 
 def test_the_soft_limit_fires_once_and_the_hard_one_follows():
     deadlines = Deadlines()
-    seat = Running()
-    job = sent(seat, hard=3.0, soft=1.0)
-    seat.run(job, 10.0)
+    slot = Running()
+    job = sent(slot, hard=3.0, soft=1.0)
+    slot.run(job, 10.0)
     deadlines.watch(job, 10.0)
     assert deadlines.next_look == 11.0
-    assert deadlines.look([seat], 11.0).expired == [Expiry(seat, job, True, 1.0, 10.0)]
+    assert deadlines.look([slot], 11.0).expired == [Expiry(slot, job, True, 1.0, 10.0)]
     assert deadlines.next_look == 13.0
-    assert deadlines.look([seat], 13.0).expired == [Expiry(seat, job, False, 3.0, 10.0)]
+    assert deadlines.look([slot], 13.0).expired == [Expiry(slot, job, False, 3.0, 10.0)]
 
 
 def test_each_item_of_a_chunk_has_the_limit_for_itself():
     deadlines = Deadlines()
-    seat = Running()
-    job = sent(seat, soft=1.0)
+    slot = Running()
+    job = sent(slot, soft=1.0)
     job.size = 2
-    seat.run(job, 10.0)
-    assert len(deadlines.look([seat], 11.0).expired) == 1
-    assert deadlines.look([seat], 11.1).expired == []
+    slot.run(job, 10.0)
+    assert len(deadlines.look([slot], 11.0).expired) == 1
+    assert deadlines.look([slot], 11.1).expired == []
     assert deadlines.next_look == 12.1  # the next item cannot expire before
-    seat.run(job, 11.5)
-    assert deadlines.look([seat], 12.1).expired == []
-    assert len(deadlines.look([seat], 12.5).expired) == 1
+    slot.run(job, 11.5)
+    assert deadlines.look([slot], 12.1).expired == []
+    assert len(deadlines.look([slot], 12.5).expired) == 1
 
 
 def test_only_an_earlier_limit_changes_the_next_look():
     deadlines = Deadlines()
-    seat = Running()
-    assert deadlines.watch(sent(seat, hard=5.0), 0.0)
-    assert not deadlines.watch(sent(seat, hard=5.0), 1.0)
-    assert deadlines.watch(sent(seat, hard=1.0), 1.0)
+    slot = Running()
+    assert deadlines.watch(sent(slot, hard=5.0), 0.0)
+    assert not deadlines.watch(sent(slot, hard=5.0), 1.0)
+    assert deadlines.watch(sent(slot, hard=1.0), 1.0)
     assert deadlines.next_look == 2.0
 
 

@@ -14,7 +14,7 @@ from prefork._policy.job import Job
 from prefork._results.apply import ApplyResult, callbacks_for
 from prefork._results.imap import MEASURED, Items
 from prefork._results.map import MapResult
-from prefork._system.condition import Signal
+from prefork._system.condition import Condition
 from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
@@ -34,7 +34,7 @@ def told(callback=None, error_callback=None, **others):
 def pending(**callbacks):
     handle = ApplyResult(Pool(), told(**callbacks))
     job = Job(handle, "len")
-    handle.bind(job)
+    handle.job_added(job)
     return handle, job
 
 
@@ -47,7 +47,7 @@ def test_a_handle_is_pending_then_ready():
         handle.successful()
     with pytest.raises(multiprocessing.TimeoutError):
         handle.get(timeout=0)
-    handle.settle(job, True, 5)
+    handle.job_done(job, True, 5)
     assert handle.ready()
     assert handle.successful()
     assert handle.get(0) == 5
@@ -55,7 +55,7 @@ def test_a_handle_is_pending_then_ready():
 
 def test_a_failed_handle_raises_each_time():
     handle, job = pending()
-    handle.settle(job, False, KeyError("k"))
+    handle.job_done(job, False, KeyError("k"))
     assert not handle.successful()
     for _ in range(2):
         with pytest.raises(KeyError):
@@ -71,9 +71,9 @@ def test_the_right_callback_is_called_once():
             accept_callback=lambda pid, when: log.append(("accepted", pid)),
             timeout_callback=lambda soft, timeout: log.append(("limit", soft, timeout)),
         )
-        handle.accept(job, 42, 1.0)
-        handle.expire(job, True, 2.0)
-        handle.settle(job, ok, "x")
+        handle.job_started(job, 42, 1.0)
+        handle.limit_passed(job, True, 2.0)
+        handle.job_done(job, ok, "x")
     assert log == [
         *[("accepted", 42), ("limit", True, 2.0), ("done", "x")],
         *[("accepted", 42), ("limit", True, 2.0), ("failed", "x")],
@@ -86,7 +86,7 @@ def test_a_handle_keeps_its_pool_until_the_result_is_here():
     reference = weakref.ref(pool)
     del pool
     assert reference() is not None
-    handle.settle(Job(handle, "len"), True, None)
+    handle.job_done(Job(handle, "len"), True, None)
     gc.collect()
     assert reference() is None
 
@@ -97,7 +97,7 @@ def test_many_threads_wait_for_one_result():
     threads = [threading.Thread(target=lambda: got.append(handle.get(30))) for _ in range(20)]
     for thread in threads:
         thread.start()
-    handle.settle(job, True, 1)
+    handle.job_done(job, True, 1)
     for thread in threads:
         thread.join(30)
     assert got == [1] * 20
@@ -105,13 +105,13 @@ def test_many_threads_wait_for_one_result():
 
 def test_no_notification_is_lost():
     """Two threads pass a turn to and fro; a lost wake-up would leave both waiting."""
-    signal, turn, rounds = Signal(), [0], 5000
+    signal, turn, rounds = Condition(), [0], 5000
 
     def play(me: int) -> None:
         for _ in range(rounds):
             assert signal.wait(lambda: turn[0] == me, 30)
             turn[0] = 1 - me
-            signal.notify()
+            signal.notify_all()
 
     other = threading.Thread(target=play, args=(1,))
     other.start()
@@ -127,17 +127,17 @@ def map_result(length: int, **callbacks):
 def chunk(owner, index: int, size: int) -> Job:
     job = Job(owner, "len")
     job.index, job.size = index, size
-    owner.bind(job)
+    owner.job_added(job)
     return job
 
 
 def test_a_map_is_ready_when_all_chunks_are():
     result = map_result(3)
     tail, head = chunk(result, 1, 2), chunk(result, 0, 1)
-    result.settle(tail, True, ["b", "c"])
+    result.job_done(tail, True, ["b", "c"])
     assert not result.ready()
     assert "2 of 3 items" in repr(result)
-    result.settle(head, True, ["a"])
+    result.job_done(head, True, ["a"])
     assert result.get() == ["a", "b", "c"]
 
 
@@ -145,9 +145,9 @@ def test_the_first_error_of_a_map_is_its_error_once_all_chunks_are_finished():
     errors = []
     result = map_result(2, error_callback=errors.append)
     one, two = chunk(result, 0, 1), chunk(result, 1, 1)
-    result.settle(two, False, KeyError(2))
+    result.job_done(two, False, KeyError(2))
     assert not result.ready()
-    result.settle(one, False, KeyError(1))
+    result.job_done(one, False, KeyError(1))
     with pytest.raises(KeyError, match="2"):
         result.get()
     assert len(errors) == 1
@@ -168,8 +168,8 @@ def test_imap_keeps_the_order_imap_unordered_does_not():
     for cls, expected in ((IMapIterator, ["a", "b"]), (IMapUnorderedIterator, ["b", "a"])):
         results = iterator(cls)
         jobs = [chunk(results.items, n, 1) for n in range(2)]
-        results.items.settle(jobs[1], True, "b")
-        results.items.settle(jobs[0], True, "a")
+        results.items.job_done(jobs[1], True, "b")
+        results.items.job_done(jobs[0], True, "a")
         results.items.end()
         assert list(results) == expected
 
@@ -177,7 +177,7 @@ def test_imap_keeps_the_order_imap_unordered_does_not():
 def test_imap_raises_for_an_item_and_goes_on():
     results = iterator(IMapIterator, chunksize=2)
     job = chunk(results.items, 0, 2)
-    results.items.settle(job, True, [(False, KeyError(1)), (True, 2)])
+    results.items.job_done(job, True, [(False, KeyError(1)), (True, 2)])
     results.items.end()
     with pytest.raises(KeyError):
         next(results)
@@ -192,7 +192,7 @@ def test_an_error_of_the_input_comes_after_its_results_and_ends_the_iteration():
     results.items.end(OSError("disk"))
     with pytest.raises(multiprocessing.TimeoutError):
         results.next(timeout=0)
-    results.items.settle(job, True, 1)
+    results.items.job_done(job, True, 1)
     assert next(results) == 1
     with pytest.raises(OSError, match="disk"):
         next(results)
@@ -207,7 +207,7 @@ def test_there_is_room_for_what_the_consumer_has_taken():
     while items.has_room():
         jobs.append(chunk(items, len(jobs), 2))
     assert len(jobs) == 2
-    items.settle(jobs[0], True, [(True, 1), (True, 2)])
+    items.job_done(jobs[0], True, [(True, 1), (True, 2)])
     assert not items.has_room()
     next(results)
     next(results)
@@ -217,7 +217,7 @@ def test_there_is_room_for_what_the_consumer_has_taken():
 def of_tiny_tasks(results, count):
     items = results.items
     for _ in range(count):
-        items.settle(chunk(items, items.finished_jobs, 1), True, None)
+        items.job_done(chunk(items, items.finished_jobs, 1), True, None)
 
 
 def test_of_tiny_tasks_more_are_read_ahead_while_the_consumer_keeps_up():
@@ -238,9 +238,9 @@ def test_results_that_wait_for_an_earlier_one_count_as_not_taken():
     least = results.items.buffersize
     slow, *others = (chunk(results.items, index, 1) for index in range(least + 2 * MEASURED))
     for job in others:
-        results.items.settle(job, True, None)
+        results.items.job_done(job, True, None)
     assert results.items.buffersize == least
-    results.items.settle(slow, True, None)
+    results.items.job_done(slow, True, None)
 
 
 def test_of_longer_tasks_no_more_are_read_ahead():
@@ -249,7 +249,7 @@ def test_of_longer_tasks_no_more_are_read_ahead():
     for index in range(2 * MEASURED):
         job = chunk(results.items, index, 1)
         job.seconds = 0.001
-        results.items.settle(job, True, None)
+        results.items.job_done(job, True, None)
         next(results)
     assert results.items.buffersize == least
 

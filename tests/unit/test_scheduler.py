@@ -9,26 +9,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from prefork._ipc.channel import MAX_TICKETS
-from prefork._policy.job import Job, Seat
+from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.scheduler import BATCH_SECONDS, MAX_DEPTH, MIN_DEPTH, SHORT_SECONDS, Scheduler
 
 
-class Owner:
-    def bind(self, job: Job) -> None: ...
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None: ...
-    def settle(self, job: Job, outcome: Any) -> None: ...
-    def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
+class PoolRef:
+    def job_added(self, job: Job) -> None: ...
+    def job_started(self, job: Job, pid: int, time_accepted: float) -> None: ...
+    def job_done(self, job: Job, outcome: Any) -> None: ...
+    def limit_passed(self, job: Job, soft: bool, timeout: float) -> None: ...
 
 
-def finish(scheduler, seat, job_id, seconds):
+def finish(scheduler, slot, job_id, seconds):
     """A report has come in."""
-    job = seat.sent.pop(job_id, None)
-    scheduler.note_finished(seat, 1, seconds)
+    job = slot.sent.pop(job_id, None)
+    scheduler.note_finished(slot, 1, seconds)
     return job
 
 
 def make_job() -> Job:
-    return Job(Owner(), "print")
+    return Job(PoolRef(), "print")
 
 
 @pytest.fixture
@@ -36,15 +36,15 @@ def scheduler() -> Scheduler:
     return Scheduler()
 
 
-def seats(scheduler: Scheduler, count: int) -> list[Seat]:
-    made = [Seat() for _ in range(count)]
-    for seat in made:
-        scheduler.add(seat)
+def slots(scheduler: Scheduler, count: int) -> list[WorkerSlot]:
+    made = [WorkerSlot() for _ in range(count)]
+    for slot in made:
+        scheduler.add(slot)
     return made
 
 
 def test_a_job_goes_to_an_idle_worker_then_behind_a_running_job_then_into_the_queue(scheduler):
-    a, b = seats(scheduler, 2)
+    a, b = slots(scheduler, 2)
     jobs = [make_job() for _ in range(5)]
     sent_to = [scheduler.submit(job) for job in jobs]
     assert set(sent_to[:2]) == {a, b}
@@ -54,38 +54,38 @@ def test_a_job_goes_to_an_idle_worker_then_behind_a_running_job_then_into_the_qu
 
 
 def test_the_worker_that_was_idle_last_is_preferred_its_caches_are_warm(scheduler):
-    a, b = seats(scheduler, 2)
+    a, b = slots(scheduler, 2)
     first, second = make_job(), make_job()
     assert {scheduler.submit(first), scheduler.submit(second)} == {a, b}
-    finish(scheduler, first.seat, first.id, 0.001)
-    finish(scheduler, second.seat, second.id, 0.001)
-    assert scheduler.submit(make_job()) is second.seat
+    finish(scheduler, first.slot, first.id, 0.001)
+    finish(scheduler, second.slot, second.id, 0.001)
+    assert scheduler.submit(make_job()) is second.slot
 
 
 def test_of_workers_that_are_starting_the_oldest_is_preferred_it_will_be_ready_first(scheduler):
-    starting = [Seat() for _ in range(3)]
-    for seat in starting:
-        seat.ready = False
-        scheduler.add(seat)
+    starting = [WorkerSlot() for _ in range(3)]
+    for slot in starting:
+        slot.ready = False
+        scheduler.add(slot)
     assert [scheduler.submit(make_job()) for _ in starting] == starting
 
 
 def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
     scheduler = Scheduler(cpus=2)
-    busy = seats(scheduler, 2)
+    busy = slots(scheduler, 2)
     scheduler.submit(make_job())
     scheduler.submit(make_job())
-    idle = seats(scheduler, 5)
+    idle = slots(scheduler, 5)
     scheduler.mean_seconds = SHORT_SECONDS / 2
     assert {scheduler.submit(make_job()) for _ in range(20)} == {*busy, None}
     assert scheduler.is_holding()
     finish(scheduler, busy[0], next(iter(busy[0].sent)), SHORT_SECONDS / 2)
-    ((seat, batch),) = scheduler.hand_out([busy[0]])
-    assert seat is busy[0]
+    ((slot, batch),) = scheduler.batches([busy[0]])
+    assert slot is busy[0]
     assert len(batch) == 9  # of 18, for two
     for job in busy[1].sent.copy():
         finish(scheduler, busy[1], job, SHORT_SECONDS / 2)
-    assert {seat for seat, _ in scheduler.hand_out()} == {*busy}  # no other one is woken
+    assert {slot for slot, _ in scheduler.batches()} == {*busy}  # no other one is woken
     scheduler.queue.clear()
     assert scheduler.steal() is None
     scheduler.hold_no_more()
@@ -96,11 +96,11 @@ def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
 def test_nothing_waits_for_workers_that_are_still_starting():
     scheduler = Scheduler(cpus=2)
     scheduler.mean_seconds = SHORT_SECONDS / 2
-    new = [Seat(), Seat()]
-    for seat in new:
-        seat.ready = False
-        scheduler.add(seat)
-    (idle,) = seats(scheduler, 1)
+    new = [WorkerSlot(), WorkerSlot()]
+    for slot in new:
+        slot.ready = False
+        scheduler.add(slot)
+    (idle,) = slots(scheduler, 1)
     assert not scheduler.is_holding()
     assert scheduler.submit(make_job()) is idle
     assert scheduler.submit(make_job()) is idle
@@ -109,21 +109,21 @@ def test_nothing_waits_for_workers_that_are_still_starting():
 
 
 def test_one_job_that_takes_long_says_little_of_the_next(scheduler):
-    (seat,) = seats(scheduler, 1)
-    scheduler.note_finished(seat, 1, SHORT_SECONDS / 10)
-    scheduler.note_finished(seat, 1, 1.0)
+    (slot,) = slots(scheduler, 1)
+    scheduler.note_finished(slot, 1, SHORT_SECONDS / 10)
+    scheduler.note_finished(slot, 1, 1.0)
     assert scheduler.mean_seconds < SHORT_SECONDS
     for _ in range(50):
-        scheduler.note_finished(seat, 1, 1.0)
+        scheduler.note_finished(slot, 1, 1.0)
     assert scheduler.mean_seconds > 0.5
 
 
 def test_nothing_waits_for_a_job_that_was_found_to_be_long():
     scheduler = Scheduler(cpus=2)
-    slow, brisk = seats(scheduler, 2)
+    slow, brisk = slots(scheduler, 2)
     for _ in range(4):
         scheduler.submit(make_job())
-    seats(scheduler, 1)
+    slots(scheduler, 1)
     scheduler.mean_seconds = SHORT_SECONDS / 2
     assert scheduler.is_holding()
     scheduler.remember_heads()
@@ -133,24 +133,24 @@ def test_nothing_waits_for_a_job_that_was_found_to_be_long():
     waiting = list(slow.sent)[1:]
     scheduler.return_jobs(slow, waiting)
     assert not scheduler.is_holding()  # one is at work, not two
-    assert slow not in [seat for seat, _ in scheduler.hand_out()]
+    assert slow not in [slot for slot, _ in scheduler.batches()]
     assert not scheduler.queue
     assert scheduler.submit(make_job()) is not slow
     finish(scheduler, slow, next(iter(slow.sent)), 1.0)
-    assert slow in scheduler.idle_seats()
+    assert slow in scheduler.idle_slots()
 
 
 def test_long_jobs_are_handed_out_one_ahead_short_ones_in_batches(scheduler):
-    (seat,) = seats(scheduler, 1)
+    (slot,) = slots(scheduler, 1)
     for _ in range(500):
         scheduler.submit(make_job())
-    done = next(iter(seat.sent))
-    finish(scheduler, seat, done, 1.0)
-    assert [len(batch) for _, batch in scheduler.hand_out()] == [1]
-    assert len(seat.sent) == MIN_DEPTH
+    done = next(iter(slot.sent))
+    finish(scheduler, slot, done, 1.0)
+    assert [len(batch) for _, batch in scheduler.batches()] == [1]
+    assert len(slot.sent) == MIN_DEPTH
     scheduler.mean_seconds = BATCH_SECONDS / 50
-    finish(scheduler, seat, next(iter(seat.sent)), BATCH_SECONDS / 50)
-    ((_, batch),) = scheduler.hand_out()
+    finish(scheduler, slot, next(iter(slot.sent)), BATCH_SECONDS / 50)
+    ((_, batch),) = scheduler.batches()
     assert 40 < len(batch) <= 50
 
 
@@ -159,18 +159,18 @@ def test_a_batch_fits_into_one_write_with_room_for_a_dismissal():
 
 
 def test_a_short_queue_is_shared(scheduler):
-    a, b = seats(scheduler, 2)
+    a, b = slots(scheduler, 2)
     for _ in range(14):
         scheduler.submit(make_job())
     scheduler.mean_seconds = 1e-6
     finish(scheduler, a, next(iter(a.sent)), 1e-6)
-    batches = dict(scheduler.hand_out([a, b]))
+    batches = dict(scheduler.batches([a, b]))
     assert len(batches[a]) == 5
     assert len(batches[b]) == 3
 
 
 def test_an_idle_worker_gets_half_of_the_longest_inbox(scheduler):
-    a, b = seats(scheduler, 2)
+    a, b = slots(scheduler, 2)
     scheduler.shut(b)
     jobs = [make_job() for _ in range(2)]
     assert [scheduler.submit(job) for job in jobs] == [a, a]
@@ -179,48 +179,48 @@ def test_an_idle_worker_gets_half_of_the_longest_inbox(scheduler):
     assert scheduler.steal() == (a, 1)
     scheduler.return_jobs(a, [jobs[1].id])
     assert list(scheduler.queue) == [jobs[1]]
-    assert jobs[1].seat is None
-    assert list(scheduler.hand_out(scheduler.idle_seats())) == [(b, [jobs[1]])]
+    assert jobs[1].slot is None
+    assert list(scheduler.batches(scheduler.idle_slots())) == [(b, [jobs[1]])]
     assert scheduler.steal() is None
 
 
 def test_returned_jobs_come_first_and_in_their_order(scheduler):
-    (seat,) = seats(scheduler, 1)
+    (slot,) = slots(scheduler, 1)
     jobs = [make_job() for _ in range(4)]
     for job in jobs:
         scheduler.submit(job)
-    scheduler.return_jobs(seat, [jobs[0].id, jobs[1].id])
+    scheduler.return_jobs(slot, [jobs[0].id, jobs[1].id])
     assert list(scheduler.queue) == jobs
 
 
 def test_a_large_job_waits_for_an_idle_worker(scheduler):
-    (seat,) = seats(scheduler, 1)
+    (slot,) = slots(scheduler, 1)
     scheduler.submit(small := make_job())
     large = make_job()
-    large.parcel = object()
+    large.payload = object()
     assert scheduler.submit(large) is None
-    assert list(scheduler.hand_out()) == []
-    finish(scheduler, seat, small.id, 0.001)
-    assert list(scheduler.hand_out()) == [(seat, [large])]
+    assert list(scheduler.batches()) == []
+    finish(scheduler, slot, small.id, 0.001)
+    assert list(scheduler.batches()) == [(slot, [large])]
 
 
 def test_a_worker_is_sent_no_more_than_it_may_finish(scheduler):
-    (seat,) = seats(scheduler, 1)
-    scheduler.remove(seat)
-    seat.open, seat.quota = True, 1
-    scheduler.add(seat)
+    (slot,) = slots(scheduler, 1)
+    scheduler.remove(slot)
+    slot.open, slot.quota = True, 1
+    scheduler.add(slot)
     first, second = make_job(), make_job()
-    assert scheduler.submit(first) is seat
+    assert scheduler.submit(first) is slot
     assert scheduler.submit(second) is None
-    finish(scheduler, seat, first.id, 0.001)
-    assert list(scheduler.hand_out()) == []
+    finish(scheduler, slot, first.id, 0.001)
+    assert list(scheduler.batches()) == []
 
 
 def test_a_report_of_a_job_that_was_given_up_is_nobodys(scheduler):
-    (seat,) = seats(scheduler, 1)
+    (slot,) = slots(scheduler, 1)
     scheduler.submit(job := make_job())
     assert scheduler.clear() == [job]
-    assert finish(scheduler, seat, job.id, 0.001) is None
+    assert finish(scheduler, slot, job.id, 0.001) is None
 
 
 class Lives(RuleBasedStateMachine):
@@ -233,53 +233,53 @@ class Lives(RuleBasedStateMachine):
         self.unfinished: set[Job] = set()
 
     def hand_out(self) -> None:
-        for seat, batch in self.scheduler.hand_out():
-            assert seat.open
-            assert all(job.seat is seat for job in batch)
+        for slot, batch in self.scheduler.batches():
+            assert slot.open
+            assert all(job.slot is slot for job in batch)
 
     @rule(quota=st.sampled_from([1, 3, float("inf")]))
     def add(self, quota: float) -> None:
-        seat = Seat()
-        seat.quota = quota
-        self.scheduler.add(seat)
+        slot = WorkerSlot()
+        slot.quota = quota
+        self.scheduler.add(slot)
         self.hand_out()
 
     @rule(large=st.booleans())
     def submit(self, large: bool) -> None:
         job = make_job()
-        job.parcel = object() if large else None
+        job.payload = object() if large else None
         self.unfinished.add(job)
         self.scheduler.submit(job)
 
-    @precondition(lambda self: any(seat.sent for seat in self.scheduler.seats))
+    @precondition(lambda self: any(slot.sent for slot in self.scheduler.slots))
     @rule(data=st.data(), seconds=st.sampled_from([1e-6, 1e-3, 1.0]))
     def finish(self, data: st.DataObject, seconds: float) -> None:
-        seat = data.draw(st.sampled_from([s for s in self.scheduler.seats if s.sent]))
-        job = finish(self.scheduler, seat, next(iter(seat.sent)), seconds)
+        slot = data.draw(st.sampled_from([s for s in self.scheduler.slots if s.sent]))
+        job = finish(self.scheduler, slot, next(iter(slot.sent)), seconds)
         assert job is not None
         self.unfinished.remove(job)
-        if seat.quota <= 0:
-            self.scheduler.remove(seat)
+        if slot.quota <= 0:
+            self.scheduler.remove(slot)
         self.hand_out()
 
-    @precondition(lambda self: self.scheduler.seats)
+    @precondition(lambda self: self.scheduler.slots)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
-        seat = data.draw(st.sampled_from(self.scheduler.seats))
-        running, *unread = seat.sent or [None]
-        self.scheduler.return_jobs(seat, unread)
-        self.scheduler.remove(seat)
+        slot = data.draw(st.sampled_from(self.scheduler.slots))
+        running, *unread = slot.sent or [None]
+        self.scheduler.return_jobs(slot, unread)
+        self.scheduler.remove(slot)
         if running is not None:
-            self.unfinished.remove(seat.sent.pop(running))
+            self.unfinished.remove(slot.sent.pop(running))
         self.hand_out()
 
     @rule()
     def steal(self) -> None:
         plan = self.scheduler.steal()
         if plan is not None:
-            seat, count = plan
-            assert 0 < count < len(seat.sent)
-            self.scheduler.return_jobs(seat, list(seat.sent)[1 : 1 + count])
+            slot, count = plan
+            assert 0 < count < len(slot.sent)
+            self.scheduler.return_jobs(slot, list(slot.sent)[1 : 1 + count])
             self.hand_out()
 
     @rule()
@@ -288,23 +288,23 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def find_slow(self) -> None:
-        for seat in self.scheduler.find_slow():
-            self.scheduler.return_jobs(seat, list(seat.sent)[1:])
+        for slot in self.scheduler.find_slow():
+            self.scheduler.return_jobs(slot, list(slot.sent)[1:])
         if not self.scheduler.is_holding():
             self.hand_out()
 
     @invariant()
     def each_job_is_in_one_place(self) -> None:
         places = list(self.scheduler.queue)
-        for seat in self.scheduler.seats:
-            places += seat.sent.values()
+        for slot in self.scheduler.slots:
+            places += slot.sent.values()
         assert len(places) == len(set(places)) == self.scheduler.unfinished
         assert set(places) == self.unfinished
 
     @invariant()
     def nobody_idles_beside_a_queue(self) -> None:
         if self.scheduler.queue and not self.scheduler.is_holding():
-            assert not self.scheduler.idle_seats()
+            assert not self.scheduler.idle_slots()
 
 
 TestLives = Lives.TestCase

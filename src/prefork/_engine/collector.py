@@ -50,7 +50,7 @@ class Exchange(Dispatcher):
         if reports is None:
             if worker.channel.eof:
                 self.outboxes.discard(worker.channel)
-                self.ring_staff()
+                self.wake_supervisor()
             return False
         count, seconds = 0, 0.0
         for kind, job_id, started, duration, payload in reports:
@@ -83,7 +83,7 @@ class Exchange(Dispatcher):
         worker.sentence = None  # if it was for this job, it came too late
         job.pid = worker.pid
         self.accounts.settle(job, kind, payload)
-        if worker.sent and self.begun.delay is not None:
+        if worker.sent and self.start_notices.delay is not None:
             self.expect_start(worker)
 
     def _heed(
@@ -99,17 +99,17 @@ class Exchange(Dispatcher):
             self.scheduler.mark_ready(worker)
             self.expect_start(worker)
             self.starts += 1
-            self.ring_staff()
+            self.wake_supervisor()
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
                 self.lose(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
             _, worker.start_error = decode(kind, payload)
-            self.ring_staff()
+            self.wake_supervisor()
         elif kind == Kind.LEAVING:
             self.dismiss(worker, decode_reason(payload))
-            self.ring_staff()
+            self.wake_supervisor()
         elif kind == Kind.CORRUPTED:
             self._distrust(worker, "it sent bytes that are no report")
 
@@ -126,7 +126,7 @@ class Exchange(Dispatcher):
         if not worker.ready:  # it was the initializer
             worker.start_error = RuntimeError(why)
             worker.kill(why)
-            self.ring_staff()
+            self.wake_supervisor()
             return
         self.scheduler.shut(worker)
         self.take_back(worker)
@@ -137,7 +137,7 @@ class Exchange(Dispatcher):
             worker.kill(why)
         if guilty is not None:
             self.lose(worker, guilty, None if innocent else -signal.SIGKILL, note=why)
-        self.ring_staff()
+        self.wake_supervisor()
         self.distribute()
 
     def lose(
@@ -146,7 +146,7 @@ class Exchange(Dispatcher):
         """A worker has died, or is about to, while it ran this job: fail the job, or have it run
         again. With the lock held."""
         self._note_start(worker, job)
-        if job.untold and job.started:
+        if job.start_unreported and job.started:
             self.accounts.tell_start(worker, job, job.started)
         worker.sent.pop(job.id, None)
         worker.lost = job
@@ -183,8 +183,8 @@ class Exchange(Dispatcher):
         with self.lock:
             if self.state is State.RUN:
                 self.state = State.CLOSE
-        self.slot_free.notify()
-        self.ring_staff()
+        self.slot_free.notify_all()
+        self.wake_supervisor()
 
     def stop(self, reason: Exception) -> None:
         """Fail all jobs, take no more, kill the workers."""
@@ -205,8 +205,8 @@ class Exchange(Dispatcher):
             for worker in self.workers:
                 if not worker.exited:
                     worker.kill("the pool was terminated")
-        self.slot_free.notify()
-        self.ring_staff()
+        self.slot_free.notify_all()
+        self.wake_supervisor()
 
     def break_down(self, why: str, cause: BaseException | None = None) -> None:
         """Fail all jobs, now and later: the pool cannot go on."""

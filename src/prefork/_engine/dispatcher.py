@@ -19,11 +19,11 @@ from prefork._engine.state import Accounts, News, State
 from prefork._engine.worker_handle import Worker
 from prefork._ipc.channel import MAX_TICKETS
 from prefork._ipc.wire import LIMITED, TICKET
-from prefork._policy.job import Job, Seat
+from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.scheduler import HOLD_SECONDS, Scheduler
-from prefork._policy.timers import Deadlines, Starts
-from prefork._system.condition import Signal
-from prefork._system.selector import Watch
+from prefork._policy.timers import Deadlines, StartNotices
+from prefork._system.condition import Condition
+from prefork._system.selector import Selector
 from prefork.errors import PoolBrokenError, Terminated
 
 __all__ = ["Dispatcher", "Feeder"]
@@ -49,7 +49,7 @@ class Wait(Protocol):
     """How to wait for a condition that other roles of the pool make true."""
 
     def __call__(
-        self, signal: Signal, /, condition: Callable[[], bool], timeout: float | None = None
+        self, signal: Condition, /, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool: ...
 
 
@@ -57,16 +57,16 @@ class Dispatcher:
     """Takes jobs, has workers run them, collects what they report.
 
     Args:
-        staff_bell: rung when the staff has something to look at: a worker that has said goodbye,
+        wake_supervisor: called when there is something to look at: a worker that has said goodbye,
             an initializer that failed, the last job done.
         look_interval: see `Deadlines`.
-        accept_delay: see `Starts`.
+        accept_delay: see `StartNotices`.
         cpus: see `Scheduler`.
     """
 
     def __init__(
         self,
-        staff_bell: Callable[[], object],
+        wake_supervisor: Callable[[], object],
         look_interval: float | None = None,
         accept_delay: float | None = None,
         cpus: int = 2,
@@ -75,25 +75,25 @@ class Dispatcher:
         self.state = State.RUN
         self.workers: list[Worker] = []
         self.feeders: set[Feeder] = set()  # inputs that are still being read
-        self.outboxes: Watch[Worker] = Watch()
+        self.outboxes: Selector[Worker] = Selector()
         self.scheduler = Scheduler(cpus)
         self.deadlines = Deadlines(look_interval)
         self._looks_always = look_interval is not None
-        self.begun = Starts(accept_delay)
+        self.start_notices = StartNotices(accept_delay)
         self.held_until: float | None = None  # monotonic; then it is seen whether that pays
         self.limit_sent: Callable[[], object] = lambda: None  # the next look is earlier now
-        self.wait_for: Wait = Signal.wait
-        self.slot_free = Signal()
-        self._has_vacated = False  # a seat, since its only job could not be sent
+        self.wait_for: Wait = Condition.wait
+        self.slot_free = Condition()
+        self._has_vacated = False  # a slot, since its only job could not be sent
         self.starts = 0  # workers that have become ready
         self.broken: PoolBrokenError | None = None  # why there are no workers
         self.on_broken: Callable[[PoolBrokenError], object] = lambda why: None
         self.forked = False  # we are a copy in a child process
-        self.ring_staff = staff_bell
-        self.news = News(self.outboxes.bell.ring)
+        self.wake_supervisor = wake_supervisor
+        self.news = News(self.outboxes.wakeup.set)
         self.accounts = Accounts(self.news)
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: the pool is the parent's."""
         self.forked = True
         self.state = State.ENDED
@@ -142,19 +142,19 @@ class Dispatcher:
 
     def _take(self, job: Job) -> None:
         self.accounts.admit(job)
-        job.owner.bind(job)
-        if job.flaw is not None:
-            self.accounts.fail(job, job.flaw)
+        job.sink.job_added(job)
+        if job.pickling_error is not None:
+            self.accounts.fail(job, job.pickling_error)
             return
-        seat = self.scheduler.submit(job)
-        if seat is not None:
-            self._transmit(seat, [job])
+        slot = self.scheduler.submit(job)
+        if slot is not None:
+            self._transmit(slot, [job])
         if self.held_until is None:
             self._hold()
 
     def _give_up(self, job: Job) -> None:
         """A submission was interrupted, nobody knows where; the job must not stay behind."""
-        worker = job.seat
+        worker = job.slot
         if worker is None:
             self.scheduler.withdraw(job)
             self.accounts.fail(job, Terminated("the submission of this job was interrupted"))
@@ -204,61 +204,61 @@ class Dispatcher:
     def check_done(self) -> None:
         """Jobs have finished: tell the staff if they were the last."""
         if self.is_done():
-            self.ring_staff()
+            self.wake_supervisor()
 
     # ---- to the workers (with the lock held)
 
-    def _transmit(self, seat: Seat, batch: list[Job]) -> None:
-        assert isinstance(seat, Worker)
+    def _transmit(self, slot: WorkerSlot, batch: list[Job]) -> None:
+        assert isinstance(slot, Worker)
         tickets: list[bytes] = []
         for position, job in enumerate(batch):
             try:
-                ticket = seat.channel.stage(
+                ticket = slot.channel.stage(
                     job.id,
                     job.soft_timeout or 0.0,
                     job.flags,
                     job.pickled,
-                    job.parcel,
+                    job.payload,
                     job.function_length,
                 )
             except OSError as exc:
                 ticket = None
-                if next(iter(seat.sent)) == job.id:
+                if next(iter(slot.sent)) == job.id:
                     # Nothing is running here whose end would be the time to try again.
-                    self.scheduler.drop(seat, job.id)
+                    self.scheduler.drop(slot, job.id)
                     self._has_vacated = True
                     self.accounts.fail(job, exc)
                     continue
             if ticket is None:
-                self.scheduler.return_jobs(seat, [job.id for job in batch[position:]])
+                self.scheduler.return_jobs(slot, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
             if job.flags & LIMITED or self._looks_always:
                 self._watch(job)
-        if tickets and not seat.channel.send(tickets):
+        if tickets and not slot.channel.send(tickets):
             # The kernel gives small pipes to users with many. This one holds unread tickets, so
             # there will be a report, and then another try.
             jobs = [TICKET.unpack(ticket)[0] for ticket in tickets]
             for job_id in jobs:
-                seat.channel.forget(job_id)
-            self.scheduler.return_jobs(seat, jobs)
-        elif self.begun.delay is not None:
-            self.expect_start(seat)
+                slot.channel.forget(job_id)
+            self.scheduler.return_jobs(slot, jobs)
+        elif self.start_notices.delay is not None:
+            self.expect_start(slot)
 
     def expect_start(self, worker: Worker) -> None:
-        if self.begun.expect(worker, time.monotonic()):
+        if self.start_notices.expect(worker, time.monotonic()):
             self.limit_sent()
 
     def _watch(self, job: Job) -> None:
         if self.deadlines.watch(job, time.monotonic()):
             self.limit_sent()
 
-    def distribute(self, seats: Iterable[Seat] | None = None) -> None:
+    def distribute(self, slots: Iterable[WorkerSlot] | None = None) -> None:
         """Give the workers (all) what they have room for."""
         scheduler = self.scheduler
         if not scheduler.has_waiting():
             return
-        self._hand_out(seats)
+        self._hand_out(slots)
         while plan := scheduler.steal():
             victim, count = plan
             assert isinstance(victim, Worker)
@@ -266,7 +266,7 @@ class Dispatcher:
             if not jobs:
                 break  # it has read them meanwhile
             scheduler.return_jobs(victim, jobs)
-            self._hand_out(scheduler.idle_seats())
+            self._hand_out(scheduler.idle_slots())
         if self.held_until is None:
             self._hold()
 
@@ -287,18 +287,18 @@ class Dispatcher:
     def release(self) -> None:
         """Take back what waits for a long job. With the lock held."""
         self.held_until = None
-        for seat in self.scheduler.find_slow():
-            assert isinstance(seat, Worker)
-            self.take_back(seat)
+        for slot in self.scheduler.find_slow():
+            assert isinstance(slot, Worker)
+            self.take_back(slot)
         self.distribute(() if self.scheduler.is_holding() else None)
 
-    def _hand_out(self, seats: Iterable[Seat] | None) -> None:
+    def _hand_out(self, slots: Iterable[WorkerSlot] | None) -> None:
         """Again, if a job could not be sent and failed, so that its worker still has nothing."""
         self._has_vacated = True
         while self._has_vacated:
             self._has_vacated = False
-            for seat, batch in self.scheduler.hand_out(seats):
-                self._transmit(seat, batch)
+            for slot, batch in self.scheduler.batches(slots):
+                self._transmit(slot, batch)
 
     def take_back(self, worker: Worker) -> None:
         """Queue again what a worker has not read."""
@@ -311,7 +311,7 @@ class Dispatcher:
         self.outboxes.add(worker.channel, worker)
         self.workers.append(worker)  # from here on it is the pool's
         self.scheduler.add(worker)
-        self.slot_free.notify()
+        self.slot_free.notify_all()
         self.distribute([worker])
 
     def dismiss(self, worker: Worker, why: str) -> None:
@@ -321,7 +321,7 @@ class Dispatcher:
         self.take_back(worker)
         if not worker.leaving:
             worker.leaving = True
-            worker.channel.dismiss()
+            worker.channel.send_leave()
         self.distribute()
 
     def leave(self, worker: Worker) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, TimeoutHandler
 from prefork._engine.supervisor import Staff
-from prefork._system.condition import Signal
+from prefork._system.condition import Condition
 from prefork._system.log import WARNING, log
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
@@ -44,7 +44,7 @@ class Driver(Protocol):
         """Have an input read; `here`: by the caller, who will wait for its end in any case."""
 
     def wait(
-        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
 
@@ -115,7 +115,7 @@ class Threads:
             feeder.start(self._staff.jobs.crash)
 
     def wait(
-        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         if self._own_thread():
             raise RuntimeError(WAIT_INSIDE)
@@ -219,7 +219,7 @@ class EventLoop:
 
     def _on_call(self) -> None:
         if not self._handling:  # else they are run in a moment, anyway
-            self._staff.jobs.outboxes.bell.ring()
+            self._staff.jobs.outboxes.wakeup.set()
 
     def _delay(self) -> float | None:
         """Seconds until a role wants to be called in any case."""
@@ -279,7 +279,7 @@ class EventLoop:
         feeder.handle_event()
 
     def wait(
-        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         if self._handling:
             raise RuntimeError(WAIT_INSIDE)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
-from prefork._engine.job_factory import JobMaker
+from prefork._engine.job_factory import JobFactory
 from prefork._engine.observer import Observer
-from prefork._engine.roles import Output, ResultHandler, Supervisor, TaskHandler, TimeoutHandler
+from prefork._engine.roles import LazyOutput, ResultHandler, Supervisor, TaskHandler, TimeoutHandler
 from prefork._engine.spawner import Options
 from prefork._engine.state import State
 from prefork._engine.supervisor import Staff
@@ -46,7 +46,7 @@ class Engine:
         self.limits = limits
         self.staff = staff = Staff(options)
         self.jobs = jobs = staff.jobs
-        self.make = JobMaker(jobs.accounts.may_open_parcel, staff.spares)
+        self.make = JobFactory(jobs.accounts.may_open_payload, staff.memfd_cache)
         self.enforcement = Enforcement(jobs, options.max_memory_per_task)
         self.observer = Observer(staff)
         self._task_handler = classes.tasks
@@ -108,7 +108,9 @@ class Engine:
         self.staff.recruiter.hire_first()
         self.driver.start()
 
-    def feed(self, jobs: Generator[Job, None, None], result: Output, here: bool = False) -> None:
+    def feed(
+        self, jobs: Generator[Job, None, None], result: LazyOutput, here: bool = False
+    ) -> None:
         """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
         who will wait for the result in any case."""
         feeder = self._task_handler(jobs, self.jobs.submit_fed, result, self.jobs)

@@ -5,36 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from prefork._ipc.memfd import BEST, Spares
+from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
-from prefork._ipc.payload import Parcel
+from prefork._ipc.payload import Payload
 from prefork._ipc.pickling import CallPickler, dumps
 from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
-from prefork._policy.job import Job, JobOwner
+from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork.errors import RemoteTraceback
 
-__all__ = ["JobMaker"]
+__all__ = ["JobFactory"]
 
 
-class JobMaker:
-    """Makes jobs of calls; one that cannot be pickled will fail with the reason (its `flaw`).
+class JobFactory:
+    """Makes jobs of calls. One that cannot be pickled will fail with its `pickling_error`.
 
     Args:
-        may_open_parcel: tells whether a large job's file may be made now; if not, it will be made
+        may_open_payload: tells whether a large job's file may be made now; if not, it will be made
             when a worker is free for the job.
-        spares: files that can be used again.
+        memfd_cache: files that can be used again.
     """
 
-    def __init__(self, may_open_parcel: Callable[[], bool], spares: Spares) -> None:
-        self._may_open_parcel = may_open_parcel
-        self._spares = spares
+    def __init__(self, may_open_payload: Callable[[], bool], memfd_cache: MemfdCache) -> None:
+        self._may_open_payload = may_open_payload
+        self._memfd_cache = memfd_cache
         self._calls = CallPickler()
 
     def call(
         self,
-        owner: JobOwner,
+        owner: ResultSink,
         func: Callable[..., Any],
         args: Iterable[Any],
         kwds: Mapping[str, Any],
@@ -46,14 +46,14 @@ class JobMaker:
         return self._make(owner, func, CALL, args, limits)
 
     def each(
-        self, owner: JobOwner, func: Callable[..., Any], items: list[Any], limits: Limits
+        self, owner: ResultSink, func: Callable[..., Any], items: list[Any], limits: Limits
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
         return self._make(owner, func, EACH, items, limits, len(items))
 
     def chunks(
         self,
-        owner: JobOwner,
+        owner: ResultSink,
         mode: int,
         func: Callable[..., Any],
         chunks: Iterable[list[Any]],
@@ -63,14 +63,14 @@ class JobMaker:
         position = 0
         for chunk in chunks:
             job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
-            if job.flaw is not None:
-                raise job.flaw
+            if job.pickling_error is not None:
+                raise job.pickling_error
             position += len(chunk)
             yield job
 
     def items(
         self,
-        owner: JobOwner,
+        owner: ResultSink,
         func: Callable[[Any], Any],
         iterator: Iterator[Any],
         chunksize: int,
@@ -86,7 +86,7 @@ class JobMaker:
 
     def _make(
         self,
-        owner: JobOwner,
+        owner: ResultSink,
         func: Callable[..., Any],
         mode: int,
         arguments: Any,
@@ -108,7 +108,7 @@ class JobMaker:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = RemoteTraceback(format_traceback(exc))
-            job.flaw = exc.with_traceback(None)
+            job.pickling_error = exc.with_traceback(None)
         return job
 
     def _wrap(
@@ -120,9 +120,9 @@ class JobMaker:
         buffers: list[memoryview],
     ) -> None:
         """Put a large call into a file, if that can be made now."""
-        if self._may_open_parcel():
+        if self._may_open_payload():
             try:
-                job.parcel = Parcel(pickled, buffers, BEST, self._spares)
+                job.payload = Payload(pickled, buffers, BEST, self._memfd_cache)
                 return
             except OSError:
                 pass  # no descriptor is left now

@@ -27,8 +27,8 @@ from prefork._engine.state import News, State
 from prefork._engine.supervisor import Staff
 from prefork._engine.worker_handle import Worker
 from prefork._policy.job import Job
-from prefork._system.condition import Signal
-from prefork._system.selector import Watch
+from prefork._system.condition import Condition
+from prefork._system.selector import Selector
 
 __all__ = ["ResultHandler", "Role", "Supervisor", "TaskHandler", "TimeoutHandler"]
 
@@ -102,7 +102,7 @@ class ResultHandler(Role):
     """Takes the results from the workers and gives them to those who wait.
 
     Args:
-        outqueue: the outboxes of all workers; it has a `fileno()`, and a `bell` to be woken by.
+        outqueue: the outboxes of all workers; it has a `fileno()`, and a `wakeup` to be woken by.
         get: called with the workers whose outboxes are readable; returns the news of jobs, to be
             told.
         cache: the unsettled jobs by id.
@@ -113,12 +113,12 @@ class ResultHandler(Role):
 
     def __init__(
         self,
-        outqueue: Watch[Worker],
+        outqueue: Selector[Worker],
         get: Callable[[Iterable[Worker]], News],
         cache: Mapping[int, Job],
         poll: Callable[[float | None], list[Worker]],
         join_exited_workers: Callable[[], object],
-        putlock: Signal,
+        putlock: Condition,
     ) -> None:
         super().__init__()
         self.outqueue = outqueue
@@ -146,19 +146,19 @@ class ResultHandler(Role):
         if not news:
             return
         news.tell()
-        self.putlock.notify()
+        self.putlock.notify_all()
         self.join_exited_workers()
 
     def _wake_early(self) -> None:
         """It must be the result of the only job there is. A thread needs longer to wake up than
         the result takes to be read."""
         for job in list(self.cache.values()):
-            if (signal := job.owner.awaited()) is not None:
-                signal.notify()
+            if (signal := job.sink.waiters()) is not None:
+                signal.notify_all()
 
     def stop(self) -> None:
         super().stop()
-        self.outqueue.bell.ring()
+        self.outqueue.wakeup.set()
 
 
 class TaskHandler(Role):
@@ -176,7 +176,7 @@ class TaskHandler(Role):
         self,
         taskqueue: Generator[Job, None, None],
         put: Callable[[Job], object],
-        outqueue: Output,
+        outqueue: LazyOutput,
         pool: Dispatcher,
     ) -> None:
         super().__init__()
@@ -235,20 +235,20 @@ class TaskHandler(Role):
     def read_on(self) -> None:
         """Do not wait for room any more: nobody will make any before the input's end."""
         self._has_all_room = True
-        self.outqueue.room.notify()
+        self.outqueue.room.notify_all()
 
     def is_needed(self) -> bool:
         return not self.outqueue.cancelled
 
     def stop(self) -> None:
         super().stop()
-        self.outqueue.room.notify()
+        self.outqueue.room.notify_all()
 
 
-class Output(Protocol):
+class LazyOutput(Protocol):
     """Where the results of a lazy input go."""
 
-    room: Signal
+    room: Condition
     cancelled: bool
 
     def has_room(self) -> bool: ...
@@ -285,7 +285,7 @@ class TimeoutHandler(Role):
         self.cache = cache
         self.t_soft = t_soft
         self.t_hard = t_hard
-        self._rearmed = Signal()
+        self._rearmed = Condition()
         self._armed_for: float | None = None
 
     def timeout(self) -> float | None:
@@ -311,11 +311,11 @@ class TimeoutHandler(Role):
 
     def rearm(self) -> None:
         """The next limit may expire earlier than was known."""
-        self._rearmed.notify()
+        self._rearmed.notify_all()
 
     def stop(self) -> None:
         super().stop()
-        self._rearmed.notify()
+        self._rearmed.notify_all()
 
 
 class Supervisor(Role):

@@ -26,7 +26,7 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, Worker
 from prefork._ipc.channel import Channel
 from prefork._system.log import DEBUG, ERROR, log
 from prefork._system.process import Child, Process, preload
-from prefork._system.selector import Watch
+from prefork._system.selector import Selector
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
@@ -56,7 +56,7 @@ class Options(NamedTuple):
     max_restarts: int = 10  # failed starts in a row
     start_timeout: float | None = None  # seconds
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
-    accept_delay: float | None = None  # see `Starts`
+    accept_delay: float | None = None  # see `StartNotices`
 
     def for_worker(self) -> WorkerOptions:
         """What the next worker is to know."""
@@ -121,7 +121,7 @@ class _Draft:
 
 
 class Recruiter:
-    def __init__(self, options: Options, jobs: Exchange, exits: Watch[Worker]) -> None:
+    def __init__(self, options: Options, jobs: Exchange, exits: Selector[Worker]) -> None:
         self.starts_aside = False  # workers are started on a thread of their own
         self.generation = 0  # of the next worker
         self.pausing: Callable[[float], AbstractContextManager[object]] = nullcontext
@@ -184,7 +184,7 @@ class Recruiter:
                     self._exits.discard(worker.process)
             if self._jobs.state is State.TERMINATE:
                 worker.kill("the pool was terminated")
-            self._exits.bell.ring()  # its start may have to be watched
+            self._exits.wakeup.set()  # its start may have to be watched
             log(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
         return True
 
@@ -195,7 +195,7 @@ class Recruiter:
             self.hire(self._options.processes)
             return
         for _ in range(self._options.processes):
-            Start(self.hire, self._exits.bell.ring).finish(self._options.start_timeout)
+            Start(self.hire, self._exits.wakeup.set).finish(self._options.start_timeout)
 
     def _free_places(self, count: int) -> list[int]:
         with self._jobs.lock:
@@ -210,7 +210,7 @@ class Recruiter:
         while self._start is None and is_short() and time.monotonic() >= self._pause_until:
             try:
                 if self.starts_aside:
-                    self._start = Start(self.hire, self._exits.bell.ring)
+                    self._start = Start(self.hire, self._exits.wakeup.set)
                 else:
                     self.hire()
             except Exception as exc:

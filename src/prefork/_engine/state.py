@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 from prefork._engine.worker_handle import Worker
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import INLINE, Kind
-from prefork._policy.job import NOBODY, Job, Wakes
+from prefork._policy.job import NULL_SINK, Job, Wakes
 from prefork._policy.timers import Expiry
 
 __all__ = ["ACCEPTED", "ERROR", "EXPIRED", "Accepted", "Accounts", "News", "State"]
 
-MAX_OPEN_PARCELS: Final = 128
+MAX_OPEN_PAYLOADS: Final = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
 
 
@@ -32,13 +32,13 @@ class Accounts:
         self.failed = 0
         self.retried = 0
         self._news = news
-        self._open_parcels = 0  # unsettled large jobs that have a file
-        self._bare_parcels = 0  # unsettled large jobs that have none yet
+        self._open_payloads = 0  # unsettled large jobs that have a file
+        self._bare_payloads = 0  # unsettled large jobs that have none yet
 
     def admit(self, job: Job) -> None:
         self.open[job.id] = job
-        if job.parcel is not None or len(job.pickled) > INLINE:
-            self._count_parcel(job, +1)
+        if job.payload is not None or len(job.pickled) > INLINE:
+            self._count_payload(job, +1)
 
     def settle(self, job: Job, kind: int, payload: object) -> None:
         """The outcome is known: a report's kind and payload, or ERROR and an exception.
@@ -51,14 +51,14 @@ class Accounts:
             self.failed += 1
         else:
             self.finished += 1
-        if job.parcel is not None or len(job.pickled) > INLINE:
-            self._count_parcel(job, -1)
-            if job.parcel is not None:
-                job.parcel.close()
-                job.parcel = None
-        job.seat = None
+        if job.payload is not None or len(job.pickled) > INLINE:
+            self._count_payload(job, -1)
+            if job.payload is not None:
+                job.payload.close()
+                job.payload = None
+        job.slot = None
         job.pickled = b""
-        job.flaw = None
+        job.pickling_error = None
         self._news.add(job, kind, payload)
 
     def fail(self, job: Job, reason: BaseException) -> None:
@@ -72,23 +72,23 @@ class Accounts:
         job.pid, job.started, job.seconds = None, 0.0, 0.0
 
     def tell_start(self, worker: Worker, job: Job, started: float) -> None:
-        job.untold = False
+        job.start_unreported = False
         self._news.add(job, ACCEPTED, Accepted(worker.pid, started))
 
-    def may_open_parcel(self) -> bool:
+    def may_open_payload(self) -> bool:
         """Whether the file of a large job may be made before a worker is free for it.
 
         Not if jobs that came before have none: where descriptors are short, those that become
         free are for them.
         """
-        return self._bare_parcels == 0 and self._open_parcels < MAX_OPEN_PARCELS
+        return self._bare_payloads == 0 and self._open_payloads < MAX_OPEN_PAYLOADS
 
-    def _count_parcel(self, job: Job, change: int) -> None:
+    def _count_payload(self, job: Job, change: int) -> None:
         """A large job has come or gone."""
-        if job.parcel is not None:
-            self._open_parcels += change
+        if job.payload is not None:
+            self._open_payloads += change
         else:
-            self._bare_parcels += change
+            self._bare_payloads += change
 
 
 class State(enum.Enum):
@@ -116,11 +116,11 @@ class Accepted(NamedTuple):
 class News:
     """
     Args:
-        bell: rung when there are news that the result handler does not know of.
+        wakeup: rung when there are news that the result handler does not know of.
     """
 
-    def __init__(self, bell: Callable[[], object]) -> None:
-        self._bell = bell
+    def __init__(self, wakeup: Callable[[], object]) -> None:
+        self._bell = wakeup
         self._queue: deque[tuple[Job, int, Any]] = deque()
         self.reader_is_here = False  # the result handler is adding them itself
 
@@ -144,27 +144,27 @@ class News:
                 if signal is not None:
                     waiting[signal] = None
                     if type(detail) is list:
-                        signal.notify()  # large ones take their time
+                        signal.notify_all()  # large ones take their time
         finally:
             for signal in waiting:
-                signal.notify()
+                signal.notify_all()
 
 
 def _tell_owner(job: Job, kind: int, detail: Any) -> Wakes | None:
     """Returns what the owner's waiting threads wait for, if this concerns them."""
-    owner = job.owner
+    owner = job.sink
     if kind == ACCEPTED:
         accepted: Accepted = detail
-        owner.accept(job, accepted.pid, accepted.started)
+        owner.job_started(job, accepted.pid, accepted.started)
         return None
     if kind == EXPIRED:
         expiry: Expiry = detail
-        owner.expire(job, expiry.soft, expiry.timeout)
+        owner.limit_passed(job, expiry.soft, expiry.timeout)
         return None
-    job.owner = NOBODY  # the owner may hold the job: a cycle would keep its result in memory
+    job.sink = NULL_SINK  # the owner may hold the job: a cycle would keep its result in memory
     try:
         ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
-        return owner.settle(job, ok, value)
+        return owner.job_done(job, ok, value)
     except BaseException as exc:
-        owner.settle(job, False, exc)
+        owner.job_done(job, False, exc)
         raise

@@ -21,13 +21,13 @@ from prefork._engine.collector import Exchange
 from prefork._engine.spawner import Options, Recruiter
 from prefork._engine.state import State
 from prefork._engine.worker_handle import Worker
-from prefork._ipc.memfd import Spares
+from prefork._ipc.memfd import MemfdCache
 from prefork._policy.timers import MEMORY_SECONDS
 from prefork._system import at_fork
-from prefork._system.condition import Signal
+from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, WARNING, log
 from prefork._system.resources import OutOfMemoryKills, available_cpus
-from prefork._system.selector import Watch
+from prefork._system.selector import Selector
 from prefork.errors import Terminated
 from prefork.statistics import WorkerExit
 
@@ -47,23 +47,23 @@ class Staff:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.processes = options.processes  # how many workers there should be
-        self.exits: Watch[Worker] = Watch()
+        self.exits: Selector[Worker] = Selector()
         look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
         cpus = max(2, available_cpus())
-        self.jobs = Exchange(self.exits.bell.ring, look_interval, options.accept_delay, cpus)
-        at_fork.own(self)
+        self.jobs = Exchange(self.exits.wakeup.set, look_interval, options.accept_delay, cpus)
+        at_fork.register(self)
         self.at_end: list[Callable[[], object]] = []
         self.ended = False  # all is over, and nothing is left
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
-        self._ended = Signal()
+        self._ended = Condition()
         self._termination = ""  # has been asked for, and why
-        self.spares = Spares(self.exits.bell.ring)
+        self.memfd_cache = MemfdCache(self.exits.wakeup.set)
         self._memory_kills = OutOfMemoryKills()
         self.recruiter = Recruiter(options, self.jobs, self.exits)
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: the pool is the parent's."""
-        self.jobs.abandon()
+        self.jobs.close_in_child()
 
     @property
     def state(self) -> State:
@@ -99,7 +99,7 @@ class Staff:
             exited: workers whose processes have ended.
 
         Returns:
-            When it wants to be called again, in seconds; None: when the bell rings, or a worker
+            When it wants to be called again, in seconds; None: when the wakeup rings, or a worker
             ends.
         """
         if self._termination:
@@ -225,7 +225,7 @@ class Staff:
     def _next_time(self) -> float | None:
         times = [w.patience_ends for w in self.jobs.workers if w.patience_ends is not None]
         times += self.recruiter.next_times(self._is_short_of_workers)
-        if (next_tidying := self.spares.tidy()) is not None:
+        if (next_tidying := self.memfd_cache.tidy()) is not None:
             times.append(next_tidying)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -257,7 +257,7 @@ class Staff:
                     f"cannot shrink {self.processes} processes by {-change}: one must be left"
                 )
             self.processes += change
-        self.exits.bell.ring()
+        self.exits.wakeup.set()
 
     def replace_all(self) -> None:
         """Replace all workers, one after another, after the tasks that they run; those that are
@@ -265,14 +265,14 @@ class Staff:
         with self.jobs.lock:
             self.jobs.check_running()
             self.recruiter.generation += 1
-        self.exits.bell.ring()
+        self.exits.wakeup.set()
 
     # ---- the end
 
     def request_termination(self, why: str = "the pool was terminated") -> None:
         """Have the supervisor fail all jobs and kill all workers. Safe in a finalizer: no lock."""
         self._termination = why
-        self.exits.bell.ring()
+        self.exits.wakeup.set()
 
     def crash(self, reason: BaseException) -> None:
         """The supervisor has failed: end the pool without it."""
@@ -295,12 +295,12 @@ class Staff:
         """There are no workers any more: stop the other roles, free the descriptors."""
         for stop in self.at_end:
             stop()
-        self.spares.close()
-        at_fork.disown(self)
+        self.memfd_cache.close()
+        at_fork.unregister(self)
         self.jobs.outboxes.close()
         self.exits.close()
         self.ended = True
-        self._ended.notify()
+        self._ended.notify_all()
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
         return self.jobs.wait_for(self._ended, lambda: self.ended or self.jobs.forked, timeout)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from prefork._engine.collector import Exchange
 from prefork._engine.state import EXPIRED
 from prefork._engine.worker_handle import Sentence, Worker
-from prefork._policy.job import Job, JobOwner
+from prefork._policy.job import Job, ResultSink
 from prefork._policy.timers import Expiry
 from prefork._system.resources import resident
 from prefork._worker.options import SOFT_SIGNAL
@@ -41,23 +41,23 @@ class Enforcement:
         """When the next limit can expire, a start is to be told, or jobs are held for too long
         (monotonic, seconds); None: nothing of that."""
         jobs = self._jobs
-        times = (jobs.deadlines.next_look, jobs.begun.next_look, jobs.held_until)
+        times = (jobs.deadlines.next_look, jobs.start_notices.next_look, jobs.held_until)
         return min((time for time in times if time is not None), default=None)
 
     def enforce(self, now: float) -> None:
         """See which limits have expired, and do what follows."""
         jobs = self._jobs
         with jobs.lock:
-            if jobs.begun.next_look is not None and now >= jobs.begun.next_look:
+            if jobs.start_notices.next_look is not None and now >= jobs.start_notices.next_look:
                 self._tell_starts(now)
             if jobs.held_until is not None and now >= jobs.held_until:
                 jobs.release()
             if jobs.deadlines.next_look is None or now < jobs.deadlines.next_look:
                 return
             expired, unread = jobs.deadlines.look(jobs.workers, now)
-            for seat, job in unread:
-                assert isinstance(seat, Worker)
-                self._replace_deaf(seat, job)
+            for slot, job in unread:
+                assert isinstance(slot, Worker)
+                self._replace_deaf(slot, job)
             for expiry in expired:
                 self._expire(expiry)
             if self._max_memory is not None:
@@ -65,12 +65,12 @@ class Enforcement:
                     self._weigh(worker, self._max_memory)
 
     def _tell_starts(self, now: float) -> None:
-        for worker, job in self._jobs.begun.look(self._jobs.workers, now):
+        for worker, job in self._jobs.start_notices.look(self._jobs.workers, now):
             assert isinstance(worker, Worker)
             self._jobs.accounts.tell_start(worker, job, worker.accepted())
 
     def _expire(self, expiry: Expiry) -> None:
-        worker, job = expiry.seat, expiry.job
+        worker, job = expiry.slot, expiry.job
         assert isinstance(worker, Worker)
         if worker.gone or worker.exited or worker.dying or job.id not in worker.sent:
             return
@@ -113,7 +113,7 @@ class Enforcement:
             why = f"it did not read job {job.id} ({job.function})"
             self._jobs.dismiss(worker, why)
             worker.kill_after_last_words(why)
-            self._jobs.ring_staff()
+            self._jobs.wake_supervisor()
 
     # ---- by the user
 
@@ -144,28 +144,28 @@ class Enforcement:
             self._jobs.distribute()
             return ended
 
-    def cancel_all(self, owner: JobOwner) -> None:
+    def cancel_all(self, owner: ResultSink) -> None:
         self._for_all(owner, self.cancel)
 
-    def terminate_all(self, owner: JobOwner) -> None:
+    def terminate_all(self, owner: ResultSink) -> None:
         self._for_all(owner, self.terminate)
 
-    def _for_all(self, owner: JobOwner, end: Callable[[Job], bool]) -> None:
+    def _for_all(self, owner: ResultSink, end: Callable[[Job], bool]) -> None:
         with self._jobs.lock:
             for job in list(self._jobs.accounts.open.values()):
-                if job.owner is owner:
+                if job.sink is owner:
                     end(job)
 
     def _recall(self, job: Job) -> Worker | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""
-        worker = job.seat
+        worker = job.slot
         if job.id not in self._jobs.accounts.open or not isinstance(worker, Worker):
             return None
         self._take_all(worker)
         return worker
 
     def _cancel_queued(self, job: Job) -> bool:
-        if job.seat is not None or job.id not in self._jobs.accounts.open:
+        if job.slot is not None or job.id not in self._jobs.accounts.open:
             return False
         self._jobs.scheduler.withdraw(job)
         text = f"job {job.id} ({job.function}) was cancelled before it started"
@@ -214,4 +214,4 @@ class Enforcement:
     def _condemn(self, worker: Worker, sentence: Sentence, why: str) -> None:
         worker.sentence = sentence
         self._jobs.dismiss(worker, why)
-        self._jobs.ring_staff()
+        self._jobs.wake_supervisor()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from prefork._ipc.channel import Channel
-from prefork._policy.job import Job, Seat
+from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Expiry
 from prefork._system.process import Child
 from prefork._system.resources import resident
@@ -33,8 +33,8 @@ class Sentence(NamedTuple):
     expiry: Expiry | None = None  # to be told then
 
 
-class Worker(Seat):
-    """A worker process: its seat at the scheduler, its channel, its process.
+class Worker(WorkerSlot):
+    """A worker process: its slot at the scheduler, its channel, its process.
 
     It starts, is ready, and leaves: of itself, when it is dismissed, or by dying. It is *exited*
     once its process has ended, and *gone* once it is accounted for.

@@ -3,7 +3,7 @@
     pool  ── tickets ──► inbox pipe  ──► worker        who reads a ticket owns its task
           ── pickles ──► shared memory ─► worker       where a ticket says its pickle lies
           ◄── outbox pipe ── reports ─── worker
-          ◄─► parcels (descriptors of files with large pickles) ◄─►
+          ◄─► payloads (descriptors of files with large pickles) ◄─►
 
 Tickets have a fixed size and are written in one piece, so a read returns whole tickets and each
 ticket goes to exactly one reader. The pool keeps the inbox's reading end open too: what it reads
@@ -29,9 +29,9 @@ from collections import deque
 from typing import Any, Final
 
 from prefork._ipc.layout import BLACK_BOX, BOARD, MEMORY, RING
-from prefork._ipc.memfd import BEST, Transport, high, memory_file
-from prefork._ipc.payload import Parcel, Post, receive_parcel, send_parcel
-from prefork._ipc.wire import INLINE, LEAVE, MARK, PARCEL, REPORT, TICKET, Kind, Report, next_report
+from prefork._ipc.memfd import BEST, Transport, above_stdio, memory_file
+from prefork._ipc.payload import FdSocket, Payload, receive_payload, send_payload
+from prefork._ipc.wire import INLINE, LARGE, LEAVE, MARK, REPORT, TICKET, Kind, Report, next_report
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork
 from prefork._system.stacks import BlackBox
@@ -49,11 +49,11 @@ _unpack_header: Final = REPORT.unpack_from
 def _pipe(reader_side: at_fork.Descriptors, writer_side: at_fork.Descriptors) -> tuple[int, int]:
     reader, writer = os.pipe()
     try:
-        reader = reader_side.add(high(reader))
+        reader = reader_side.add(above_stdio(reader))
     except OSError:
         os.close(writer)
         raise
-    return reader, writer_side.add(high(writer))
+    return reader, writer_side.add(above_stdio(writer))
 
 
 class Ring:
@@ -133,15 +133,15 @@ class Channel:
         self._outbox, outbox = _pipe(ours, theirs)
         kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
         own, their = socket.socketpair(socket.AF_UNIX, kind)
-        self._parcels = Post(ours.add(own.detach()), blocking=False)
-        parcels = theirs.add(their.detach())
+        self._payloads = FdSocket(ours.add(own.detach()), blocking=False)
+        payloads = theirs.add(their.detach())
         self._memory_fd = ours.add(memory_file("prefork-channel", MEMORY, self.transport))
         os.set_blocking(inbox, False)
         os.set_blocking(inbox_writer, False)
         os.set_blocking(self._outbox, False)
         self._taken_back = inbox
         self._worker_end: WorkerEnd | None = WorkerEnd(
-            inbox, outbox, parcels, self._memory_fd, self.transport, theirs
+            inbox, outbox, payloads, self._memory_fd, self.transport, theirs
         )
         self._inbox = inbox_writer
 
@@ -154,7 +154,7 @@ class Channel:
             view = memoryview(self._memory)[BLACK_BOX:]
             self.black_box = BlackBox(self._memory_fd, view, BLACK_BOX)
             self._is_open = True
-            at_fork.own(self)
+            at_fork.register(self)
 
     def take_worker_end(self) -> WorkerEnd:
         """The other side, once: who takes it closes it."""
@@ -174,14 +174,14 @@ class Channel:
         soft_timeout: float,
         flags: int,
         pickled: bytes,
-        parcel: Parcel | None = None,
+        payload: Payload | None = None,
         function_length: int = 0,
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
-        Raises OSError when a parcel cannot be made (no descriptor, no memory) or sent.
+        Raises OSError when a payload cannot be made (no descriptor, no memory) or sent.
         """
-        if parcel is None and len(pickled) <= INLINE:
+        if payload is None and len(pickled) <= INLINE:
             offset = self._ring.allocate(job, len(pickled))
             if offset is None:
                 return None
@@ -189,19 +189,19 @@ class Channel:
             self._memory[start : start + len(pickled)] = pickled
             length = len(pickled)
             return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
-        own = parcel is None
-        parcel = parcel or Parcel(pickled, transport=self.transport)
+        own = payload is None
+        payload = payload or Payload(pickled, transport=self.transport)
         try:
-            send_parcel(self._parcels, job, parcel)
+            send_payload(self._payloads, job, payload)
         except BlockingIOError:
             return None
         except ConnectionError:
             pass  # the worker is dead: its ticket will be taken back
         finally:
             if own:
-                parcel.close()
+                payload.close()
         self._ring.allocate(job, 0)
-        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | PARCEL)
+        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | LARGE)
 
     def send(self, tickets: list[bytes]) -> bool:
         """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
@@ -211,7 +211,7 @@ class Channel:
             return False
         return True
 
-    def dismiss(self) -> None:
+    def send_leave(self) -> None:
         """Tell the worker to leave after what it has been sent."""
         os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, LEAVE))
 
@@ -225,7 +225,7 @@ class Channel:
         tickets = list(TICKET.iter_unpack(data[:whole]))
         if tickets and tickets[-1][-1] & LEAVE:
             tickets.pop()
-            self.dismiss()
+            self.send_leave()
         jobs = [ticket[0] for ticket in tickets if self._ring.holds(ticket[0])]
         for job in jobs:
             self.forget(job)
@@ -277,7 +277,7 @@ class Channel:
         kind: int
         while position + _HEADER <= size:
             header = _unpack_header(data, position)
-            job, started, seconds, length, kind, is_parcel, mark = header
+            job, started, seconds, length, kind, is_large, mark = header
             if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
                 reports.append((Kind.CORRUPTED, 0, 0.0, 0.0, None))
                 position = next_report(data, position + 1)
@@ -287,9 +287,9 @@ class Channel:
             if end > size:
                 break
             payload: Any = data[start:end]
-            if is_parcel:
+            if is_large:
                 try:
-                    payload = receive_parcel(self._parcels, job)
+                    payload = receive_payload(self._payloads, job)
                 except OSError as exc:
                     payload = exc  # its job fails with it
             reports.append((kind, job, started, seconds, payload))
@@ -310,9 +310,9 @@ class Channel:
     def close(self) -> None:
         if self._inbox < 0:
             return
-        self._parcels.detach()
+        self._payloads.detach()
         if self._is_open:
-            at_fork.disown(self)
+            at_fork.unregister(self)
             self.black_box.close()
             self._board.release()
             self._clock.release()
@@ -322,7 +322,7 @@ class Channel:
         if self._worker_end is not None:
             self._worker_end.close()
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         self.close()
 
     def __del__(self) -> None:

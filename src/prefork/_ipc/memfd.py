@@ -1,9 +1,9 @@
 """Anonymous files of memory, and their use again.
 
 The kernel takes longer to give a file its pages than the sender to fill them. So a file whose
-object has been delivered may carry the next one (`Spares`), once nobody has it any more. That is
-seen by a lock: what is sent of such a file is a *lease*, one more opening of the same file, with a
-shared lock of its own (flock(2)). The kernel drops that with the lease's last descriptor or
+object has been delivered may carry the next one (`MemfdCache`), once nobody has it any more. That
+is seen by a lock: what is sent of such a file is a *lease*, one more opening of the same file, with
+a shared lock of its own (flock(2)). The kernel drops that with the lease's last descriptor or
 mapping, whoever dies.
 """
 
@@ -20,12 +20,20 @@ from typing import NamedTuple
 
 from prefork._system import at_fork
 
-__all__ = ["BEST", "SPARE_SECONDS", "MemoryFile", "Spares", "Transport", "high", "memory_file"]
+__all__ = [
+    "BEST",
+    "CACHE_SECONDS",
+    "MemfdCache",
+    "MemoryFile",
+    "Transport",
+    "above_stdio",
+    "memory_file",
+]
 
-SPARE_SECONDS = 1.0
+CACHE_SECONDS = 1.0
 """How long files are kept that nobody uses."""
-MOST_SPARES = 2  # one whose content may still be in use, while the other one is filled
-MOST_SPARE_BYTES = 3 << 26
+MOST_CACHED = 2  # one whose content may still be in use, while the other one is filled
+MOST_CACHED_BYTES = 3 << 26
 _STANDARD_STREAMS = 3
 _OPENED = "/proc/self/fd"  # opens what is already open
 
@@ -40,7 +48,7 @@ class Transport(NamedTuple):
 BEST = Transport()
 
 
-def high(fd: int) -> int:
+def above_stdio(fd: int) -> int:
     """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
     if fd >= _STANDARD_STREAMS:
         return fd
@@ -59,7 +67,7 @@ def memory_file(name: str, size: int, transport: Transport) -> int:
 
         fd, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
-    fd = high(fd)
+    fd = above_stdio(fd)
     try:
         os.truncate(fd, size)
     except OSError:
@@ -100,7 +108,7 @@ class MemoryFile:
             OSError: no descriptor is left; there is no /proc.
         """
         with at_fork.creating():
-            fd = high(os.open(f"{_OPENED}/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
+            fd = above_stdio(os.open(f"{_OPENED}/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
             lease = at_fork.Descriptors(fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -127,7 +135,7 @@ class MemoryFile:
 
     def close(self) -> None:
         if self.is_lost():
-            self._fds.give_away()
+            self._fds.hand_over()
         self.fd = -1
         self._fds.close()
 
@@ -136,12 +144,12 @@ class MemoryFile:
             self.close()
 
 
-class Spares:
+class MemfdCache:
     """A few files to be used again. Safe from any thread and in finalizers: it takes no lock.
 
     Args:
         on_put: called when there are some after there were none, so that somebody calls `tidy` in
-            `SPARE_SECONDS`.
+            `CACHE_SECONDS`.
     """
 
     def __init__(self, on_put: Callable[[], object] = lambda: None) -> None:
@@ -169,13 +177,13 @@ class Spares:
 
     def put(self, file: MemoryFile) -> None:
         """This one is not needed any more, but may still be leased."""
-        if self._closed or file.size > MOST_SPARE_BYTES:
+        if self._closed or file.size > MOST_CACHED_BYTES:
             file.close()
             return
         self._used_at = time.monotonic()
         is_first = not self._files
         self._files.append(file)
-        while len(self._files) > MOST_SPARES or self._bytes() > MOST_SPARE_BYTES:
+        while len(self._files) > MOST_CACHED or self._bytes() > MOST_CACHED_BYTES:
             self._drop_oldest()
         if is_first:
             self._on_put()
@@ -191,7 +199,7 @@ class Spares:
         """Close those that were not used for so long; when to call again (monotonic), or None."""
         if not self._files:
             return None
-        due = self._used_at + SPARE_SECONDS
+        due = self._used_at + CACHE_SECONDS
         if time.monotonic() < due:
             return due
         self.clear()

@@ -11,7 +11,7 @@ from prefork._ipc.wire import Kind
 from prefork.errors import MaybeDecodingError, PreforkError, RemoteTraceback, SoftTimeLimitExceeded
 
 
-class Failure(NamedTuple):
+class PickledError(NamedTuple):
     """A task's exception on its way back."""
 
     pickled: bytes
@@ -39,7 +39,7 @@ def encode_result(
 
 
 def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
-    """The fields of a `Failure`; never raises."""
+    """The fields of a `PickledError`; never raises."""
     text = format_traceback(exc)
     try:
         pickled = dumps(exc)
@@ -88,10 +88,10 @@ def decode(kind: int, payload: Any) -> tuple[bool, Any]:
         return decode_result(payload)
     if kind == Kind.OUTCOMES:
         return True, [
-            Outcome(*(decode_result(v) if ok else decode_failure(Failure(*v))))
+            Outcome(*(decode_result(v) if ok else decode_failure(PickledError(*v))))
             for ok, v in load(payload)
         ]
-    return decode_failure(Failure(*load(payload)))
+    return decode_failure(PickledError(*load(payload)))
 
 
 def decode_exit(payload: Any) -> tuple[int, str]:
@@ -121,7 +121,7 @@ def decode_result(payload: Any) -> tuple[bool, Any]:
         return False, _decoding_error(name, exc)
 
 
-def decode_failure(failure: Failure) -> tuple[bool, Any]:
+def decode_failure(failure: PickledError) -> tuple[bool, Any]:
     try:
         exc = load(failure.pickled)
         if not isinstance(exc, BaseException):

@@ -12,23 +12,23 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from prefork._ipc.memfd import BEST, MemoryFile, Spares, Transport, high
+from prefork._ipc.memfd import BEST, MemfdCache, MemoryFile, Transport, above_stdio
 from prefork._system import at_fork
 
-__all__ = ["Parcel", "Post", "receive_parcel", "send_parcel"]
+__all__ = ["FdSocket", "Payload", "receive_payload", "send_payload"]
 
-_ALIGN = 64  # bytes: where a buffer starts in a parcel
+_ALIGN = 64  # bytes: where a buffer starts in a payload
 _HEADER = struct.Struct("<Q")  # job
 
 
-class Parcel:
+class Payload:
     """A large pickle with its out-of-band buffers, in an anonymous file.
 
     The receiver maps the file privately: it may write to its arrays, and the kernel frees the
     memory with the last mapping, whoever dies.
 
     Args:
-        spares: where the file may come from, and goes when the parcel is closed.
+        memfd_cache: where the file may come from, and goes when the payload is closed.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Parcel:
         pickled: bytes,
         buffers: Iterable[memoryview] = (),
         transport: Transport = BEST,
-        spares: Spares | None = None,
+        memfd_cache: MemfdCache | None = None,
     ) -> None:
         pieces = [memoryview(pickled), *buffers]
         lengths = array.array("Q", [len(pieces), *[piece.nbytes for piece in pieces]])
@@ -44,9 +44,9 @@ class Parcel:
         positions = [0]
         for piece in pieces:
             positions.append(_aligned(positions[-1] + piece.nbytes))
-        self._spares = spares
-        spare = spares.take(positions[-1]) if spares is not None else None
-        self._file = spare or MemoryFile("prefork-parcel", transport)
+        self._memfd_cache = memfd_cache
+        spare = memfd_cache.take(positions[-1]) if memfd_cache is not None else None
+        self._file = spare or MemoryFile("prefork-payload", transport)
         try:
             for piece, position in zip(pieces, positions, strict=False):
                 self._file.write(piece, position)
@@ -60,32 +60,32 @@ class Parcel:
 
     def lease(self) -> at_fork.Descriptors | None:
         """A descriptor to send, if the file is to be used again; None: send its own."""
-        if self._spares is None:
+        if self._memfd_cache is None:
             return None
         try:
             return self._file.lease()
         except OSError:  # no descriptor is left for that
-            self._spares = None
+            self._memfd_cache = None
             return None
 
     def close(self) -> None:
         """It needs not be sent any more."""
-        spares, self._spares = self._spares, None
-        if spares is None:
+        memfd_cache, self._memfd_cache = self._memfd_cache, None
+        if memfd_cache is None:
             self._file.close()
         elif self.fd >= 0:
-            spares.put(self._file)
+            memfd_cache.put(self._file)
 
     @staticmethod
     def open(fd: int) -> list[memoryview]:
-        """Map a received parcel and close its descriptor: the pickle, then the buffers.
+        """Map a received payload and close its descriptor: the pickle, then the buffers.
 
         Raises:
             OSError: there is no memory for it, or it is none.
         """
         try:
             memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-            return Parcel._pieces(memoryview(memory))
+            return Payload._pieces(memoryview(memory))
         except (ValueError, TypeError) as exc:
             raise OSError(f"a large object came as a file that holds none: {exc}") from exc
         finally:
@@ -107,8 +107,8 @@ def _aligned(position: int) -> int:
     return -(-position // _ALIGN) * _ALIGN
 
 
-class Post:
-    """An end of the socket that parcels go through. Its object is made for the first parcel: many
+class FdSocket:
+    """An end of the socket that payloads go through. Its object is made for the first payload: many
     a worker never sees one."""
 
     def __init__(self, fd: int, blocking: bool) -> None:
@@ -132,18 +132,18 @@ class Post:
             self._socket.detach()
 
 
-def send_parcel(post: Post, job: int, parcel: Parcel) -> None:
-    lease = parcel.lease()
+def send_payload(post: FdSocket, job: int, payload: Payload) -> None:
+    lease = payload.lease()
     try:
-        (fd,) = lease.fds if lease is not None else (parcel.fd,)
+        (fd,) = lease.fds if lease is not None else (payload.fd,)
         socket.send_fds(post.socket(), [_HEADER.pack(job)], [fd])
     finally:
         if lease is not None:
             lease.close()
 
 
-def receive_parcel(post: Post, job: int) -> list[memoryview]:
-    """The parcel of this job. Whatever else has come is thrown away: parcels of jobs that were
+def receive_payload(post: FdSocket, job: int) -> list[memoryview]:
+    """The payload of this job. Whatever else has come is thrown away: payloads of jobs that were
     taken back meanwhile, and what a task may have written there.
 
     Raises:
@@ -154,12 +154,12 @@ def receive_parcel(post: Post, job: int) -> list[memoryview]:
         try:
             data, fds, flags, _ = socket.recv_fds(post.socket(), _HEADER.size, 1)
         except ConnectionResetError:
-            # Said once when the other end has closed with parcels unread; those to us are here.
+            # Said once when the other end has closed with payloads unread; those to us are here.
             continue
         except BlockingIOError:
             raise OSError("a large object has not come along with its report") from None
         if data == wanted and fds:
-            return Parcel.open(high(fds[0]))
+            return Payload.open(above_stdio(fds[0]))
         for fd in fds:
             os.close(fd)
         if not data:

@@ -15,7 +15,7 @@ Ticket = tuple[int, float, int, int, int, int]
 - the job
 - its soft limit in seconds; 0.0 is none
 - where the pickled call lies in the shared memory
-- its length in bytes; 0 when it comes as a parcel
+- its length in bytes; 0 when it comes as a payload
 - how many of these are the function's pickle, if that has one of its own
 - flags
 """
@@ -24,7 +24,7 @@ TICKET: Final = struct.Struct("<QdIIII")
 # A ticket's flags.
 LEAVE: Final = 1  # no task: finish and exit
 ACCEPT: Final = 2  # report the start of the task
-PARCEL: Final = 4  # the call travels in a file of its own
+LARGE: Final = 4  # the call travels in a file of its own
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
 
@@ -42,10 +42,10 @@ class Kind:
     READY: Final = 0  # the worker has run its initializer
     ACCEPTED: Final = 1  # the task has started
     DONE: Final = 2  # the payload is the pickled result
-    FAILED: Final = 3  # a pickled `Failure`
-    OUTCOMES: Final = 4  # a pickled list: (True, pickled result) or (False, a `Failure`)
+    FAILED: Final = 3  # a pickled `PickledError`
+    OUTCOMES: Final = 4  # a pickled list: (True, pickled result) or (False, a `PickledError`)
     EXITING: Final = 5  # the task has the process exit: its pickled exit code, and why
-    BROKEN: Final = 6  # the initializer failed: a pickled `Failure`
+    BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
     LEAVING: Final = 7  # the worker leaves of itself: why, pickled
     CORRUPTED: Final = 8  # is never sent: something came here that is no report
 
@@ -57,10 +57,10 @@ Report = tuple[int, int, float, float, Any]
 - the job
 - when that was started (monotonic clock of the machine, seconds)
 - how many seconds it ran
-- the payload: bytes; a list of buffers, if it came as a parcel; or why it could not come
+- the payload: bytes; a list of buffers, if it came as a payload; or why it could not come
 """
 REPORT: Final = struct.Struct("<QddQBB2x4s")
-"""A report's header: job, started, seconds, length, kind, 1 if it is a parcel, `MARK`."""
+"""A report's header: job, started, seconds, length, kind, 1 if it is a payload, `MARK`."""
 MARK: Final = b"\xc1PF\xfe"
 """Ends each header, so that foreign bytes are told from reports, and the next report is found
 behind them. No task's text in UTF-8 contains it."""
@@ -75,4 +75,4 @@ def next_report(data: bytes, position: int) -> int:
 
 
 INLINE: Final = 1 << 16
-"""Pickles above this many bytes travel in a file of their own, as a *parcel*."""
+"""Pickles above this many bytes travel in a file of their own, as a *payload*."""

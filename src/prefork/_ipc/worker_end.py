@@ -10,9 +10,9 @@ from multiprocessing import reduction
 from typing import Any
 
 from prefork._ipc.layout import BOARD, MEMORY
-from prefork._ipc.memfd import SPARE_SECONDS, Spares, Transport
-from prefork._ipc.payload import Parcel, Post, receive_parcel, send_parcel
-from prefork._ipc.wire import INLINE, LEAVE, MARK, PARCEL, REPORT, TICKET, Ticket
+from prefork._ipc.memfd import CACHE_SECONDS, MemfdCache, Transport
+from prefork._ipc.payload import FdSocket, Payload, receive_payload, send_payload
+from prefork._ipc.wire import INLINE, LARGE, LEAVE, MARK, REPORT, TICKET, Ticket
 from prefork._system import at_fork
 from prefork._system.selector import wait_for
 
@@ -25,18 +25,18 @@ class WorkerEnd:
         self,
         inbox: int,
         outbox: int,
-        parcels: int,
+        payloads: int,
         memory: int,
         transport: Transport,
         owned: at_fork.Descriptors,
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
-        self._parcels = Post(parcels, blocking=True)
+        self._payloads = FdSocket(payloads, blocking=True)
         self._memory_fd = memory
         self._transport = transport
         self._owned = owned
-        self._spares = Spares()
+        self._memfd_cache = MemfdCache()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
@@ -44,7 +44,7 @@ class WorkerEnd:
 
     def fds(self) -> tuple[int, int, int, int]:
         """What the child needs of this process's descriptors."""
-        return self._inbox, self._outbox, self._parcels.fileno(), self._memory_fd
+        return self._inbox, self._outbox, self._payloads.fileno(), self._memory_fd
 
     @property
     def closed(self) -> bool:
@@ -54,7 +54,7 @@ class WorkerEnd:
         """In the child: map the shared memory. Returns the file of the black box."""
         if not self._owned.are_ours:
             self._owned = at_fork.Descriptors(*self.fds())
-        at_fork.own(self)
+        at_fork.register(self)
         memory = mmap.mmap(self._memory_fd, MEMORY)
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
@@ -69,21 +69,21 @@ class WorkerEnd:
             try:
                 data = os.read(self._inbox, TICKET.size)
             except BlockingIOError:
-                if not wait_for(self._poll, SPARE_SECONDS if self._spares else None):
-                    self._spares.clear()
+                if not wait_for(self._poll, CACHE_SECONDS if self._memfd_cache else None):
+                    self._memfd_cache.clear()
                 continue
             if not data:
                 return None
-            if self._spares:
-                self._spares.tidy()
+            if self._memfd_cache:
+                self._memfd_cache.tidy()
             ticket: Ticket = TICKET.unpack(data)
             return None if ticket[-1] & LEAVE else ticket
 
-    def payload(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
+    def read_call(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
         """The task's pickled call, and its buffers."""
         job, _, offset, length, _, flags = ticket
-        if flags & PARCEL:
-            pickled, *buffers = receive_parcel(self._parcels, job)
+        if flags & LARGE:
+            pickled, *buffers = receive_payload(self._payloads, job)
             return pickled, buffers
         start = BOARD + offset
         return self._memory[start : start + length], []
@@ -102,15 +102,15 @@ class WorkerEnd:
         The buffers are dropped when they have been copied: they may be in a file of the pool's,
         which can then be used again as soon as it hears of this.
         """
-        parcel = bool(buffers) or len(pickled) > INLINE
-        if parcel:
-            sent = Parcel(pickled, buffers or (), self._transport, self._spares)
+        payload = bool(buffers) or len(pickled) > INLINE
+        if payload:
+            sent = Payload(pickled, buffers or (), self._transport, self._memfd_cache)
             if buffers is not None:
                 buffers.clear()
             with contextlib.closing(sent):
-                send_parcel(self._parcels, job, sent)
+                send_payload(self._payloads, job, sent)
             pickled = b""
-        header = REPORT.pack(job, started, seconds, len(pickled), kind, parcel, MARK)
+        header = REPORT.pack(job, started, seconds, len(pickled), kind, payload, MARK)
         frame = header + pickled
         written = os.write(self._outbox, frame)
         while written < len(frame):
@@ -119,20 +119,20 @@ class WorkerEnd:
     def close(self) -> None:
         if self._inbox < 0:
             return
-        at_fork.disown(self)
-        self._spares.close()
-        self._parcels.detach()
+        at_fork.unregister(self)
+        self._memfd_cache.close()
+        self._payloads.detach()
         self._owned.close()
         self._inbox = self._outbox = self._memory_fd = -1
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         self.close()
 
 
 def _rebuild_worker_end(
-    inbox: Any, outbox: Any, parcels: Any, memory: Any, transport: Transport
+    inbox: Any, outbox: Any, payloads: Any, memory: Any, transport: Transport
 ) -> WorkerEnd:
-    fds = [part.detach() for part in (inbox, outbox, parcels, memory)]
+    fds = [part.detach() for part in (inbox, outbox, payloads, memory)]
     for fd in fds:  # they came through an exec, but what the tasks start must not get them
         os.set_inheritable(fd, False)
     owned = at_fork.Descriptors(*fds)

@@ -9,50 +9,50 @@ from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import CALL, LIMITED
 from prefork._policy.limits import NO_LIMITS, Limits
 
-__all__ = ["NOBODY", "Job", "JobOwner", "Seat", "Wakes"]
+__all__ = ["NULL_SINK", "Job", "ResultSink", "Wakes", "WorkerSlot"]
 
 
 class Wakes(Protocol):
     """What threads wait for."""
 
-    def notify(self) -> None: ...
+    def notify_all(self) -> None: ...
 
 
-class JobOwner(Protocol):
+class ResultSink(Protocol):
     """What a job's result is for: a result handle, or a collection of results."""
 
-    def bind(self, job: Job) -> None: ...
+    def job_added(self, job: Job) -> None: ...
 
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None: ...
+    def job_started(self, job: Job, pid: int, time_accepted: float) -> None: ...
 
-    def settle(self, job: Job, ok: bool, value: Any) -> Wakes | None:
+    def job_done(self, job: Job, ok: bool, value: Any) -> Wakes | None:
         """`value` is the result, or the exception if not `ok`; returns what is to be notified,
         soon."""
 
-    def expire(self, job: Job, soft: bool, timeout: float) -> None: ...
+    def limit_passed(self, job: Job, soft: bool, timeout: float) -> None: ...
 
-    def awaited(self) -> Wakes | None:
+    def waiters(self) -> Wakes | None:
         """What is notified when threads wait for its jobs, if any do."""
 
 
-class _Nobody:
-    def bind(self, job: Job) -> None:
+class _NullSink:
+    def job_added(self, job: Job) -> None:
         pass
 
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+    def job_started(self, job: Job, pid: int, time_accepted: float) -> None:
         pass
 
-    def settle(self, job: Job, ok: bool, value: Any) -> None:
+    def job_done(self, job: Job, ok: bool, value: Any) -> None:
         pass
 
-    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+    def limit_passed(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def awaited(self) -> None:
+    def waiters(self) -> None:
         pass
 
 
-NOBODY: Final = _Nobody()
+NULL_SINK: Final = _NullSink()
 """The owner of a job that is settled."""
 
 
@@ -68,26 +68,26 @@ class Job:
     __slots__ = (
         "attempts",
         "flags",
-        "flaw",
         "function",
         "function_length",
         "id",
         "index",
         "lost_timeout",
         "nbytes",
-        "owner",
-        "parcel",
+        "payload",
         "pickled",
+        "pickling_error",
         "pid",
         "retries",
-        "seat",
         "seconds",
         "sent_at",
+        "sink",
         "size",
+        "slot",
         "soft_timeout",
+        "start_unreported",
         "started",
         "timeout",
-        "untold",
         "withdrawn",
     )
 
@@ -95,13 +95,13 @@ class Job:
 
     def __init__(
         self,
-        owner: JobOwner,
+        sink: ResultSink,
         function: str,
         mode: int = CALL,
         limits: Limits = NO_LIMITS,
     ) -> None:
         self.id = next(Job._ids)
-        self.owner = owner
+        self.sink = sink
         self.function = function  # its name, for messages
         self.timeout, self.soft_timeout, self.lost_timeout, self.retries = limits
         self.flags = mode  # of its ticket
@@ -110,36 +110,36 @@ class Job:
         self.pickled = b""  # the call
         self.function_length = 0  # bytes of it
         self.nbytes = 0  # of it, with its buffers
-        self.flaw: BaseException | None = None  # why it could not be pickled
-        self.parcel: Any = None  # the call and its buffers, if they are large
+        self.pickling_error: BaseException | None = None  # why it could not be pickled
+        self.payload: Any = None  # the call and its buffers, if they are large
         self.index = 0  # of its first item in the result
         self.size = 1  # how many items it is for
         self.attempts = 0  # that ended with the loss of a worker
-        self.seat: Seat | None = None  # where it was sent; None while queued
+        self.slot: WorkerSlot | None = None  # where it was sent; None while queued
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
         self.withdrawn = False  # not to be run any more
-        self.untold = False  # its start is to be told, and has not been
+        self.start_unreported = False  # its start is to be told, and has not been
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0
         self.seconds = 0.0
 
     def running_pid(self) -> int | None:
         """The process id of the worker that runs or ran it, or None."""
-        if self.pid is None and (seat := self.seat) is not None and seat.running()[0] == self.id:
-            return seat.pid
+        if self.pid is None and (slot := self.slot) is not None and slot.running()[0] == self.id:
+            return slot.pid
         return self.pid
 
     def running_since(self) -> float | None:
-        if self.started == 0.0 and (seat := self.seat) is not None:
-            return seat.accepted() if seat.running()[0] == self.id else None
+        if self.started == 0.0 and (slot := self.slot) is not None:
+            return slot.accepted() if slot.running()[0] == self.id else None
         return self.started or None
 
     def __repr__(self) -> str:
-        where = f"sent to {self.seat!r}" if self.seat else "queued"
+        where = f"sent to {self.slot!r}" if self.slot else "queued"
         return f"<Job {self.id} {self.function} {where}>"
 
 
-class Seat:
+class WorkerSlot:
     """A worker as the scheduler sees it."""
 
     pid = 0
@@ -150,7 +150,7 @@ class Seat:
         self.ready = True  # has been initialised, as far as is known
         self.quota: float = float("inf")  # how many more jobs it may finish
         self.slow = False  # it was found to run something long
-        self.group: dict[Seat, None] | None = None  # the scheduler's
+        self.group: dict[WorkerSlot, None] | None = None  # the scheduler's
 
     def running(self) -> tuple[int, float]:
         """The id of the job that the worker runs (0: none yet), and when its clock started."""

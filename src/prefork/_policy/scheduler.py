@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prefork._policy.job import Job, Seat
+from prefork._policy.job import Job, WorkerSlot
 
 __all__ = ["Scheduler"]
 
@@ -48,73 +48,73 @@ class Scheduler:
     def __init__(self, cpus: int = 2) -> None:
         self._cpus = cpus
         self.queue: deque[Job] = deque()
-        self.seats: list[Seat] = []
+        self.slots: list[WorkerSlot] = []
         self.mean_seconds: float | None = None
-        # Seats by how many jobs they have; each seat is in one of them, or in none.
-        self._idle: dict[Seat, None] = {}  # none, and may be sent some
-        self._new: dict[Seat, None] = {}  # none, as the worker is not ready, may be sent some
-        self._low: dict[Seat, None] = {}  # one, may be sent more
-        self._deep: dict[Seat, None] = {}  # more than one (or not ready), may be taken back
-        self._heads: dict[Seat, int] = {}  # what busy seats ran at the last look
+        # Seats by how many jobs they have; each slot is in one of them, or in none.
+        self._idle: dict[WorkerSlot, None] = {}  # none, and may be sent some
+        self._new: dict[WorkerSlot, None] = {}  # none, as the worker is not ready, may be sent some
+        self._low: dict[WorkerSlot, None] = {}  # one, may be sent more
+        self._deep: dict[WorkerSlot, None] = {}  # more than one (or not ready), may be taken back
+        self._heads: dict[WorkerSlot, int] = {}  # what busy slots ran at the last look
 
-    # ---- seats
+    # ---- slots
 
-    def add(self, seat: Seat) -> None:
-        self.seats.append(seat)
-        self._classify(seat)
+    def add(self, slot: WorkerSlot) -> None:
+        self.slots.append(slot)
+        self._classify(slot)
 
-    def remove(self, seat: Seat) -> None:
-        seat.open = False
-        self._classify(seat)
-        if seat in self.seats:  # else it was interrupted that it came
-            self.seats.remove(seat)
+    def remove(self, slot: WorkerSlot) -> None:
+        slot.open = False
+        self._classify(slot)
+        if slot in self.slots:  # else it was interrupted that it came
+            self.slots.remove(slot)
 
-    def shut(self, seat: Seat) -> None:
-        """Send this seat no more."""
-        seat.open = False
-        self._classify(seat)
+    def shut(self, slot: WorkerSlot) -> None:
+        """Send this slot no more."""
+        slot.open = False
+        self._classify(slot)
 
-    def reopen(self, seat: Seat) -> None:
-        seat.open = True
-        self._classify(seat)
+    def reopen(self, slot: WorkerSlot) -> None:
+        slot.open = True
+        self._classify(slot)
 
-    def mark_ready(self, seat: Seat) -> None:
-        seat.ready = True
-        self._classify(seat)
+    def mark_ready(self, slot: WorkerSlot) -> None:
+        slot.ready = True
+        self._classify(slot)
 
-    def _classify(self, seat: Seat) -> None:
-        count = len(seat.sent)
-        seat.slow = seat.slow and count > 0
-        group: dict[Seat, None] | None = None
-        if count > 1 or (count and not seat.ready):
+    def _classify(self, slot: WorkerSlot) -> None:
+        count = len(slot.sent)
+        slot.slow = slot.slow and count > 0
+        group: dict[WorkerSlot, None] | None = None
+        if count > 1 or (count and not slot.ready):
             group = self._deep
-        elif seat.open and count < seat.quota and not seat.slow:
-            group = self._low if count else self._idle if seat.ready else self._new
-        if group is not seat.group:
-            if seat.group is not None:
-                del seat.group[seat]
+        elif slot.open and count < slot.quota and not slot.slow:
+            group = self._low if count else self._idle if slot.ready else self._new
+        if group is not slot.group:
+            if slot.group is not None:
+                del slot.group[slot]
             if group is not None:
-                group[seat] = None
-            seat.group = group
+                group[slot] = None
+            slot.group = group
 
     # ---- jobs
 
-    def submit(self, job: Job) -> Seat | None:
-        """Take a new job: the seat to send it to now, or None if it is queued."""
+    def submit(self, job: Job) -> WorkerSlot | None:
+        """Take a new job: the slot to send it to now, or None if it is queued."""
         if not self.queue:
             if self._idle and not self.is_holding():
-                seat = next(reversed(self._idle))
+                slot = next(reversed(self._idle))
             elif self._low and self._may_queue_behind(job):
-                seat = next(reversed(self._low))
+                slot = next(reversed(self._low))
             elif self._new and self._may_queue_behind(job):
-                seat = next(iter(self._new))  # it was started first, and will be ready first
+                slot = next(iter(self._new))  # it was started first, and will be ready first
             else:
                 self.queue.append(job)
                 return None
-            job.seat = seat
-            seat.sent[job.id] = job
-            self._classify(seat)
-            return seat
+            job.slot = slot
+            slot.sent[job.id] = job
+            self._classify(slot)
+            return slot
         self.queue.append(job)
         return None
 
@@ -136,51 +136,53 @@ class Scheduler:
         self._cpus = sys.maxsize
 
     def remember_heads(self) -> None:
-        """Note what each busy seat runs, for `find_slow` to be called `HOLD_SECONDS` later."""
+        """Note what each busy slot runs, for `find_slow` to be called `HOLD_SECONDS` later."""
         busy = (*self._low, *self._deep)
-        self._heads = {seat: next(iter(seat.sent)) for seat in busy if seat.sent}
+        self._heads = {slot: next(iter(slot.sent)) for slot in busy if slot.sent}
 
-    def find_slow(self) -> list[Seat]:
+    def find_slow(self) -> list[WorkerSlot]:
         """Seats that run the same job still get no more until that has finished. Returns those of
         them that have others waiting, to be taken back."""
-        slow = [seat for seat, head in self._heads.items() if next(iter(seat.sent), 0) == head]
+        slow = [slot for slot, head in self._heads.items() if next(iter(slot.sent), 0) == head]
         self._heads.clear()
-        for seat in slow:
-            seat.slow = True
-            self._classify(seat)
-        return [seat for seat in slow if seat.group is self._deep]
+        for slot in slow:
+            slot.slow = True
+            self._classify(slot)
+        return [slot for slot in slow if slot.group is self._deep]
 
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
-        return job.parcel is None
+        return job.payload is None
 
-    def hand_out(self, seats: Iterable[Seat] | None = None) -> Iterator[tuple[Seat, list[Job]]]:
-        """Batches to send now: to each of these seats (all) that runs low, its share."""
+    def batches(
+        self, slots: Iterable[WorkerSlot] | None = None
+    ) -> Iterator[tuple[WorkerSlot, list[Job]]]:
+        """Batches to send now: to each of these slots (all) that runs low, its share."""
         if not self.queue:
             return
         depth = self.depth()
-        for seat in list(self.seats if seats is None else seats):
-            if not seat.sent and self.is_holding():
+        for slot in list(self.slots if slots is None else slots):
+            if not slot.sent and self.is_holding():
                 continue
-            if seat.open and not seat.slow and len(seat.sent) <= depth // 2:
-                batch = self._batch(seat, depth)
+            if slot.open and not slot.slow and len(slot.sent) <= depth // 2:
+                batch = self._batch(slot, depth)
                 if batch:
-                    yield seat, batch
+                    yield slot, batch
 
-    def _batch(self, seat: Seat, depth: int) -> list[Job]:
-        share = -(-len(self.queue) // (self._cpus if self.is_holding() else len(self.seats)))
-        room = int(min(depth - len(seat.sent), max(share, 1), seat.quota - len(seat.sent)))
+    def _batch(self, slot: WorkerSlot, depth: int) -> list[Job]:
+        share = -(-len(self.queue) // (self._cpus if self.is_holding() else len(self.slots)))
+        room = int(min(depth - len(slot.sent), max(share, 1), slot.quota - len(slot.sent)))
         batch: list[Job] = []
         while self.queue and len(batch) < room:
             job = self.queue[0]
-            if seat.sent and not self._may_queue_behind(job):
+            if slot.sent and not self._may_queue_behind(job):
                 break
             self.queue.popleft()
             self._drop_withdrawn()
-            job.seat = seat
-            seat.sent[job.id] = job
+            job.slot = slot
+            slot.sent[job.id] = job
             batch.append(job)
-        self._classify(seat)
+        self._classify(slot)
         return batch
 
     def depth(self) -> int:
@@ -189,13 +191,13 @@ class Scheduler:
             return MIN_DEPTH
         return int(min(MAX_DEPTH, max(MIN_DEPTH, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
 
-    def note_finished(self, seat: Seat, count: int, seconds: float) -> None:
-        """So many jobs that this seat had were reported; together they took so long."""
+    def note_finished(self, slot: WorkerSlot, count: int, seconds: float) -> None:
+        """So many jobs that this slot had were reported; together they took so long."""
         if not count:
             return
-        seat.quota -= count
-        seat.slow = False
-        self._classify(seat)
+        slot.quota -= count
+        slot.slow = False
+        self._classify(slot)
         mean = seconds / count
         if self.mean_seconds is not None:
             old = (1.0 - _SMOOTHING) ** count
@@ -203,32 +205,32 @@ class Scheduler:
             mean = old * self.mean_seconds + (1.0 - old) * mean
         self.mean_seconds = mean
 
-    def drop(self, seat: Seat, job_id: int) -> None:
-        """This job could not be sent to its seat, and is given up."""
-        del seat.sent[job_id]
-        self._classify(seat)
+    def drop(self, slot: WorkerSlot, job_id: int) -> None:
+        """This job could not be sent to its slot, and is given up."""
+        del slot.sent[job_id]
+        self._classify(slot)
 
-    def return_jobs(self, seat: Seat, job_ids: Iterable[int]) -> None:
+    def return_jobs(self, slot: WorkerSlot, job_ids: Iterable[int]) -> None:
         """These were taken back unread: they go to the front of the queue, in their order."""
-        jobs = [seat.sent.pop(job_id) for job_id in job_ids if job_id in seat.sent]
+        jobs = [slot.sent.pop(job_id) for job_id in job_ids if job_id in slot.sent]
         for job in jobs:
-            job.seat = None
+            job.slot = None
         self.queue.extendleft(reversed(jobs))
-        self._classify(seat)
+        self._classify(slot)
 
-    def steal(self) -> tuple[Seat, int] | None:
+    def steal(self) -> tuple[WorkerSlot, int] | None:
         """A worker idles and nothing is queued: from whom to take back how many tasks."""
         if self.queue or not self._idle or not self._deep or self.is_holding():
             return None
-        victim = max(self._deep, key=lambda seat: len(seat.sent))
+        victim = max(self._deep, key=lambda slot: len(slot.sent))
         return victim, len(victim.sent) // 2 if victim.ready else len(victim.sent)
 
-    def idle_seats(self) -> list[Seat]:
+    def idle_slots(self) -> list[WorkerSlot]:
         return list(reversed(self._idle))
 
     def put_back(self, job: Job) -> None:
-        """Run this one again, before all others; no seat has it any more."""
-        job.seat = None
+        """Run this one again, before all others; no slot has it any more."""
+        job.slot = None
         self.queue.appendleft(job)
 
     def withdraw(self, job: Job) -> None:
@@ -245,12 +247,12 @@ class Scheduler:
         """Forget all jobs."""
         jobs = list(self.queue)
         self.queue.clear()
-        for seat in self.seats:
-            jobs.extend(seat.sent.values())
-            seat.sent.clear()
-            self._classify(seat)
+        for slot in self.slots:
+            jobs.extend(slot.sent.values())
+            slot.sent.clear()
+            self._classify(slot)
         return jobs
 
     @property
     def unfinished(self) -> int:
-        return len(self.queue) + sum(len(seat.sent) for seat in self.seats)
+        return len(self.queue) + sum(len(slot.sent) for slot in self.slots)

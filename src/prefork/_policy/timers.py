@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from prefork._policy.job import Job, Seat
+from prefork._policy.job import Job, WorkerSlot
 
-__all__ = ["MEMORY_SECONDS", "Deadlines", "Expiry", "Findings", "Starts"]
+__all__ = ["MEMORY_SECONDS", "Deadlines", "Expiry", "Findings", "StartNotices"]
 
 UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
@@ -22,7 +22,7 @@ MEMORY_SECONDS: Final = 0.1
 
 
 class Expiry(NamedTuple):
-    seat: Seat
+    slot: WorkerSlot
     job: Job
     soft: bool
     timeout: float  # the limit that has passed, seconds
@@ -33,7 +33,7 @@ class Findings(NamedTuple):
     """What a look has shown."""
 
     expired: list[Expiry]
-    unread: list[tuple[Seat, Job]]  # its worker does not even read it
+    unread: list[tuple[WorkerSlot, Job]]  # its worker does not even read it
 
 
 class Deadlines:
@@ -46,7 +46,9 @@ class Deadlines:
     def __init__(self, interval: float | None = None) -> None:
         self.next_look: float | None = None  # monotonic seconds; None: nothing can expire
         self._interval = interval
-        self._interrupted: dict[Seat, tuple[int, float]] = {}  # job and start: soft limit is done
+        self._interrupted: dict[
+            WorkerSlot, tuple[int, float]
+        ] = {}  # job and start: soft limit is done
 
     def watch(self, job: Job, now: float) -> bool:
         """A job was sent; True if the next look is now earlier than before."""
@@ -59,19 +61,19 @@ class Deadlines:
         self.next_look = now + limit
         return True
 
-    def look(self, seats: Iterable[Seat], now: float) -> Findings:
+    def look(self, slots: Iterable[WorkerSlot], now: float) -> Findings:
         """What has expired; sets `next_look`."""
         findings = Findings([], [])
         looks: list[float] = []
-        for seat in seats:
-            if not seat.sent:
+        for slot in slots:
+            if not slot.sent:
                 continue
-            running, started = seat.running()
-            if running not in seat.sent and seat.ready:
-                self._look_at_unread(seat, now, findings, looks)
-            for job in seat.sent.values():
+            running, started = slot.running()
+            if running not in slot.sent and slot.ready:
+                self._look_at_unread(slot, now, findings, looks)
+            for job in slot.sent.values():
                 if job.id == running:
-                    self._look_at(seat, job, started, now, findings.expired, looks)
+                    self._look_at(slot, job, started, now, findings.expired, looks)
                 elif (limit := _first_limit(job)) is not None:
                     looks.append(now + limit)
             if self._interval is not None:
@@ -80,19 +82,19 @@ class Deadlines:
         return findings
 
     def _look_at_unread(
-        self, seat: Seat, now: float, findings: Findings, looks: list[float]
+        self, slot: WorkerSlot, now: float, findings: Findings, looks: list[float]
     ) -> None:
-        job = next(iter(seat.sent.values()))
+        job = next(iter(slot.sent.values()))
         if (limit := _first_limit(job)) is None:
             return
         if now >= (latest := job.sent_at + limit + UNREAD_SECONDS):
-            findings.unread.append((seat, job))
+            findings.unread.append((slot, job))
         else:
             looks.append(latest)
 
     def _look_at(
         self,
-        seat: Seat,
+        slot: WorkerSlot,
         job: Job,
         started: float,
         now: float,
@@ -101,20 +103,20 @@ class Deadlines:
     ) -> None:
         if job.timeout:
             if now >= started + job.timeout:
-                expired.append(Expiry(seat, job, False, job.timeout, started))
+                expired.append(Expiry(slot, job, False, job.timeout, started))
                 return
             looks.append(started + job.timeout)
-        if job.soft_timeout and self._interrupted.get(seat) != (job.id, started):
+        if job.soft_timeout and self._interrupted.get(slot) != (job.id, started):
             if now >= started + job.soft_timeout:
-                self._interrupted[seat] = job.id, started
-                expired.append(Expiry(seat, job, True, job.soft_timeout, started))
+                self._interrupted[slot] = job.id, started
+                expired.append(Expiry(slot, job, True, job.soft_timeout, started))
             else:
                 looks.append(started + job.soft_timeout)
         if job.size > 1 and (limit := _first_limit(job)) is not None:
             looks.append(now + limit)  # for the chunk's next item
 
-    def forget(self, seat: Seat) -> None:
-        self._interrupted.pop(seat, None)
+    def forget(self, slot: WorkerSlot) -> None:
+        self._interrupted.pop(slot, None)
 
 
 def _first_limit(job: Job) -> float | None:
@@ -125,7 +127,7 @@ LONGEST_PAUSE: Final = 0.5
 """Seconds between two looks at a worker that does not start its job: one that was stopped."""
 
 
-class Starts:
+class StartNotices:
     """
     Args:
         delay: how many seconds after its start a job is told of at the latest; None: workers
@@ -137,29 +139,29 @@ class Starts:
         self.next_look: float | None = None  # monotonic seconds; None: nothing can have started
         self._pause = 0.0
 
-    def expect(self, seat: Seat, now: float) -> bool:
-        """The first job of this seat may start now; True if that makes the next look earlier."""
-        if self.delay is None or not seat.sent or not seat.ready:
+    def expect(self, slot: WorkerSlot, now: float) -> bool:
+        """The first job of this slot may start now; True if that makes the next look earlier."""
+        if self.delay is None or not slot.sent or not slot.ready:
             return False
         if self.next_look is not None and self.next_look <= now + self.delay:
             return False
-        if not next(iter(seat.sent.values())).untold:
+        if not next(iter(slot.sent.values())).start_unreported:
             return False
         self._pause = self.delay
         self.next_look = now + self.delay
         return True
 
-    def look(self, seats: Iterable[Seat], now: float) -> list[tuple[Seat, Job]]:
+    def look(self, slots: Iterable[WorkerSlot], now: float) -> list[tuple[WorkerSlot, Job]]:
         """The jobs that have started and are to be told of; sets `next_look`."""
         started = []
         self.next_look = None
-        for seat in seats:
-            if not seat.sent:
+        for slot in slots:
+            if not slot.sent:
                 continue
-            job = seat.sent.get(seat.running()[0])
-            if job is not None and job.untold:
-                started.append((seat, job))
-            elif job is None and seat.ready and next(iter(seat.sent.values())).untold:
+            job = slot.sent.get(slot.running()[0])
+            if job is not None and job.start_unreported:
+                started.append((slot, job))
+            elif job is None and slot.ready and next(iter(slot.sent.values())).start_unreported:
                 self.next_look = now + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         return started

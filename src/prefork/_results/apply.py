@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from prefork._arguments import check_callables
 from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
-from prefork._results.protocols import Callback, Owner, Runner
-from prefork._system.condition import Signal
+from prefork._results.protocols import Callback, PoolRef, RunCallback
+from prefork._system.condition import Condition
 
 __all__ = ["ApplyResult", "callbacks_for"]
 
@@ -27,7 +27,7 @@ class Callbacks:
 
     def __init__(
         self,
-        run: Runner,
+        run: RunCallback,
         done: Callback,
         failed: Callback,
         accepted: Callback,
@@ -41,7 +41,7 @@ class Callbacks:
 
 
 def callbacks_for(
-    run: Runner,
+    run: RunCallback,
     callback: Callback,
     error_callback: Callback,
     accept_callback: Callback = None,
@@ -75,12 +75,12 @@ class Handle:
 
     _making_signals: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, pool: Owner, callbacks: Callbacks | None = None) -> None:
-        self._pool: Owner | None = pool  # kept alive until the result is here
+    def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
+        self._pool: PoolRef | None = pool  # kept alive until the result is here
         self._callbacks = callbacks
         self._ok: bool | None = None  # not known yet
         self._value: Any = None  # the result, or the exception if not ok
-        self._signal: Signal | None = None
+        self._signal: Condition | None = None
 
     def ready(self) -> bool:
         """Whether the result, or the error, is here."""
@@ -103,7 +103,7 @@ class Handle:
         if self._signal is None:
             with self._making_signals:
                 if self._signal is None:
-                    self._signal = Signal()
+                    self._signal = Condition()
         pool.wait_for(self._signal, self.ready, timeout)
 
     def get(self, timeout: float | None = None) -> Any:
@@ -122,10 +122,10 @@ class Handle:
             return self._value
         raise self._value
 
-    def awaited(self) -> Signal | None:
+    def waiters(self) -> Condition | None:
         return self._signal
 
-    def _finish(self, ok: bool, value: Any) -> Signal | None:
+    def _finish(self, ok: bool, value: Any) -> Condition | None:
         """Returns what is to be notified of it."""
         self._value = value
         self._ok = ok  # now it is ready
@@ -156,7 +156,7 @@ class ApplyResult(Handle):
 
     __slots__ = ("_job",)
 
-    def __init__(self, pool: Owner, callbacks: Callbacks | None = None) -> None:
+    def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         super().__init__(pool, callbacks)
         self._job: Job | None = None
 
@@ -216,21 +216,21 @@ class ApplyResult(Handle):
 
     # ---- the pool's side
 
-    def bind(self, job: Job) -> None:
+    def job_added(self, job: Job) -> None:
         self._job = job
 
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+    def job_started(self, job: Job, pid: int, time_accepted: float) -> None:
         callbacks = self._callbacks
         if callbacks is not None and callbacks.accepted is not None:
             callbacks.run(callbacks.accepted, pid, time_accepted)
             callbacks.accepted = None
 
-    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
+    def job_done(self, job: Job, ok: bool, value: Any) -> Condition | None:
         if self._callbacks is not None and job.pid is not None and job.started:
-            self.accept(job, job.pid, job.started)  # if it was over before that was told
+            self.job_started(job, job.pid, job.started)  # if it was over before that was told
         return self._finish(ok, value)
 
-    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+    def limit_passed(self, job: Job, soft: bool, timeout: float) -> None:
         """The job has passed its soft or hard time limit."""
         callbacks = self._callbacks
         if callbacks is not None and callbacks.expired is not None:

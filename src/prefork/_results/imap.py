@@ -11,8 +11,8 @@ from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import INLINE
 from prefork._policy.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
 from prefork._policy.job import Job
-from prefork._results.protocols import Owner
-from prefork._system.condition import Signal
+from prefork._results.protocols import PoolRef
+from prefork._system.condition import Condition
 
 __all__ = ["IMapIterator", "Items"]
 
@@ -28,14 +28,14 @@ class Items:
 
     def __init__(
         self,
-        pool: Owner,
+        pool: PoolRef,
         function: str,
         buffersize: int | None,
         chunksize: int,
         workers: int,
         ordered: bool,
     ) -> None:
-        self._pool: Owner | None = pool
+        self._pool: PoolRef | None = pool
         self.function = function
         self._ordered = ordered  # outcomes are taken in the order of the input
         self._least = buffersize or LEAST_AHEAD * workers * chunksize
@@ -52,8 +52,8 @@ class Items:
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
         self.on_cancel: Callable[[], object] = lambda: None
-        self.room = Signal()
-        self.news = Signal()
+        self.room = Condition()
+        self.arrivals = Condition()
         self._early: dict[int, Sequence[Outcome]] = {}  # before that of an earlier job
         self._ready: deque[Outcome] = deque()
         self._next_job = 0
@@ -74,7 +74,7 @@ class Items:
             and self.bytes - self.finished_bytes < MOST_BYTES
         )
 
-    def bind(self, job: Job) -> None:
+    def job_added(self, job: Job) -> None:
         self.sent += job.size
         self.jobs += 1
         self.bytes += job.nbytes
@@ -84,28 +84,28 @@ class Items:
         if not self.exhausted:
             self.input_error = error
             self.exhausted = True
-            self.news.notify()
+            self.arrivals.notify_all()
 
     def cancel(self) -> None:
         """The consumer has gone."""
         self.cancelled = True
         self._pool = None
-        self.room.notify()
-        self.news.notify()
+        self.room.notify_all()
+        self.arrivals.notify_all()
         self.on_cancel()
 
     # ---- the pool's side
 
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+    def job_started(self, job: Job, pid: int, time_accepted: float) -> None:
         pass
 
-    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+    def limit_passed(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def awaited(self) -> Signal:
-        return self.news
+    def waiters(self) -> Condition:
+        return self.arrivals
 
-    def settle(self, job: Job, ok: bool, value: Any) -> Signal:
+    def job_done(self, job: Job, ok: bool, value: Any) -> Condition:
         outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
         if not self._ordered:
             self._put(outcomes)
@@ -120,12 +120,12 @@ class Items:
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
         self.finished_bytes += job.nbytes
         if job.nbytes > INLINE:
-            self.room.notify()
+            self.room.notify_all()
         if self._workers:
             self._seconds += job.seconds
             if self.finished_jobs % MEASURED == 0:
                 self._size_buffer()
-        return self.news
+        return self.arrivals
 
     def _put(self, outcomes: Sequence[Outcome]) -> None:
         self._ready.extend(outcomes)
@@ -155,7 +155,7 @@ class Items:
                 return None
         # In batches, so that the feeder is not woken for each item.
         if (self.sent - self.taken) * 2 <= self.buffersize:
-            self.room.notify()
+            self.room.notify_all()
         return outcome
 
     def _next_outcome(self) -> Outcome | None:
@@ -170,7 +170,7 @@ class Items:
             self._pool = None
             return False
         if (pool := self._pool) is not None and not pool.wait_for(
-            self.news, self.has_news, timeout
+            self.arrivals, self.has_news, timeout
         ):
             raise TimeoutError(f"no result arrived within {timeout:g} s")
         return True

@@ -8,10 +8,10 @@ from typing import Any
 
 from prefork._compiler import mypyc_attr
 from prefork._policy.chunks import MOST_BYTES
-from prefork._policy.job import Job, JobOwner
+from prefork._policy.job import Job, ResultSink
 from prefork._results.apply import Callbacks, Handle
-from prefork._results.protocols import Owner
-from prefork._system.condition import Signal
+from prefork._results.protocols import PoolRef
+from prefork._system.condition import Condition
 from prefork.errors import Terminated
 
 __all__ = ["MapResult"]
@@ -41,7 +41,7 @@ class MapResult(Handle):
     )
 
     def __init__(
-        self, pool: Owner, function: str, length: int, callbacks: Callbacks | None = None
+        self, pool: PoolRef, function: str, length: int, callbacks: Callbacks | None = None
     ) -> None:
         super().__init__(pool, callbacks)
         self._function = function
@@ -54,7 +54,7 @@ class MapResult(Handle):
         self._bytes = 0  # of these
         self._most_jobs = 1
         self._measured: Callable[[int, float], object] | None = None
-        self.room = Signal()
+        self.room = Condition()
         self.cancelled = False
         if length == 0:
             self._finish(True, [])
@@ -77,9 +77,9 @@ class MapResult(Handle):
         """
         return (pool := self._pool) is not None and self._end(pool.enforcement.terminate_all)
 
-    def _end(self, end_all: Callable[[JobOwner], None]) -> bool:
+    def _end(self, end_all: Callable[[ResultSink], None]) -> bool:
         self.cancelled = True
-        self.room.notify()
+        self.room.notify_all()
         self.end(error := self._terminated())
         end_all(self)
         return self._value is error
@@ -97,12 +97,12 @@ class MapResult(Handle):
     def has_room(self) -> bool:
         return self._jobs < self._most_jobs and self._bytes < MOST_BYTES
 
-    def bind(self, job: Job) -> None:
+    def job_added(self, job: Job) -> None:
         with self._lock:
             self._jobs += 1
             self._bytes += job.nbytes
         if self.cancelled:  # meanwhile: it shall not run
-            job.flaw = job.flaw or self._terminated()
+            job.pickling_error = job.pickling_error or self._terminated()
 
     def end(self, error: BaseException | None = None) -> None:
         """The input was handed over, or could not be: then what was is all there will be."""
@@ -111,17 +111,17 @@ class MapResult(Handle):
                 self._error = error
                 signal = self._finish(False, error) if self._ok is None else None
             if signal is not None:
-                signal.notify()
+                signal.notify_all()
 
     # ---- the pool's side
 
-    def accept(self, job: Job, pid: int, time_accepted: float) -> None:
+    def job_started(self, job: Job, pid: int, time_accepted: float) -> None:
         pass
 
-    def expire(self, job: Job, soft: bool, timeout: float) -> None:
+    def limit_passed(self, job: Job, soft: bool, timeout: float) -> None:
         pass
 
-    def settle(self, job: Job, ok: bool, value: Any) -> Signal | None:
+    def job_done(self, job: Job, ok: bool, value: Any) -> Condition | None:
         if self._measured is not None and ok:
             self._measured(job.size, job.seconds)
         with self._lock:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from prefork._policy.job import Job, JobOwner
-from prefork._system.condition import Signal
+from prefork._policy.job import Job, ResultSink
+from prefork._system.condition import Condition
 
-__all__ = ["Callback", "JobEnder", "Owner", "Runner"]
+__all__ = ["Callback", "JobEnder", "PoolRef", "RunCallback"]
 
 Callback = Callable[..., object] | None
 
 
-class Runner(Protocol):
+class RunCallback(Protocol):
     """Who runs a user's callback: a thread of the pool, or an event loop."""
 
     def __call__(
@@ -30,21 +30,21 @@ class JobEnder(Protocol):
     def terminate(self, job: Job, signum: int | None = None) -> bool:
         """In any case: with this signal to its worker, or by killing that."""
 
-    def cancel_all(self, owner: JobOwner) -> None:
+    def cancel_all(self, owner: ResultSink) -> None:
         """All jobs whose results are this one's, unless they have been started."""
 
-    def terminate_all(self, owner: JobOwner) -> None:
+    def terminate_all(self, owner: ResultSink) -> None:
         """All jobs whose results are this one's."""
 
 
-class Owner(Protocol):
+class PoolRef(Protocol):
     """The pool that a result comes from; results keep it alive until they are here."""
 
     @property
     def enforcement(self) -> JobEnder: ...
 
     def wait_for(
-        self, signal: Signal, condition: Callable[[], bool], timeout: float | None = None
+        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
 

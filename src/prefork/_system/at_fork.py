@@ -4,7 +4,7 @@ An end that a child holds open hides the death of whoever it belongs to. So thes
 registered here, as numbers, and a forked child closes them all at once, before anything else is
 done in it; except what the fork was for (`keeping`). What there is of Python objects is left alone:
 it lies on pages that parent and child share as long as neither touches them. Only an object that
-has more to let go than numbers is registered itself, to be *abandoned*.
+has more to let go than numbers is registered itself, to be *closed in the child*.
 """
 
 from __future__ import annotations
@@ -20,38 +20,46 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-__all__ = ["Descriptors", "Owned", "creating", "disown", "forget_imports", "keeping", "own"]
+__all__ = [
+    "Descriptors",
+    "ForkAware",
+    "creating",
+    "forget_imports",
+    "keeping",
+    "register",
+    "unregister",
+]
 
 
-class Owned(Protocol):
-    """What `own` takes."""
+class ForkAware(Protocol):
+    """What `register` takes."""
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: let go, without a trace for the parent."""
 
 
-_owned: dict[int, Callable[[], Owned | None]] = {}  # by their ids
+_registered: dict[int, Callable[[], ForkAware | None]] = {}  # by their ids
 _open: set[int] = set()
 _kept = threading.local()
 _guard = threading.RLock()
 _generation = 0  # of processes that were forked since this module was imported
 
 
-def own(obj: Owned) -> None:
-    """From now on, forked children abandon this object, until it is disowned or gone.
+def register(obj: ForkAware) -> None:
+    """From now on, forked children call its `close_in_child`, until it is unregistered or gone.
 
-    One of a compiled class cannot be referred to weakly: it is held until it is disowned.
+    One of a compiled class cannot be referred to weakly: it is held until it is unregistered.
     """
     key = id(obj)
     try:
-        _owned[key] = weakref.ref(obj, lambda _: _owned.pop(key, None))
+        _registered[key] = weakref.ref(obj, lambda _: _registered.pop(key, None))
     except TypeError:
-        _owned[key] = lambda: obj
+        _registered[key] = lambda: obj
 
 
-def disown(obj: Owned) -> None:
+def unregister(obj: ForkAware) -> None:
     """The object is closed; to be called before its descriptors are."""
-    _owned.pop(id(obj), None)
+    _registered.pop(id(obj), None)
 
 
 def creating() -> AbstractContextManager[object]:
@@ -82,7 +90,7 @@ class Descriptors:
         """Whether this was made by this very process, not by its parent."""
         return self._generation == _generation
 
-    def give_away(self) -> None:
+    def hand_over(self) -> None:
         """Children that are forked from now on keep them."""
         _open.difference_update(self.fds)
         self.fds = []
@@ -131,10 +139,10 @@ def _after_in_child() -> None:
     _close_all(sorted(_open.difference(kept)))
     _open.intersection_update(kept)
     _kept.fds = ()
-    for find in list(_owned.values()):
+    for find in list(_registered.values()):
         if obj := find():
             try:
-                obj.abandon()
+                obj.close_in_child()
             except Exception:  # a bug; the others must be abandoned all the same
                 traceback.print_exc()
 

@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Signal"]
+__all__ = ["Condition"]
 
 
-class Signal:
+class Condition:
     """Lets threads wait for a condition that other threads make true.
 
     `notify` is safe to call from anywhere, a finalizer included: it takes no lock.
@@ -41,7 +41,7 @@ class Signal:
                     return condition()
         return True
 
-    def notify(self) -> None:
+    def notify_all(self) -> None:
         """Have the waiting threads look at their condition again."""
         waiters = self._waiters
         while waiters:

@@ -55,7 +55,7 @@ class LifelineEnd:
 
         What a task forks keeps it, too: so it is killed even if this process has ended before.
         """
-        self._owned.give_away()
+        self._owned.hand_over()
         if os.getsid(0) != os.getpid():  # else we lead a session, and with it a group
             os.setpgid(0, 0)
         if hasattr(fcntl, "F_SETSIG"):

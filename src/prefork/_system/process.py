@@ -133,7 +133,7 @@ class _Fork(popen_fork.Popen):
         self._pids.extend(itertools.starmap(os.fork, [()]))
         if self.pid == 0:
             try:
-                self._theirs.give_away()
+                self._theirs.hand_over()
                 _, parent_sentinel = self.fds
                 code = self._process._bootstrap(parent_sentinel)  # type: ignore[attr-defined]
             finally:

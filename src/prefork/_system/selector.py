@@ -1,4 +1,4 @@
-"""Waiting for any of many descriptors, and for a bell that other threads ring."""
+"""Waiting for any of many descriptors, and for a wakeup that other threads ring."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from prefork._system import at_fork
 
-__all__ = ["Bell", "Watch", "wait_for"]
+__all__ = ["Selector", "Wakeup", "wait_for"]
 
 T = TypeVar("T")
 
@@ -26,31 +26,31 @@ MAX_TIMEOUT = 86400.0  # seconds; epoll counts milliseconds in an int. Who waits
 _READABLE = getattr(select, "EPOLLIN", 1)
 
 
-class Bell:
+class Wakeup:
     """Wakes a thread that waits in a selector."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        self._rung = False
+        self._is_set = False
 
     def fileno(self) -> int:
         return self._reader
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Safe from any thread and from finalizers; does nothing once closed."""
-        if not self._rung:
-            self._rung = True
+        if not self._is_set:
+            self._is_set = True
             with contextlib.suppress(OSError):
                 os.write(self._writer, b"!")
 
-    def silence(self) -> None:
-        """To be called before looking at what the bell was rung for: whoever rings in between
+    def clear(self) -> None:
+        """To be called before looking at what the wakeup was rung for: whoever rings in between
         finds it rung, and has changed what will be looked at."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 64)
-        self._rung = False
+        self._is_set = False
 
     def close(self) -> None:
         reader, writer = self._reader, self._writer
@@ -79,20 +79,20 @@ class _Selector:
 _Poller = getattr(select, "epoll", _Selector)
 
 
-class Watch(Generic[T]):
+class Selector(Generic[T]):
     """A set of descriptors, each with what it stands for."""
 
     def __init__(self) -> None:
         with at_fork.creating():
-            self.bell = Bell()
+            self.wakeup = Wakeup()
             try:
                 self._poller = _Poller()
             except OSError:
-                self.bell.close()
+                self.wakeup.close()
                 raise
-            at_fork.own(self)
+            at_fork.register(self)
         self._known: dict[int, T] = {}
-        self._poller.register(self.bell.fileno(), _READABLE)
+        self._poller.register(self.wakeup.fileno(), _READABLE)
 
     def fileno(self) -> int:
         """Readable when `ready(0)` would return something: the set is itself a descriptor."""
@@ -111,23 +111,23 @@ class Watch(Generic[T]):
                 self._poller.unregister(fd)
 
     def ready(self, timeout: float | None = None) -> list[T]:
-        """Wait (seconds; None: for ever) and return what has events; nothing for the bell."""
+        """Wait (seconds; None: for ever) and return what has events; nothing for the wakeup."""
         if timeout is not None:
             timeout = min(timeout, MAX_TIMEOUT)
         known = self._known
         events = self._poller.poll(timeout)
         ready = [known[fd] for fd, _ in events if fd in known]
         if len(ready) < len(events):
-            self.bell.silence()
+            self.wakeup.clear()
         return ready
 
     def close(self) -> None:
-        at_fork.disown(self)
-        self.abandon()
+        at_fork.unregister(self)
+        self.close_in_child()
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         self._poller.close()
-        self.bell.close()
+        self.wakeup.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_poller"):

@@ -58,7 +58,7 @@ class _Worker:
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
 
     def run(self) -> None:
-        at_fork.own(self)
+        at_fork.register(self)
         self._set_signals()
         self._initialise()
         set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
@@ -140,7 +140,7 @@ class _Worker:
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
-            pickled, buffers = self._end.payload(ticket)
+            pickled, buffers = self._end.read_call(ticket)
             return self._calls.load(pickled, ticket[-2], buffers)
         except Exception as exc:
             exc.add_note(
@@ -198,7 +198,7 @@ class _Worker:
             return True, [pickled, *map(bytearray, buffers)]
         return False, load(pickled)
 
-    def abandon(self) -> None:
+    def close_in_child(self) -> None:
         """In a child that the task forks: the job is not its own, so there are no more items."""
         deque(self._items, 0)
 
