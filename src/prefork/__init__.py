@@ -2,57 +2,51 @@
 
     from prefork import Pool
 
-Layout, from the top; a module imports only from those below it:
+The rooms, from the top; a module imports only from its own room and those below:
 
-    cli, __main__     `prefork map`: a function over many inputs, from the command line
-    celery            celery's worker pool
-    taskpool          `TaskPool`: calls with callbacks, for task workers
-    tasks             one call in it
-    initializer       what its processes do first
-    pool              `Pool`: the public verbs
-    mapping           those of them that call a function many times
-    engine            a running pool: its workers, its jobs, its roles, what drives them
-    drivers           threads, or an event loop, that have the roles do their work
-    handlers          the roles
-    observation       statistics, and the stacks of the workers
-    staff             the workers of a running pool: hired, watched, replaced, buried
-    starts            the start of a worker, where it may take for ever
-    enforcement       what ends single jobs: limits, `terminate`, `cancel`
-    recruiter         starts workers, and judges starts that fail
-    exchange          what the workers report; the end of a pool
-    dispatcher        the jobs of a running pool, on their way to the workers
-    accounts          every job that was taken, until its outcome is known
-    news              what is to be told about jobs, and to whom
-    crew              one worker as the pool knows it
-    jobs              makes jobs of calls
-    worker            what runs in the child process
-    handles           what callers hold: the classes of the two below that are not compiled
-    iterators         lazy iterators over results
-    results           result handles
-    owners            what a result asks of its pool (types)
-    waiting           where threads wait for one another
-    scheduler         who gets which task        (policy, no I/O)
-    deadlines         what expires when          (policy, no I/O)
-    start_notices             whose start is still to be told (policy, no I/O)
-    chunks            how `map` divides input    (policy, no I/O)
-    process           one child process to the operating system
-    channel           one channel to a child, refereed by the kernel
-    payloads           large objects on their way to or from a child
-    files             anonymous files of memory, and their use again
-    stacks            the Python stack of a worker, whatever it is doing
-    watch             waiting for many descriptors
-    cpus, memory      how many CPUs may be used; how much memory is used
-    cgroups           the control groups that limit both
-    forks             what a forked child must not keep
-    calls             how a call is pickled
-    journal           the pool's log
-    signals           functions of `signal` as they are in C
-    arguments         checks of what users pass in
-    statistics        what can be seen, as immutable snapshots
-    messages          what travels
-    encoding          the error that is also the standard library's
-    errors            all exceptions
-    compiler          words to the compiler
+    cli, __main__         `prefork map`: a function over many inputs, from the command line
+    celery                celery's worker pool
+    taskpool              `TaskPool`: calls with callbacks, for task workers
+    pool, _mapping        `Pool`: the public verbs
+    results               what users hold: handles and iterators
+    _results              the same, as the pool fills them
+    _engine               one running pool: `engine` makes the parts, `drivers` have them work
+    _policy, _worker      what decides; what runs in a worker process
+    _ipc                  what travels between them, and the channel that it goes through
+    _system               all that touches the operating system
+    errors, statistics    what goes wrong; what can be seen
+
+A job, from `apply_async` to `get()` (each name is a method, in the module of its class):
+
+    the caller          Pool.apply_async
+                          JobFactory.call            pickles the call
+                          Dispatcher.submit          into the open jobs; which worker gets it?
+                            Scheduler.submit           one that has nothing or little to do; else
+                                                       the queue, until `Dispatcher.hand_out`
+                            Channel.stage, send        the pickle, then the ticket
+    the worker          WorkerEnd.receive            who reads the ticket owns the job
+                          _Worker._run_task          unpickle, call, pickle
+                          WorkerEnd.report
+    the pool's thread   ResultHandler                its outbox is readable
+                          Collector.collect          reads reports; sends more
+                          OutcomeQueue.deliver       unpickles, tells the result, wakes who waits
+    the caller          ApplyResult.get
+
+A worker's death, from the signal to the error:
+
+    the pool's thread   Supervisor                   its process has ended (a pidfd is readable)
+                          WorkerSupervisor.supervise
+                            Collector.isolate          sends it nothing more, takes back what it
+                                                       has not read, reads its last reports
+                            Collector.lose_job         what is left was running: it fails, or is
+                                                       retried; the rest goes to other workers
+                            Spawner.fill_up            starts a successor
+
+A time limit: `Timers` know when to look, `TimeLimits` look at the worker's board, `Terminator`
+isolates the worker, looks again, and kills it; from there on it is a death like any other.
+
+The lives of workers and jobs are tables: `WORKER_LIFE` (`_engine/worker_handle.py`), `JOB_LIFE`
+(`_policy/job.py`). All that one lock guards is in `_engine/state.py`.
 """
 
 from __future__ import annotations

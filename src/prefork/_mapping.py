@@ -144,7 +144,7 @@ class MapFamily(PoolRef):
         lost_worker_timeout: float | None = None,
         retries: int = 0,
     ) -> Limits:
-        self._engine.jobs.check_running()
+        self._engine.state.check_running()
         return self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
 
     def _map(
@@ -166,7 +166,7 @@ class MapFamily(PoolRef):
         result = MapResult(self, name, len(items), callbacks)
         if not items:
             return result
-        workers = engine.staff.processes
+        workers = engine.supervisor.processes
         chunks: Iterable[list[Any]]
         if chunksize is None:
             chunks = adaptive = AdaptiveChunks(items, workers)
@@ -174,7 +174,7 @@ class MapFamily(PoolRef):
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
-        jobs = engine.make.chunks(result, mode, func, chunks, limits)
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits)
         engine.feed(jobs, result, here=wait or len(items) <= FIRST_CHUNKS * workers)
         return result
 
@@ -190,11 +190,11 @@ class MapFamily(PoolRef):
         engine = self._engine
         check_count("chunksize", chunksize)
         check_counts(buffersize=buffersize)
-        name, workers = function_name(func), engine.staff.processes
+        name, workers = function_name(func), engine.supervisor.processes
         ordered = iterator_class is not IMapUnorderedIterator
         items = Items(self, name, buffersize, chunksize, workers, ordered)
-        items.on_cancel = engine.jobs.check_done
+        items.on_cancel = engine.state.check_done
         result = iterator_class(items)  # which cancels them if this is interrupted
-        jobs = engine.make.items(items, func, iter(iterable), chunksize, limits)
+        jobs = engine.factory.items(items, func, iter(iterable), chunksize, limits)
         engine.feed(jobs, items)
         return result

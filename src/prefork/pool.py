@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
@@ -15,7 +14,7 @@ from prefork._engine import callbacks, roles
 from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, RoleClasses
 from prefork._engine.spawner import Options
-from prefork._engine.terminator import Enforcement
+from prefork._engine.terminator import Terminator
 from prefork._ipc.outcome import Outcome
 from prefork._ipc.wire import ACCEPT
 from prefork._mapping import MapFamily
@@ -144,7 +143,6 @@ class Pool(MapFamily):
             ),
             threads,
         )
-        self._jobs, self._staff = engine.jobs, engine.staff
         engine.start()
 
     # ---- one call
@@ -203,16 +201,16 @@ class Pool(MapFamily):
         )
         result: ApplyResult[Any] = ApplyResult(self, told)
         limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        job = self._engine.make.call(result, func, args, kwds, limits)
+        job = self._engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            if self._jobs.start_notices.delay is None:
+            if self._engine.reports_starts:
                 job.flags |= ACCEPT
             else:
                 job.start_unreported = True
         if waitforslot:
-            self._jobs.submit_when_free(job)
+            self._engine.dispatcher.submit_when_free(job)
         else:
-            self._jobs.submit(job)
+            self._engine.dispatcher.submit(job)
         return result
 
     def each_async(
@@ -232,11 +230,11 @@ class Pool(MapFamily):
         the exception. The time limits are each item's. If the worker is lost or killed on the
         way, the job fails as a whole, or is run again as a whole.
         """
-        self._jobs.check_running()
+        self._engine.state.check_running()
         told = callbacks_for(self._engine.callbacks, callback, error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
         limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
-        self._jobs.submit(self._engine.make.each(result, func, list(items), limits))
+        self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
         return result
 
     # ---- the pool itself
@@ -244,12 +242,12 @@ class Pool(MapFamily):
     @property
     def processes(self) -> int:
         """How many workers there should be."""
-        return self._staff.processes
+        return self._engine.supervisor.processes
 
     def grow(self, n: int = 1) -> None:
         """Add `n` workers."""
         check_count("n", n)
-        self._staff.resize(+n)
+        self._engine.supervisor.resize(+n)
 
     def shrink(self, n: int = 1) -> None:
         """Take `n` workers away; busy ones finish their task first.
@@ -258,12 +256,12 @@ class Pool(MapFamily):
             ValueError: fewer than one worker would be left.
         """
         check_count("n", n)
-        self._staff.resize(-n)
+        self._engine.supervisor.resize(-n)
 
     def restart(self) -> None:
         """Replace all workers, one after another: each goes after the task that it runs, when
         its successor is ready. Returns at once."""
-        self._staff.replace_all()
+        self._engine.supervisor.replace_all()
 
     def terminate_job(self, pid: int, signal: int | None = None) -> bool:
         """End the job that a worker runs now; it fails with `Terminated`. No other job is hit.
@@ -276,7 +274,7 @@ class Pool(MapFamily):
         Returns:
             Whether a worker of that number was running a job.
         """
-        return self.enforcement.terminate_on(pid, signal)
+        return self._engine.terminator.terminate_on(pid, signal)
 
     # ---- what can be seen
 
@@ -291,7 +289,7 @@ class Pool(MapFamily):
 
     def close(self) -> None:
         """Take no more jobs. The workers leave when all are done."""
-        self._jobs.close()
+        self._engine.lifecycle.close()
 
     def terminate(self) -> None:
         """Kill the workers with all that their tasks started; jobs that have not finished fail
@@ -316,21 +314,20 @@ class Pool(MapFamily):
         return self._engine.join(timeout)
 
     @property
-    def enforcement(self) -> Enforcement:
+    def terminator(self) -> Terminator:
         """For the results: what ends single jobs."""
-        return self._engine.enforcement
+        return self._engine.terminator
 
     def wait_for(
-        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
+        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        """For the results: wait until `condition()`, at most `timeout` seconds.
+        """For the results: wait until `predicate()`, at most `timeout` seconds.
 
         Raises:
             RuntimeError: in a forked child, where this pool is the parent's; or when called by
                 the pool itself, while it reads a result.
         """
-        self._jobs.check_owner()
-        return self._jobs.wait_for(signal, condition, timeout)
+        return self._engine.wait_for(condition, predicate, timeout)
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Have this called like the callbacks of jobs, after those that are waiting. Safe from any
@@ -339,16 +336,12 @@ class Pool(MapFamily):
 
     def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:
         """Have this called, like the callbacks of jobs, if the pool gives up; at once if it has."""
-        with self._jobs.lock:
-            broken = self._jobs.broken
-            self._jobs.on_broken = functools.partial(self._engine.call_soon, call)
-        if broken is not None:
-            call(broken)
+        self._engine.lifecycle.when_broken(call)
 
     @property
     def is_broken(self) -> bool:
         """Whether the pool has given up, since its workers cannot start."""
-        return self._jobs.broken is not None
+        return self._engine.state.broken is not None
 
     def is_busy_here(self) -> bool:
         """Whether this is called by the pool's own work, as from a signal handler that has
@@ -388,7 +381,7 @@ class Pool(MapFamily):
         return self._engine.driver
 
     def __enter__(self) -> Self:
-        self._jobs.check_running()
+        self._engine.state.check_running()
         return self
 
     def __exit__(
@@ -407,8 +400,8 @@ class Pool(MapFamily):
         raise NotImplementedError("a pool cannot be passed between processes or pickled")
 
     def __repr__(self) -> str:
-        state = self._jobs.state.value
+        state = self._engine.state.phase.value
         text = f"{type(self).__name__}: {state}, {self.processes} processes"
-        if unfinished := len(self._jobs.accounts.open):
+        if unfinished := len(self._engine.state.open_jobs.by_id):
             text += f", {unfinished} jobs unfinished"
         return f"<{text}>"

@@ -182,7 +182,7 @@ def test_a_closed_pool_ends_in_the_loop(pool):
         future = future_of(pool, square, 3)
         pool.close()
         value = (await future)[1]
-        while not pool._staff.ended:
+        while not pool._engine.supervisor.ended:
             await asyncio.sleep(0)
         return value
 

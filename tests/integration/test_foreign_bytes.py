@@ -112,7 +112,7 @@ def test_what_was_started_behind_it_is_finished(gate: Gate, make_pool: Callable[
     pool = make_pool(1)
     results = pool.map_async(abs, range(5))
     results.get(DEADLINE)  # so that the pool sends several jobs at once
-    with pool._jobs.lock:  # nothing is read before the innocent job has started
+    with pool._engine.state.lock:  # nothing is read before the innocent job has started
         guilty = pool.apply_async(write_out, (b"x" * 7,))
         innocent = pool.apply_async(enter, (gate, "innocent"))
         visitor = gate.arrival()

@@ -103,7 +103,7 @@ def test_the_end_of_a_broken_pool_is_told(make_pool, threads):
 def test_a_pool_is_busy_while_it_works(make_pool):
     pool = make_pool(1, threads=False)
     assert not pool.is_busy_here()
-    with pool._jobs.lock:
+    with pool._engine.state.lock:
         assert pool.is_busy_here()
 
 
@@ -150,7 +150,7 @@ def test_no_wakeup_without_news():
         done = loop.create_future()
         pool.apply_async(os.getpid, callback=done.set_result)
         await done
-        rung = pool._jobs.outboxes.wakeup._is_set
+        rung = pool._engine.state.outboxes.wakeup._is_set
         pool.terminate()
         return rung
 

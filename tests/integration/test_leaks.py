@@ -16,7 +16,7 @@ from helpers import DEADLINE, children, eventually
 from prefork import Pool, Terminated
 from prefork._engine.engine import Engine
 from prefork._engine.roles import ResultHandler, Supervisor
-from prefork._engine.supervisor import Staff
+from prefork._engine.supervisor import WorkerSupervisor
 
 POOLS = {"fork": 50, "forkserver": 10, "spawn": 8}
 
@@ -97,7 +97,7 @@ def test_an_interrupted_start_leaves_nothing(monkeypatch, capfd, what, when):
     with monkeypatch.context() as patch:
         patch.setattr(what, "start", interrupted)
         if when == "after" and what is not ResultHandler:  # the supervisor runs, and does it alone
-            patch.setattr(Staff, "kill_all", None)
+            patch.setattr(WorkerSupervisor, "kill_all", None)
         with pytest.raises(KeyboardInterrupt):
             Pool(2, context="fork")
     eventually(lambda: gc.collect() >= 0 and possessions() <= before, "nothing is left")

@@ -103,7 +103,7 @@ def test_reprs(make_pool, gate):
     visitor = gate.arrival()
     pool.apply_async(square, (3,))
     assert repr(pool) == "<Pool: running, 1 processes, 2 jobs unfinished>"
-    (worker,) = pool._staff.jobs.workers
+    (worker,) = pool._engine.state.workers
     assert repr(worker) == (
         f"<PreforkWorker-1 {visitor.pid}: busy, runs job {handle.job} (gate.enter)>"
     )

@@ -231,7 +231,8 @@ class Promises(RuleBasedStateMachine):
     def is_busy_or_idle(self) -> bool:
         now = self.pool.statistics()
         states = [worker.state for worker in now.workers]
-        return WorkerState.BUSY in states or not self.pool._jobs.accounts.open or bool(self.stopped)
+        is_idle = not self.pool._engine.state.open_jobs.by_id
+        return WorkerState.BUSY in states or is_idle or bool(self.stopped)
 
     def worker(self, which: int) -> int | None:
         """One of our workers that still runs: nobody else has its number before it is collected."""

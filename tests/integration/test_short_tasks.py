@@ -7,6 +7,7 @@ import pytest
 
 from gate import Gate, enter
 from helpers import DEADLINE
+from prefork._engine.roles import TimeoutHandler
 from prefork._policy.scheduler import SHORT_SECONDS
 from prefork._system.resources import available_cpus
 
@@ -19,7 +20,7 @@ def noop(x):
 
 def warm(pool):
     """Have the pool learn that its tasks are short."""
-    scheduler = pool._jobs.scheduler
+    scheduler = pool._engine.state.scheduler
     while scheduler.mean_seconds is None or scheduler.mean_seconds > SHORT_SECONDS / 2:
         handles = [pool.apply_async(noop, (x,)) for x in range(200)]
         assert [handle.get(DEADLINE) for handle in handles] == list(range(200))
@@ -46,12 +47,11 @@ def test_short_tasks_pass_long_ones(make_pool, threads, blocked):
 
 
 def test_without_a_thread_to_look_nothing_is_held(make_pool, monkeypatch):
-    pool = make_pool(WORKERS)
-
-    def no_thread():
+    def no_thread(self, on_crash):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(pool._jobs, "limit_sent", no_thread)
+    monkeypatch.setattr(TimeoutHandler, "start", no_thread)
+    pool = make_pool(WORKERS)
     warm(pool)
     with Gate() as gate:
         for x in range(WORKERS - 1):

@@ -152,11 +152,11 @@ def test_killed_while_its_last_words_are_waited_for(make_pool, tmp_path):
     for n in range(5):
         handle = pool.apply_async(block_all_signals, (tmp_path / str(n),))
         pid = int(marked(tmp_path / str(n)))
-        with pool._jobs.lock:
-            (worker,) = [worker for worker in pool._jobs.workers if worker.pid == pid]
-            worker.kill_after_last_words("for a test")
-            pool._jobs.wake_supervisor()
-            eventually(lambda w=worker: time.monotonic() > w.patience_ends, "time passes")
+        with pool._engine.state.lock:
+            (worker,) = [worker for worker in pool._engine.state.workers if worker.pid == pid]
+            worker.ask_for_last_words("for a test")
+            pool._engine.state.wake_supervisor()
+            eventually(lambda w=worker: time.monotonic() > w.deadline, "time passes")
             pool.terminate_job(pid)
         with pytest.raises(Terminated):
             handle.get(DEADLINE)

@@ -17,10 +17,10 @@ from prefork._policy.chunks import (
 )
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.limits import Limits
-from prefork._policy.timers import Deadlines, Expiry
+from prefork._policy.timers import Expiry, LimitTimer
 from prefork._system.resources import available_cpus
 
-# ---- deadlines
+# ---- timer
 
 
 class Running(WorkerSlot):
@@ -42,61 +42,61 @@ def sent(slot: WorkerSlot, hard: float | None = None, soft: float | None = None)
 
 
 def test_jobs_without_limits_need_no_look():
-    deadlines = Deadlines()
+    timer = LimitTimer()
     slot = Running()
-    assert not deadlines.watch(sent(slot), 10.0)
-    assert deadlines.look([slot], 10.0).expired == []
-    assert deadlines.next_look is None
+    assert not timer.sent(sent(slot), 10.0)
+    assert timer.look([slot], 10.0).expired == []
+    assert timer.next_due is None
 
 
 def test_a_limit_counts_from_the_start_of_the_task():
-    deadlines = Deadlines()
+    timer = LimitTimer()
     slot = Running()
     job = sent(slot, hard=2.0)
-    assert deadlines.watch(job, 10.0)
-    assert deadlines.next_look == 12.0
-    assert deadlines.look([slot], 12.0).expired == []  # has not started
-    assert deadlines.next_look == 14.0
+    assert timer.sent(job, 10.0)
+    assert timer.next_due == 12.0
+    assert timer.look([slot], 12.0).expired == []  # has not started
+    assert timer.next_due == 14.0
     slot.run(job, 12.5)
-    assert deadlines.look([slot], 14.0).expired == []
-    assert deadlines.next_look == 14.5
-    assert deadlines.look([slot], 14.5).expired == [Expiry(slot, job, False, 2.0, 12.5)]
-    assert deadlines.next_look is None
+    assert timer.look([slot], 14.0).expired == []
+    assert timer.next_due == 14.5
+    assert timer.look([slot], 14.5).expired == [Expiry(slot, job, False, 2.0, 12.5)]
+    assert timer.next_due is None
 
 
 def test_the_soft_limit_fires_once_and_the_hard_one_follows():
-    deadlines = Deadlines()
+    timer = LimitTimer()
     slot = Running()
     job = sent(slot, hard=3.0, soft=1.0)
     slot.run(job, 10.0)
-    deadlines.watch(job, 10.0)
-    assert deadlines.next_look == 11.0
-    assert deadlines.look([slot], 11.0).expired == [Expiry(slot, job, True, 1.0, 10.0)]
-    assert deadlines.next_look == 13.0
-    assert deadlines.look([slot], 13.0).expired == [Expiry(slot, job, False, 3.0, 10.0)]
+    timer.sent(job, 10.0)
+    assert timer.next_due == 11.0
+    assert timer.look([slot], 11.0).expired == [Expiry(slot, job, True, 1.0, 10.0)]
+    assert timer.next_due == 13.0
+    assert timer.look([slot], 13.0).expired == [Expiry(slot, job, False, 3.0, 10.0)]
 
 
 def test_each_item_of_a_chunk_has_the_limit_for_itself():
-    deadlines = Deadlines()
+    timer = LimitTimer()
     slot = Running()
     job = sent(slot, soft=1.0)
     job.size = 2
     slot.run(job, 10.0)
-    assert len(deadlines.look([slot], 11.0).expired) == 1
-    assert deadlines.look([slot], 11.1).expired == []
-    assert deadlines.next_look == 12.1  # the next item cannot expire before
+    assert len(timer.look([slot], 11.0).expired) == 1
+    assert timer.look([slot], 11.1).expired == []
+    assert timer.next_due == 12.1  # the next item cannot expire before
     slot.run(job, 11.5)
-    assert deadlines.look([slot], 12.1).expired == []
-    assert len(deadlines.look([slot], 12.5).expired) == 1
+    assert timer.look([slot], 12.1).expired == []
+    assert len(timer.look([slot], 12.5).expired) == 1
 
 
 def test_only_an_earlier_limit_changes_the_next_look():
-    deadlines = Deadlines()
+    timer = LimitTimer()
     slot = Running()
-    assert deadlines.watch(sent(slot, hard=5.0), 0.0)
-    assert not deadlines.watch(sent(slot, hard=5.0), 1.0)
-    assert deadlines.watch(sent(slot, hard=1.0), 1.0)
-    assert deadlines.next_look == 2.0
+    assert timer.sent(sent(slot, hard=5.0), 0.0)
+    assert not timer.sent(sent(slot, hard=5.0), 1.0)
+    assert timer.sent(sent(slot, hard=1.0), 1.0)
+    assert timer.next_due == 2.0
 
 
 # ---- chunks

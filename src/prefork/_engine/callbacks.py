@@ -18,18 +18,21 @@ class CallbackRunner(Role):
     """Runs the users' callbacks, one after another.
 
     A callback may call the pool, wait for other jobs, raise or block: no result waits for it.
+
+    Args:
+        on_call: told of each call that comes in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_call: Callable[[], object] = lambda: None) -> None:
         super().__init__()
-        self.on_call: Callable[[], object] = lambda: None  # told of each call that comes in
+        self._on_call = on_call
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._turn = threading.Lock()  # who holds it, goes next
         self._going = threading.Lock()  # held while a callback runs on the thread
 
     def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
         self._queue.put(functools.partial(callback, *args, **kwargs))
-        self.on_call()
+        self._on_call()
 
     def body(self) -> None:
         while (call := self._queue.get()) is not None:

@@ -1,6 +1,6 @@
-"""What comes back from the workers, and the end of a pool: the other half of the dispatcher.
+"""What the workers report, on its way to the results.
 
-    owners ◄─ News.tell ◄─ collect ◄─ Channel.receive ◄─ worker
+    results ◄─ OutcomeQueue.deliver ◄─ collect ◄─ Channel.receive ◄─ worker
 
 Everything is accounted for in the order in which it happened. What a worker says is not trusted
 further than its own job: a task may have written into the channel.
@@ -13,217 +13,202 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from prefork._describe import describe
 from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.state import EXPIRED, News, State
-from prefork._engine.worker_handle import Worker
-from prefork._ipc.outcome import decode, decode_exit, decode_reason
+from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
+from prefork._engine.worker_handle import Phase, WorkerHandle
+from prefork._ipc.outcome import decode_exit, decode_reason
 from prefork._ipc.wire import Kind
 from prefork._policy.job import Job
-from prefork._system.log import CRITICAL, ERROR, log
-from prefork.errors import PoolBrokenError, WorkerLostError
+from prefork._policy.timers import Timers
+from prefork.errors import WorkerLostError
 
-__all__ = ["Exchange"]
+__all__ = ["Collector"]
 
 NO_STACK: Final = "(no stack could be had: the process took no signals)"
 
 
-class Exchange(Dispatcher):
-    """Has workers run jobs, and collects what they report."""
+class Collector:
+    def __init__(self, state: PoolState, timers: Timers, dispatcher: Dispatcher) -> None:
+        self._state = state
+        self._scheduler = state.scheduler
+        self._open_jobs = state.open_jobs
+        self._timers = timers
+        self._dispatcher = dispatcher
 
-    # ---- from the workers
-
-    def collect(self, workers: Iterable[Worker]) -> News:
+    def collect(self, workers: Iterable[WorkerHandle]) -> OutcomeQueue:
         """Read what these workers have reported, and send them more; for the result handler."""
-        with self.lock:
-            self.news.reader_is_here = True
+        outcomes = self._state.outcomes
+        with self._state.lock:
+            outcomes.is_reader_adding = True
             try:
-                spoke = [worker for worker in workers if not worker.gone and self.listen(worker)]
-                self.distribute(spoke)
+                spoke = [
+                    worker
+                    for worker in workers
+                    if worker.phase is not Phase.REAPED and self._read_reports(worker)
+                ]
+                self._dispatcher.hand_out(spoke)
             finally:
-                self.news.reader_is_here = False
-        return self.news
+                outcomes.is_reader_adding = False
+        return outcomes
 
-    def listen(self, worker: Worker) -> bool:
-        """Account for what a worker says; False if it says nothing now. With the lock held."""
+    # ---- all of the following with the lock held
+
+    def isolate(self, worker: WorkerHandle) -> None:
+        """Leave a worker with nothing but what it has read, and hear what has become of that.
+
+        It is sent nothing more. Whoever isolates it hands out afterwards what it has not read.
+        """
+        self._state.assert_locked()
+        self._scheduler.shut(worker)
+        self._dispatcher.requeue_unread(worker)
+        self._drain(worker)
+
+    def reopen(self, worker: WorkerHandle) -> None:
+        """It may be sent jobs again, unless it leaves."""
+        if not worker.is_retiring:
+            self._scheduler.reopen(worker)
+
+    def _drain(self, worker: WorkerHandle) -> None:
+        """Account for all that a worker has said. If that is being done, further up the stack, it
+        goes on there: reports are read in their order."""
+        if not worker.is_being_read:
+            while self._read_reports(worker):
+                pass
+
+    def _read_reports(self, worker: WorkerHandle) -> bool:
+        """Account for what a worker says; False if it says nothing now."""
         reports = worker.channel.receive()
         if reports is None:
             if worker.channel.eof:
-                self.outboxes.discard(worker.channel)
-                self.wake_supervisor()
+                self._state.outboxes.discard(worker.channel)
+                self._state.wake_supervisor()
             return False
         count, seconds = 0, 0.0
-        for kind, job_id, started, duration, payload in reports:
-            if Kind.DONE <= kind <= Kind.OUTCOMES:
-                count += 1
-                seconds += duration
-                if (job := worker.sent.pop(job_id, None)) is not None:
-                    job.started, job.seconds = started, duration
-                    self._finish(worker, job, kind, payload)
-                elif worker.lost is None or worker.lost.id != job_id:
-                    self._distrust(worker, "it reported a job that it was not sent")
-            else:
-                self.scheduler.note_finished(worker, count, seconds)
-                count, seconds = 0, 0.0
-                try:
-                    self._heed(worker, kind, job_id, started, payload)
-                except ValueError as exc:
-                    self._distrust(worker, str(exc))
-        self.scheduler.note_finished(worker, count, seconds)
+        if worker.phase is Phase.EXITED:
+            self._state.wake_supervisor()  # which waits for what something that it forked reports
+        worker.is_being_read = True
+        try:
+            for kind, job_id, started, duration, payload in reports:
+                if Kind.DONE <= kind <= Kind.OUTCOMES:
+                    count += 1
+                    seconds += duration
+                    if (job := worker.sent.pop(job_id, None)) is not None:
+                        job.note_run(worker.pid, started, duration)
+                        self._finish(worker, job, kind, payload)
+                    elif worker.lost_job is None or worker.lost_job.id != job_id:
+                        self._quarantine(worker, "it reported a job that it was not sent")
+                else:
+                    self._scheduler.note_finished(worker, count, seconds)
+                    count, seconds = 0, 0.0
+                    try:
+                        self._take_notice(worker, kind, job_id, started, payload)
+                    except ValueError as exc:
+                        self._quarantine(worker, str(exc))
+        finally:
+            worker.is_being_read = False
+        self._scheduler.note_finished(worker, count, seconds)
         return True
 
-    def hear_out(self, worker: Worker) -> None:
-        """Account for all that a worker has said. With the lock held."""
-        while self.listen(worker):
-            pass
-
-    def _finish(self, worker: Worker, job: Job, kind: int, payload: object) -> None:
+    def _finish(self, worker: WorkerHandle, job: Job, kind: int, payload: object) -> None:
         worker.channel.forget(job.id)
         worker.tasks += 1
-        worker.sentence = None  # if it was for this job, it came too late
-        job.pid = worker.pid
-        self.accounts.settle(job, kind, payload)
-        if worker.sent and self.start_notices.delay is not None:
-            self.expect_start(worker)
+        worker.kill_reason = None  # if it was for this job, it came too late
+        self._open_jobs.resolve(job, kind, payload)
+        if worker.sent and self._timers.starts.delay is not None:
+            self._dispatcher.expect_start(worker)
 
-    def _heed(
-        self, worker: Worker, kind: int, job_id: int, started: float, payload: object
+    def _take_notice(
+        self, worker: WorkerHandle, kind: int, job_id: int, started: float, payload: object
     ) -> None:
-        """What a worker says about something else than a result."""
+        """What a worker says about something else than a result.
+
+        Raises:
+            ValueError: it makes no sense.
+        """
         if kind == Kind.ACCEPTED:
-            if job := self.accounts.open.get(job_id):
-                self.accounts.tell_start(worker, job, started)
-        elif kind == Kind.READY and worker.start_error is None:
-            if not worker.dying:  # else that is waited for
-                worker.patience_ends = None
-            self.scheduler.mark_ready(worker)
-            self.expect_start(worker)
-            self.starts += 1
-            self.wake_supervisor()
+            if job := self._open_jobs.by_id.get(job_id):
+                self._open_jobs.report_start(job, worker.pid, started)
+        elif kind == Kind.READY and worker.start_failure is None:
+            worker.become_ready()
+            self._scheduler.mark_ready(worker)
+            self._dispatcher.expect_start(worker)
+            self._state.ready_count += 1
+            self._state.wake_supervisor()
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
-                self.lose(worker, job, code, note=why)
+                self.lose_job(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
-            _, worker.start_error = decode(kind, payload)
-            self.wake_supervisor()
+            worker.start_failure = payload  # it is unpickled without the lock
+            self._state.wake_supervisor()
         elif kind == Kind.LEAVING:
-            self.dismiss(worker, decode_reason(payload))
-            self.wake_supervisor()
+            self._dispatcher.dismiss(worker, decode_reason(payload))
+            self._state.wake_supervisor()
         elif kind == Kind.CORRUPTED:
-            self._distrust(worker, "it sent bytes that are no report")
+            self._quarantine(worker, "it sent bytes that are no report")
 
-    def _distrust(self, worker: Worker, why: str) -> None:
+    def _quarantine(self, worker: WorkerHandle, why: str) -> None:
         """A task has written into its worker's channel. It is the oldest that is not reported,
         since jobs run and are reported in the order of sending: it fails, and the worker goes.
 
         If the worker has started others meanwhile, it finishes them first: they are innocent.
         """
-        if worker.distrusted or worker.dying:
+        if worker.is_quarantined or worker.was_killed:
             return
-        worker.distrusted = True
+        worker.is_quarantined = True
         why = f"its channel was corrupted: {why}"
         if not worker.ready:  # it was the initializer
-            worker.start_error = RuntimeError(why)
+            worker.start_failure = RuntimeError(why)
             worker.kill(why)
-            self.wake_supervisor()
+            self._state.wake_supervisor()
             return
-        self.scheduler.shut(worker)
-        self.take_back(worker)
+        self.isolate(worker)
         guilty, *innocent = worker.sent.values() or [None]
         if innocent:
-            self.dismiss(worker, why)
+            self._dispatcher.dismiss(worker, why)
         else:
             worker.kill(why)
         if guilty is not None:
-            self.lose(worker, guilty, None if innocent else -signal.SIGKILL, note=why)
-        self.wake_supervisor()
-        self.distribute()
+            exitcode = None if innocent else -signal.SIGKILL
+            self.lose_job(worker, guilty, exitcode, note=why)
+        self._state.wake_supervisor()
+        self._dispatcher.hand_out()
 
-    def lose(
-        self, worker: Worker, job: Job, exitcode: int | None, stack: str = "", note: str = ""
+    def lose_job(
+        self,
+        worker: WorkerHandle,
+        job: Job,
+        exitcode: int | None,
+        stack: str = "",
+        note: str = "",
     ) -> None:
         """A worker has died, or is about to, while it ran this job: fail the job, or have it run
-        again. With the lock held."""
-        self._note_start(worker, job)
+        again."""
+        self._state.assert_locked()
+        self.note_run(worker, job)
         if job.start_unreported and job.started:
-            self.accounts.tell_start(worker, job, job.started)
+            self._open_jobs.report_start(job, worker.pid, job.started)
         worker.sent.pop(job.id, None)
-        worker.lost = job
-        self.scheduler.shut(worker)
-        sentence = worker.sentence
-        if sentence is not None and sentence.job is job:
-            if sentence.expiry is not None:
-                self.news.add(job, EXPIRED, sentence.expiry)
+        worker.lost_job = job
+        self._scheduler.shut(worker)
+        reason = worker.kill_reason
+        if reason is not None and reason.job is job:
+            if reason.expiry is not None:
+                self._state.outcomes.add(job, EXPIRED, reason.expiry)
             job.pid = worker.pid
-            self.accounts.fail(job, sentence.error(stack or NO_STACK))
-        elif job.retries and job.id in self.accounts.open:
-            self._retry(job)
+            self._open_jobs.fail(job, reason.error(stack or NO_STACK))
+        elif job.retries and job.id in self._open_jobs.by_id:
+            self._open_jobs.retry(job)
+            self._scheduler.put_first(job)
+            self._dispatcher.hand_out()
         else:
             job.pid = worker.pid
             lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
-            self.accounts.fail(job, lost)
+            self._open_jobs.fail(job, lost)
 
-    def _retry(self, job: Job) -> None:
-        self.accounts.note_retry(job)
-        self.scheduler.put_back(job)
-        self.distribute()
-
-    def _note_start(self, worker: Worker, job: Job) -> None:
+    def note_run(self, worker: WorkerHandle, job: Job) -> None:
         """What is known of a job that will not be reported."""
         running, _ = worker.running()
         if running == job.id:
             started = worker.accepted()
-            job.pid, job.started, job.seconds = worker.pid, started, time.monotonic() - started
-
-    # ---- the end
-
-    def close(self) -> None:
-        """Take no more jobs."""
-        with self.lock:
-            if self.state is State.RUN:
-                self.state = State.CLOSE
-        self.slot_free.notify_all()
-        self.wake_supervisor()
-
-    def stop(self, reason: Exception) -> None:
-        """Fail all jobs, take no more, kill the workers."""
-        with self.lock:
-            if self.state in (State.TERMINATE, State.ENDED):
-                return
-            self.state = State.TERMINATE
-            for worker in self.workers:
-                self.take_back(worker)
-                self.hear_out(worker)  # what is done is done
-                for job in worker.sent.values():
-                    self._note_start(worker, job)
-            self.scheduler.clear()
-            for job in list(self.accounts.open.values()):
-                self.accounts.fail(job, reason)
-            for feeder in self.feeders:
-                feeder.abort(reason)
-            for worker in self.workers:
-                if not worker.exited:
-                    worker.kill("the pool was terminated")
-        self.slot_free.notify_all()
-        self.wake_supervisor()
-
-    def break_down(self, why: str, cause: BaseException | None = None) -> None:
-        """Fail all jobs, now and later: the pool cannot go on."""
-        with self.lock:
-            if self.broken is None and self.state in (State.RUN, State.CLOSE):
-                self.broken = PoolBrokenError(why)
-                self.broken.__cause__ = cause
-                log(ERROR, "%s", self.broken)
-                self.stop(self.broken)
-                self.on_broken(self.broken)
-
-    def crash(self, reason: BaseException) -> None:
-        """A thread of the pool has failed, so the pool cannot go on."""
-        log(CRITICAL, "a thread of the pool failed", error=reason)
-        self.break_down(f"a thread of the pool failed: {describe(reason)}", reason)
-
-    def crash_and_tell(self, reason: BaseException) -> None:
-        """The result handler has failed, so the news must be told here, now."""
-        self.crash(reason)
-        self.news.tell()
+            job.note_run(worker.pid, started, time.monotonic() - started)

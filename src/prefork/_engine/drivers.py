@@ -2,6 +2,9 @@
 
 Threads      a thread for each role that is needed; who waits for a result just waits
 EventLoop    no threads: readers and a timer on a loop; who waits for a result handles events
+
+A driver is made before the pool's parts, which are given its methods; the roles, which are made of
+those parts, it gets when it is started.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from prefork._engine.callbacks import CallbackRunner
+from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, TimeoutHandler
-from prefork._engine.supervisor import Staff
+from prefork._engine.state import PoolState
+from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system.condition import Condition
 from prefork._system.log import WARNING, log
 
@@ -25,32 +30,50 @@ TIMER_SLACK = 0.0005  # seconds
 
 
 class Roles(NamedTuple):
+    """The roles of one pool, and what they work on."""
+
     results: ResultHandler
     limits: TimeoutHandler
     supervisor: Supervisor
     callbacks: CallbackRunner
+    state: PoolState
+    lifecycle: Lifecycle
+    workers: WorkerSupervisor
 
 
 class Driver(Protocol):
     """Has the roles of one pool do their work."""
 
-    def start(self) -> None:
-        """The workers are hired: begin."""
+    def start(self, roles: Roles) -> None:
+        """The workers are there: begin."""
 
     def supervises(self) -> bool:
         """Whether a pool that is told to terminate will do so of itself."""
 
-    def feed(self, feeder: TaskHandler, here: bool) -> None:
+    def feed(self, reader: TaskHandler, here: bool) -> None:
         """Have an input read; `here`: by the caller, who will wait for its end in any case."""
 
+    def rearm(self) -> None:
+        """Something is due earlier than it was.
+
+        Raises:
+            RuntimeError: it needs a thread, and the system has none left.
+        """
+
+    def on_call(self) -> None:
+        """A callback is waiting to be run."""
+
     def wait(
-        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
+        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
+        """Wait until `predicate()`, at most `timeout` seconds; returns what it is then.
 
         Raises:
             RuntimeError: the caller is called by what it would wait for.
         """
+
+    def end(self) -> None:
+        """There are no workers any more: end the roles."""
 
     def join(self, timeout: float | None = None) -> bool:
         """The pool has ended: wait until the roles and the callbacks have, too."""
@@ -71,69 +94,74 @@ WAIT_INSIDE = (
 class Threads:
     """The default: plain threads, which sleep until there is work."""
 
-    def __init__(self, roles: Roles, staff: Staff) -> None:
-        self._roles = roles
-        self._staff = staff
+    def __init__(self) -> None:
+        self._roles: Roles | None = None
         self._starting = threading.Lock()
-        staff.jobs.limit_sent = self._rearm
-        roles.callbacks.on_call = self._start_callbacks
-        staff.at_end += [
-            *(roles.results.stop, roles.results.join),
-            *(roles.limits.stop, roles.limits.join),
-            roles.callbacks.stop,
-        ]
 
-    def start(self) -> None:
-        self._roles.results.start(self._staff.jobs.crash_and_tell)
-        self._roles.supervisor.start(self._staff.crash)
+    def start(self, roles: Roles) -> None:
+        self._roles = roles
+        roles.results.start(roles.lifecycle.crash_and_deliver)
+        roles.supervisor.start(roles.workers.crash)
 
     def supervises(self) -> bool:
-        return self._roles.supervisor.is_running
+        return self._roles is not None and self._roles.supervisor.is_running
 
-    def _rearm(self) -> None:
-        if not self._roles.limits.is_started:
+    def rearm(self) -> None:
+        if (roles := self._roles) is None:
+            return
+        self._start_once(roles.limits, roles)
+        roles.limits.rearm()
+
+    def on_call(self) -> None:
+        if (roles := self._roles) is None:
+            return
+        try:
+            self._start_once(roles.callbacks, roles)
+        except RuntimeError as exc:
+            log(WARNING, "a callback is not called: %s", exc)
+
+    def _start_once(self, role: Role, roles: Roles) -> None:
+        if not role.is_started:
             with self._starting:
-                if not self._roles.limits.is_started:
-                    self._roles.limits.start(self._staff.jobs.crash)
-        self._roles.limits.rearm()
+                if not role.is_started:
+                    role.start(roles.lifecycle.crash)
 
-    def _start_callbacks(self) -> None:
-        if not self._roles.callbacks.is_started:
-            with self._starting:
-                if not self._roles.callbacks.is_started:
-                    try:
-                        self._roles.callbacks.start(self._staff.jobs.crash)
-                    except RuntimeError as exc:
-                        log(WARNING, "a callback is not called: %s", exc)
-
-    def feed(self, feeder: TaskHandler, here: bool) -> None:
+    def feed(self, reader: TaskHandler, here: bool) -> None:
         if here:
-            feeder.body()
-            if feeder.error is not None and not isinstance(feeder.error, Exception):
-                raise feeder.error  # KeyboardInterrupt: it is for this thread
-        else:
-            feeder.start(self._staff.jobs.crash)
+            reader.body()
+            if reader.error is not None and not isinstance(reader.error, Exception):
+                raise reader.error  # KeyboardInterrupt: it is for this thread
+        elif (roles := self._roles) is not None:
+            reader.start(roles.lifecycle.crash)
 
     def wait(
-        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
+        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self._own_thread():
+        if self.is_busy_here():
             raise RuntimeError(WAIT_INSIDE)
-        return signal.wait(condition, timeout)
-
-    def _own_thread(self) -> bool:
-        roles = self._roles
-        return any(role.is_current for role in (roles.results, roles.limits, roles.supervisor))
+        return condition.wait(predicate, timeout)
 
     def is_busy_here(self) -> bool:
-        return self._own_thread()
+        if (roles := self._roles) is None:
+            return False
+        return any(role.is_current for role in (roles.results, roles.limits, roles.supervisor))
 
     def dropped(self) -> None:
         pass  # the supervisor's thread ends the pool
 
+    def end(self) -> None:
+        if (roles := self._roles) is None:
+            return
+        for role in (roles.results, roles.limits):
+            role.stop()
+            role.join()
+        roles.callbacks.stop()
+
     def join(self, timeout: float | None = None) -> bool:
+        if (roles := self._roles) is None:
+            return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        return self._roles.supervisor.join(timeout) and self._roles.callbacks.join(_left(deadline))
+        return roles.supervisor.join(timeout) and roles.callbacks.join(_left(deadline))
 
 
 class Timer(Protocol):
@@ -154,27 +182,29 @@ class EventLoop:
     """No threads: everything happens in the thread that calls `handle_events`, or that runs the
     loop which this is attached to, and in there also the callbacks."""
 
-    def __init__(self, roles: Roles, staff: Staff) -> None:
-        self._roles = roles
-        self._staff = staff
+    def __init__(self) -> None:
+        self._roles: Roles | None = None
         self._loop: Loop | None = None
         self._timer: Timer | None = None
         self._timer_due = 0.0  # monotonic
         self._handling = False
         self._poll = select.poll()
+        self._fds = (-1, -1)
+
+    def start(self, roles: Roles) -> None:
+        """Whoever drives this begins when it likes."""
+        self._roles = roles
         self._fds = (roles.results.fileno(), roles.supervisor.fileno())
         for fd in self._fds:
             self._poll.register(fd, select.POLLIN)
-        staff.jobs.limit_sent = self._set_timer
-        staff.jobs.scheduler.hold_no_more()  # timers on a loop cost more than that saves
-        roles.callbacks.on_call = self._on_call
-        staff.at_end += [roles.results.handle_event, self.detach]
-
-    def start(self) -> None:
-        pass  # whoever drives this begins when it likes
 
     def supervises(self) -> bool:
         return False
+
+    def _running(self) -> Roles | None:
+        """The roles, unless the pool has ended, or could not be started."""
+        roles = self._roles
+        return None if roles is None or roles.workers.ended else roles
 
     # ---- on a loop
 
@@ -184,13 +214,13 @@ class EventLoop:
         May be called again with the same loop, when that has forgotten its readers.
         """
         self.detach()
-        if self._staff.ended:
+        if self._running() is None:
             return
         self._loop = loop
         results, exits = self._fds
         loop.add_reader(results, self._on_results)
         loop.add_reader(exits, self._on_event)
-        self._set_timer()
+        self.rearm()
 
     def detach(self) -> None:
         """Leave the loop; `handle_events` or another `attach` goes on."""
@@ -206,7 +236,7 @@ class EventLoop:
         if timer is not None:
             timer.cancel()
 
-    def _set_timer(self) -> None:
+    def rearm(self) -> None:
         """Have the timer fire in time. One that fires earlier stays, and is set again then: loops
         keep what was cancelled until it would have been due."""
         if self._loop is None or (delay := self._delay()) is None:
@@ -217,77 +247,83 @@ class EventLoop:
             self._timer_due = due
             self._timer = self._loop.call_later(delay, self._on_timer)
 
-    def _on_call(self) -> None:
-        if not self._handling:  # else they are run in a moment, anyway
-            self._staff.jobs.outboxes.wakeup.set()
+    def on_call(self) -> None:
+        if not self._handling and (roles := self._roles) is not None:
+            roles.state.outboxes.wakeup.set()  # else they are run in a moment, anyway
 
     def _delay(self) -> float | None:
         """Seconds until a role wants to be called in any case."""
-        times = (self._roles.limits.timeout(), self._roles.supervisor.timeout())
+        if (roles := self._roles) is None:
+            return None
+        times = (roles.limits.timeout(), roles.supervisor.timeout())
         return min((time for time in times if time is not None), default=None)
 
     def _on_timer(self) -> None:
         """Telling is left to the readers. Kombu's hub fires timers right before it waits: what a
         callback has the hub do, such as an acknowledgement, would wait as long."""
         self._timer = None
-        if self._roles.supervisor.timeout() is None:
-            self._handle(self._roles.limits)
-        else:
-            self._handle(self._roles.limits, self._roles.supervisor)
-        self._set_timer()
+        if (roles := self._roles) is not None:
+            if roles.supervisor.timeout() is None:
+                self._handle(roles, roles.limits)
+            else:
+                self._handle(roles, roles.limits, roles.supervisor)
+        self.rearm()
 
     def _on_results(self) -> None:
         """The frequent case: there is nothing but results."""
-        self._handle(self._roles.results)
+        if (roles := self._roles) is not None:
+            self._handle(roles, roles.results)
 
     def _on_event(self) -> None:
-        self._handle(self._roles.results, self._roles.limits, self._roles.supervisor)
-        self._set_timer()
+        if (roles := self._roles) is not None:
+            self._handle(roles, roles.results, roles.limits, roles.supervisor)
+        self.rearm()
 
-    def _handle(self, *roles: Role) -> None:
+    def _handle(self, roles: Roles, *events: Role) -> None:
         if self._handling:
             return
         self._handling = True
         try:
-            for role in roles:
+            for role in events:
                 role.handle_event()
-            self._feed()
+            self._read_inputs(roles)
         except BaseException as exc:
-            self._staff.jobs.crash(exc)
+            roles.lifecycle.crash(exc)
             raise
         finally:
             self._handling = False
-        self._roles.callbacks.handle_event()  # outside: a callback may wait for the pool
+        roles.callbacks.handle_event()  # outside: a callback may wait for the pool
 
-    def _feed(self) -> None:
-        for feeder in list(self._staff.jobs.feeders):
-            feeder.handle_event()
+    @staticmethod
+    def _read_inputs(roles: Roles) -> None:
+        for reader in list(roles.state.inputs):
+            reader.handle_event()
 
     # ---- by hand
 
     def handle_events(self, timeout: float | None = None) -> None:
         """Wait at most so many seconds (None: as long as it takes) for something to happen, and
         handle it."""
-        if self._staff.ended:
+        if (roles := self._running()) is None:
             return
-        self._feed()  # somebody may have taken results since
+        self._read_inputs(roles)  # somebody may have taken results since
         times = [time for time in (timeout, self._delay()) if time is not None]
         self._poll.poll(min(times) * 1000 if times else None)
         self._on_event()
 
-    def feed(self, feeder: TaskHandler, here: bool) -> None:
-        feeder.handle_event()
+    def feed(self, reader: TaskHandler, here: bool) -> None:
+        reader.handle_event()
 
     def wait(
-        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
+        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         if self._handling:
             raise RuntimeError(WAIT_INSIDE)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not condition():
+        while not predicate():
             left = _left(deadline)
-            if left == 0.0 or self._staff.ended:
-                return condition()
+            if left == 0.0 or self._running() is None:
+                return predicate()
             self.handle_events(left)
         return True
 
@@ -296,11 +332,17 @@ class EventLoop:
 
     def dropped(self) -> None:
         """A loop goes on for the pool; if there is none, it ends here."""
-        if self._loop is None and not self._handling:
-            self._staff.wait_until_ended()
+        if self._loop is None and not self._handling and (roles := self._roles) is not None:
+            roles.workers.wait_until_ended()
+
+    def end(self) -> None:
+        if self._roles is not None:
+            self._roles.results.handle_event()
+        self.detach()
 
     def join(self, timeout: float | None = None) -> bool:
-        self._roles.callbacks.handle_event()
+        if self._roles is not None:
+            self._roles.callbacks.handle_event()
         return True
 
 

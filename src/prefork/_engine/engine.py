@@ -1,24 +1,48 @@
-"""A running pool from the inside: its workers, its jobs, its roles, and what drives them."""
+"""A running pool from the inside. Its parts are made and wired here, and nowhere else.
+
+    state ◄── dispatcher ◄── collector ◄── terminator ◄── time limits
+                  ▲              ▲
+                  └── lifecycle ─┘ ◄── spawner ◄── supervisor
+
+A part knows those that its arrow points to, directly or along the arrows. What drives them all, the
+driver, is made first: its ways to wait and to be woken are given to the parts.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import util
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefork._engine.callbacks import CallbackRunner
+from prefork._engine.collector import Collector
+from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
+from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
-from prefork._engine.roles import LazyOutput, ResultHandler, Supervisor, TaskHandler, TimeoutHandler
-from prefork._engine.spawner import Options
-from prefork._engine.state import State
-from prefork._engine.supervisor import Staff
-from prefork._engine.terminator import Enforcement
+from prefork._engine.roles import (
+    LazyOutput,
+    ResultHandler,
+    Supervisor,
+    TaskHandler,
+    TimeoutHandler,
+)
+from prefork._engine.spawner import Options, Spawner
+from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.supervisor import WorkerSupervisor
+from prefork._engine.terminator import Terminator
+from prefork._engine.time_limits import TimeLimits
+from prefork._ipc.memfd import MemfdCache
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
+from prefork._policy.timers import MEMORY_SECONDS, Timers
+from prefork._system import at_fork
+from prefork._system.condition import Condition
+from prefork._system.resources import available_cpus
 from prefork.errors import Terminated
 
 __all__ = ["Engine", "RoleClasses"]
@@ -38,48 +62,95 @@ class RoleClasses(NamedTuple):
 
 
 class Engine:
-    """Made first, then started, so that somebody holds it who will drop it, whatever happens."""
+    """Made first, then started, so that somebody holds it who will drop it, whatever happens.
+
+    Attributes:
+        state, dispatcher, lifecycle, terminator, supervisor, observer: the parts that faces call.
+        factory: makes jobs of calls.
+        callbacks: calls what users want to have called.
+        driver: drives all of them.
+        limits: of jobs that ask for none.
+    """
 
     def __init__(
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
     ) -> None:
         self.limits = limits
-        self.staff = staff = Staff(options)
-        self.jobs = jobs = staff.jobs
-        self.make = JobFactory(jobs.accounts.may_open_payload, staff.memfd_cache)
-        self.enforcement = Enforcement(jobs, options.max_memory_per_task)
-        self.observer = Observer(staff)
-        self._task_handler = classes.tasks
-        self.callbacks = classes.callbacks()
-        self.driver = self._make_driver(classes, threads)
-
-    def _make_driver(self, classes: RoleClasses, threads: bool) -> Driver:
-        jobs, limits = self.jobs, self.limits
-        roles = Roles(
-            classes.results(
-                jobs.outboxes,
-                jobs.collect,
-                jobs.accounts.open,
-                jobs.outboxes.ready,
-                jobs.check_done,
-                jobs.slot_free,
-            ),
-            classes.limits(
-                self.enforcement, jobs.accounts.open, limits.soft_timeout, limits.timeout
-            ),
-            classes.supervisor(self.staff),
-            self.callbacks,
+        self._options = options
+        self._classes = classes
+        self._finalizer: Any = None
+        self.driver: Driver = Threads() if threads else EventLoop()
+        self.callbacks = classes.callbacks(self.driver.on_call)
+        self.state = state = PoolState(max(2, available_cpus()))
+        if not threads:
+            state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
+        measures = options.max_memory_per_task is not None
+        timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
+        memfd_cache = MemfdCache(state.wake_supervisor)
+        self.factory = JobFactory(state.open_jobs.may_open_payload, memfd_cache)
+        self.dispatcher = dispatcher = Dispatcher(
+            state, timers, self.driver.rearm, self.driver.wait
         )
-        return Threads(roles, self.staff) if threads else EventLoop(roles, self.staff)
+        collector = Collector(state, timers, dispatcher)
+        self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
+        self.terminator = terminator = Terminator(state, dispatcher, collector)
+        time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
+        self._spawner = Spawner(
+            options,
+            state,
+            dispatcher,
+            lifecycle,
+            in_background=threads and options.start_method != "fork",
+            pausing=self._pausing(threads),
+        )
+        self.supervisor = supervisor = WorkerSupervisor(
+            options.processes,
+            state,
+            dispatcher,
+            collector,
+            lifecycle,
+            self._spawner,
+            memfd_cache,
+            self._on_end,
+        )
+        self.observer = Observer(state, supervisor)
+        self._roles = Roles(
+            classes.results(
+                state.outboxes,
+                collector.collect,
+                state.open_jobs.by_id,
+                state.outboxes.ready,
+                state.check_done,
+                state.slot_free,
+            ),
+            classes.limits(time_limits, state.open_jobs.by_id, limits.soft_timeout, limits.timeout),
+            classes.supervisor(supervisor),
+            self.callbacks,
+            state,
+            lifecycle,
+            supervisor,
+        )
+        at_fork.register(self)
+
+    def _pausing(self, threads: bool) -> Callable[[float], AbstractContextManager[object]]:
+        """What a start waits for: with fork, that the thread of the callbacks is quiet."""
+        if threads and self._options.start_method == "fork":
+            return self.callbacks.pausing
+        return nullcontext
+
+    # ---- the beginning
 
     def start(self) -> None:
-        """The workers are hired first, as a fork is best done before there are threads.
+        """The workers are started first, as a fork is best done before there are threads.
 
         Raises:
             OSError: the system has no process, memory or descriptor left.
         """
         try:
-            self._start()
+            # At the interpreter's exit, before multiprocessing waits for its children.
+            self._finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
+            self._spawner.spawn_first()
+            self.driver.start(self._roles)
         except BaseException:
             self._undo()
             raise
@@ -87,72 +158,89 @@ class Engine:
     def _undo(self) -> None:
         why = "the pool could not be started"
         if self.driver.supervises():  # it was interrupted at the very end
-            self.staff.request_termination(why)
-            self.staff.wait_until_ended()
+            self.supervisor.request_termination(why)
+            self.supervisor.wait_until_ended()
             return
         with contextlib.ExitStack() as undo:  # last in, first out; each is done in any case
-            undo.callback(self.staff.release)
-            undo.callback(self.staff.kill_all)
-            self.jobs.stop(Terminated(why))
+            undo.callback(self.supervisor.release)
+            undo.callback(self.supervisor.kill_all)
+            self.lifecycle.stop(Terminated(why))
 
-    def _start(self) -> None:
-        has_threads = isinstance(self.driver, Threads)
-        if has_threads and self.staff.options.context.get_start_method() == "fork":
-            self.staff.recruiter.pausing = self.callbacks.pausing
-        elif has_threads:
-            self.staff.recruiter.starts_aside = True
-        self.jobs.wait_for = self.driver.wait
-        # At the interpreter's exit, before multiprocessing waits for its children.
-        finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
-        self.staff.at_end.append(finalizer.cancel)
-        self.staff.recruiter.hire_first()
-        self.driver.start()
+    # ---- what faces ask for
 
     def feed(
         self, jobs: Generator[Job, None, None], result: LazyOutput, here: bool = False
     ) -> None:
         """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
         who will wait for the result in any case."""
-        feeder = self._task_handler(jobs, self.jobs.submit_fed, result, self.jobs)
+        reader = self._classes.tasks(jobs, self.dispatcher.submit_fed, result, self.dispatcher)
         try:
-            self.jobs.begin_feed(feeder)
-            self.driver.feed(feeder, here)
+            self.dispatcher.begin_input(reader)
+            self.driver.feed(reader, here)
         except BaseException:
-            self.jobs.end_feed(feeder)
+            self.dispatcher.end_input(reader)
             raise
+
+    @property
+    def reports_starts(self) -> bool:
+        """Whether workers report the starts of jobs themselves; else they are looked for."""
+        return self._options.accept_delay is None
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         self.callbacks(call, *args)
 
+    def wait_for(
+        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        """Wait until `predicate()`, at most `timeout` seconds; returns what it is then.
+
+        Raises:
+            RuntimeError: in a forked child, where this pool is the parent's; or when called by
+                the pool itself, while it reads a result.
+        """
+        self.state.check_owner()
+        return self.driver.wait(condition, predicate, timeout)
+
     def is_busy_here(self) -> bool:
         """Whether the caller is called by a role, or has interrupted one that holds the lock."""
-        return self.driver.is_busy_here() or self.jobs.lock._is_owned()  # type: ignore[attr-defined]
+        return self.driver.is_busy_here() or self.state.is_lock_held()
 
     # ---- the end
 
     def terminate(self) -> None:
         """Terminate and wait for the end; unless a role of the pool asks for it, or a finalizer
         that interrupted one: they would wait for themselves."""
-        self.staff.request_termination()
+        self.supervisor.request_termination()
         if not self.is_busy_here():
-            self.staff.wait_until_ended()
+            self.supervisor.wait_until_ended()
 
     def join(self, timeout: float | None = None) -> bool:
-        if self.jobs.state is State.RUN:
-            self.jobs.check_owner()
+        if self.state.phase is PoolPhase.RUN:
+            self.state.check_owner()
             raise ValueError("the pool is still running: call close() or terminate() before join()")
         deadline = None if timeout is None else time.monotonic() + timeout
-        self.jobs.read_on()
-        if not self.staff.wait_until_ended(timeout):
+        self.dispatcher.read_on()
+        if not self.supervisor.wait_until_ended(timeout):
             return False
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         return self.driver.join(left)
 
     def drop(self) -> None:
         """Nobody holds the pool any more."""
-        if not self.staff.ended:
-            self.staff.request_termination("the pool object was dropped")
+        if not self.supervisor.ended:
+            self.supervisor.request_termination("the pool object was dropped")
             self.driver.dropped()
+
+    def close_in_child(self) -> None:
+        """In a forked child: the pool is the parent's."""
+        self.state.close_in_child()
+
+    def _on_end(self) -> None:
+        """There are no workers any more."""
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+        self.driver.end()
+        at_fork.unregister(self)
 
     def _at_exit(self) -> None:
         """Terminate a pool that was left behind. Its callbacks get a while to end: a thread that

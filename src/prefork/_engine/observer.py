@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from prefork._engine.supervisor import Staff
-from prefork._engine.worker_handle import Worker
+from prefork._engine.state import PoolState
+from prefork._engine.supervisor import WorkerSupervisor
+from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._system.stacks import LOOK
 from prefork.statistics import PoolStatistics, WorkerState
 
@@ -18,43 +19,44 @@ _PAUSE = 0.0002  # seconds between two looks at whether it is there
 
 
 class Observer:
-    def __init__(self, staff: Staff) -> None:
-        self._staff = staff
+    def __init__(self, state: PoolState, supervisor: WorkerSupervisor) -> None:
+        self._state = state
+        self._supervisor = supervisor
         self._one_at_a_time = threading.Lock()
 
     def statistics(self) -> PoolStatistics:
-        staff, jobs = self._staff, self._staff.jobs
-        with jobs.lock:
-            workers = tuple(worker.statistics() for worker in jobs.workers)
-            running = sum(worker.current_job() is not None for worker in jobs.workers)
+        state = self._state
+        with state.lock:
+            workers = tuple(worker.statistics() for worker in state.workers)
+            running = sum(worker.current_job() is not None for worker in state.workers)
             return PoolStatistics(
-                staff.processes,
+                self._supervisor.processes,
                 workers,
-                len(jobs.accounts.open) - running,
+                len(state.open_jobs.by_id) - running,
                 running,
-                jobs.accounts.finished,
-                jobs.accounts.failed,
-                jobs.accounts.retried,
-                tuple(staff.history),
+                state.open_jobs.finished,
+                state.open_jobs.failed,
+                state.open_jobs.retried,
+                tuple(self._supervisor.history),
             )
 
     def stacks(self) -> dict[int, str]:
         """The Python stack of every worker, by process id; where there is none, why, in
         parentheses."""
         with self._one_at_a_time:
-            with self._staff.jobs.lock:
-                asked = {worker: self._ask(worker) for worker in self._staff.jobs.workers}
+            with self._state.lock:
+                asked = {worker: self._ask(worker) for worker in self._state.workers}
             deadline = time.monotonic() + STACK_SECONDS
             return {
                 worker.pid: refusal or self._stack(worker, deadline)
                 for worker, refusal in asked.items()
             }
 
-    def _ask(self, worker: Worker) -> str:
+    def _ask(self, worker: WorkerHandle) -> str:
         """Why a worker cannot tell its stack, or ""; then it has been asked."""
         if LOOK is None:
             return "(this system has no signal for it)"
-        if worker.exited:
+        if worker.has_exited:
             return "(it has ended)"
         if not worker.process.catches(LOOK):
             return f"(it is {WorkerState.STARTING if not worker.ready else WorkerState.RETIRING})"
@@ -64,11 +66,11 @@ class Observer:
         worker.process.signal(LOOK)
         return ""
 
-    def _stack(self, worker: Worker, deadline: float) -> str:
+    def _stack(self, worker: WorkerHandle, deadline: float) -> str:
         while time.monotonic() < deadline:
             if LOOK is None or worker.process.has_handled(LOOK):
-                with self._staff.jobs.lock:
-                    if worker.gone:
+                with self._state.lock:
+                    if worker.phase is Phase.REAPED:
                         return "(it has ended)"
                     if text := worker.channel.black_box.text():
                         return text

@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.state import News, State
-from prefork._engine.supervisor import Staff
-from prefork._engine.worker_handle import Worker
+from prefork._engine.dispatcher import Wait
+from prefork._engine.state import OutcomeQueue
+from prefork._engine.supervisor import WorkerSupervisor
+from prefork._engine.worker_handle import WorkerHandle
 from prefork._policy.job import Job
 from prefork._system.condition import Condition
 from prefork._system.selector import Selector
@@ -103,20 +103,20 @@ class ResultHandler(Role):
 
     Args:
         outqueue: the outboxes of all workers; it has a `fileno()`, and a `wakeup` to be woken by.
-        get: called with the workers whose outboxes are readable; returns the news of jobs, to be
-            told.
-        cache: the unsettled jobs by id.
+        get: called with the workers whose outboxes are readable; returns what is
+            to be told about jobs.
+        cache: the open jobs by id.
         poll: waits at most so many seconds (None: for ever) and returns the readable workers.
-        join_exited_workers: called when all news have been told, for what waits for ends of jobs.
+        join_exited_workers: called when all has been told, for what waits for ends of jobs.
         putlock: notified then, too: who waits for a free worker waits for it.
     """
 
     def __init__(
         self,
-        outqueue: Selector[Worker],
-        get: Callable[[Iterable[Worker]], News],
+        outqueue: Selector[WorkerHandle],
+        get: Callable[[Iterable[WorkerHandle]], OutcomeQueue],
         cache: Mapping[int, Job],
-        poll: Callable[[float | None], list[Worker]],
+        poll: Callable[[float | None], list[WorkerHandle]],
         join_exited_workers: Callable[[], object],
         putlock: Condition,
     ) -> None:
@@ -139,13 +139,13 @@ class ResultHandler(Role):
     def handle_event(self) -> None:
         self._handle(self.poll(0))
 
-    def _handle(self, workers: list[Worker]) -> None:
+    def _handle(self, workers: list[WorkerHandle]) -> None:
         if workers and len(self.cache) == 1:
             self._wake_early()
-        news = self.get(workers)
-        if not news:
+        outcomes = self.get(workers)
+        if not outcomes:
             return
-        news.tell()
+        outcomes.deliver()
         self.putlock.notify_all()
         self.join_exited_workers()
 
@@ -153,8 +153,8 @@ class ResultHandler(Role):
         """It must be the result of the only job there is. A thread needs longer to wake up than
         the result takes to be read."""
         for job in list(self.cache.values()):
-            if (signal := job.sink.waiters()) is not None:
-                signal.notify_all()
+            if (condition := job.sink.waiters()) is not None:
+                condition.notify_all()
 
     def stop(self) -> None:
         super().stop()
@@ -177,7 +177,7 @@ class TaskHandler(Role):
         taskqueue: Generator[Job, None, None],
         put: Callable[[Job], object],
         outqueue: LazyOutput,
-        pool: Dispatcher,
+        pool: InputEnd,
     ) -> None:
         super().__init__()
         self.taskqueue = taskqueue
@@ -225,7 +225,7 @@ class TaskHandler(Role):
             self.taskqueue.close()  # and with it the user's generator
             self.outqueue.end(self.error)
         finally:
-            self.pool.end_feed(self)
+            self.pool.end_input(self)
 
     def abort(self, reason: Exception) -> None:
         """End the results with this error, even while the user's iterable keeps us waiting."""
@@ -245,6 +245,14 @@ class TaskHandler(Role):
         self.outqueue.room.notify_all()
 
 
+class InputEnd(Protocol):
+    """The running pool, as it is told of the end of an input."""
+
+    wait_for: Wait
+
+    def end_input(self, reader: TaskHandler, /) -> None: ...
+
+
 class LazyOutput(Protocol):
     """Where the results of a lazy input go."""
 
@@ -259,9 +267,9 @@ class LazyOutput(Protocol):
 class LimitedProcesses(Protocol):
     """The workers as the time limits see them."""
 
-    def next_look(self) -> float | None: ...
+    def next_due(self) -> float | None: ...
 
-    def enforce(self, now: float) -> None: ...
+    def run_due(self, now: float) -> None: ...
 
 
 class TimeoutHandler(Role):
@@ -269,7 +277,7 @@ class TimeoutHandler(Role):
 
     Args:
         processes: tells when a limit can expire, and does what follows when it has.
-        cache: the unsettled jobs by id.
+        cache: the open jobs by id.
         t_soft, t_hard: the limits of jobs that ask for none, seconds; None is no limit.
     """
 
@@ -290,24 +298,24 @@ class TimeoutHandler(Role):
 
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called, or None while no limit runs."""
-        next_look = self.processes.next_look()
-        return None if next_look is None else max(0.0, next_look - time.monotonic())
+        next_due = self.processes.next_due()
+        return None if next_due is None else max(0.0, next_due - time.monotonic())
 
     def body(self) -> None:
         while not self._stopped:
-            self._armed_for = self.processes.next_look()
+            self._armed_for = self.processes.next_due()
             self._rearmed.wait(self._is_rearmed, self.timeout())
             self.handle_event()
 
     def _is_rearmed(self) -> bool:
-        return self._stopped or self.processes.next_look() != self._armed_for
+        return self._stopped or self.processes.next_due() != self._armed_for
 
     def handle_event(self) -> None:
         now = time.monotonic()
-        next_look = self.processes.next_look()
-        if next_look is None or now < next_look:
+        next_due = self.processes.next_due()
+        if next_due is None or now < next_due:
             return
-        self.processes.enforce(now)
+        self.processes.run_due(now)
 
     def rearm(self) -> None:
         """The next limit may expire earlier than was known."""
@@ -322,16 +330,17 @@ class Supervisor(Role):
     """Notices the ends of workers, has them accounted for and replaced; ends the pool.
 
     Args:
-        pool: the staff of the running pool.
+        pool: the workers of the running pool, and what is done about them.
     """
 
-    def __init__(self, pool: Staff) -> None:
+    def __init__(self, pool: WorkerSupervisor) -> None:
         super().__init__()
         self.pool = pool
+        self.exits = pool.exits
         self._wait: float | None = None
 
     def fileno(self) -> int:
-        return self.pool.exits.fileno()
+        return self.exits.fileno()
 
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called in any case, or None."""
@@ -339,13 +348,13 @@ class Supervisor(Role):
 
     def body(self) -> None:
         while not self.pool.ended:
-            self._handle(self.pool.exits.ready(self._wait))
+            self._handle(self.exits.ready(self._wait))
 
     def handle_event(self) -> None:
         if not self.pool.ended:
-            self._handle(self.pool.exits.ready(0))
+            self._handle(self.exits.ready(0))
 
-    def _handle(self, exited: Iterable[Worker]) -> None:
-        self._wait = self.pool.tend(exited)
-        if self.pool.state is State.ENDED:
+    def _handle(self, exited: Iterable[WorkerHandle]) -> None:
+        self._wait = self.pool.supervise(exited)
+        if self.pool.is_over():
             self.pool.release()

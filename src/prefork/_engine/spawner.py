@@ -1,10 +1,11 @@
 """Starts the workers of a running pool, and judges starts that fail.
 
-                 ┌─ failed: again, after a pause; or the pool breaks down
-    hire ─► starting ─► ready (from here on: `staff.py`)
+                  ┌─ failed: again, after a pause; or the pool gives up
+    spawn ─► STARTING ─► READY (from here on: `supervisor.py`)
 
-With fork a start is one call. With the other start methods it is a conversation that may take for
-ever; then it is had aside, on a thread of its own (`starts.py`).
+With fork a start is one call. With the other start methods it is a conversation: with the fork
+server, which may have been stopped or killed, or with the child, which may hang. The supervisor
+must not wait for that, so it is had in the background, one worker at a time.
 """
 
 from __future__ import annotations
@@ -15,29 +16,33 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 from prefork._describe import describe, describe_exit
-from prefork._engine.collector import Exchange
-from prefork._engine.state import State
-from prefork._engine.worker_handle import GIVE_UP_SECONDS, Worker
+from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.worker_handle import GIVE_UP_SECONDS, WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._ipc.outcome import decode
+from prefork._ipc.wire import Kind
 from prefork._system.log import DEBUG, ERROR, log
 from prefork._system.process import Child, Process, preload
-from prefork._system.selector import Selector
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
 
-__all__ = ["Options", "Recruiter", "Start", "is_passing"]
+__all__ = ["FailedStart", "Options", "Spawner"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
 each time, up to the longest."""
+
 QUIET_SECONDS = 0.1
 """How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
+
 LATE_SECONDS = 10.0
 """How long to wait for the end of a worker whose start has come too late."""
 
@@ -56,7 +61,11 @@ class Options(NamedTuple):
     max_restarts: int = 10  # failed starts in a row
     start_timeout: float | None = None  # seconds
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
-    accept_delay: float | None = None  # see `StartNotices`
+    accept_delay: float | None = None  # see `StartTimer`
+
+    @property
+    def start_method(self) -> str:
+        return self.context.get_start_method()
 
     def for_worker(self) -> WorkerOptions:
         """What the next worker is to know."""
@@ -68,7 +77,15 @@ class Options(NamedTuple):
         return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
 
 
-class _Draft:
+class FailedStart(NamedTuple):
+    """A worker that has ended before it was ready."""
+
+    worker: WorkerHandle
+    exitcode: int | None
+    stack: str
+
+
+class _PendingWorker:
     """A worker that is being started."""
 
     def __init__(self, options: Options, name: str, place: int, generation: int) -> None:
@@ -93,13 +110,12 @@ class _Draft:
     def start(self) -> None:
         self._child.start(*self._end.fds())
 
-    def worker(self) -> Worker:
+    def worker(self) -> WorkerHandle:
         """It has been started."""
         self._end.close()
         self._child.look_after()
         self._channel.open()
-        worker = Worker(self._channel, self._child, self._name)
-        worker.generation = self._generation
+        worker = WorkerHandle(self._channel, self._child, self._name, self._generation)
         if self._options.max_tasks is not None:
             worker.quota = self._options.max_tasks
         return worker
@@ -120,192 +136,24 @@ class _Draft:
         self._channel.close()
 
 
-class Recruiter:
-    def __init__(self, options: Options, jobs: Exchange, exits: Selector[Worker]) -> None:
-        self.starts_aside = False  # workers are started on a thread of their own
-        self.generation = 0  # of the next worker
-        self.pausing: Callable[[float], AbstractContextManager[object]] = nullcontext
-        self._options = options
-        self._jobs = jobs
-        self._exits = exits
-        self._hired = 0
-        self._good_starts = 0
-        self._failed_starts = 0  # in a row
-        self._pause_until = 0.0  # no worker is started before (monotonic)
-        self._start: Start | None = None  # that is under way aside
-        self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
-
-    def hire(self, count: int = 1) -> None:
-        """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
-
-        After a fork, parent and child share all memory; a page that either of them touches is
-        copied then. So as much as possible is done before the first fork or after the last one,
-        where it is not paid for again after each.
-
-        Raises:
-            OSError: the system has no process, memory or descriptor left.
-            Exception: the start method's own trouble, such as an initializer that cannot be
-                pickled for `spawn`.
-        """
-        drafts: deque[_Draft] = deque()
-        try:
-            for place in self._free_places(count):
-                drafts.append(self._draft(place))
-            with self.pausing(QUIET_SECONDS):
-                for draft in drafts:
-                    draft.start()
-            while drafts and self._admit(drafts):
-                pass
-        finally:
-            for draft in drafts:
-                draft.discard()
-
-    def _draft(self, place: int) -> _Draft:
-        self._hired += 1
-        name = f"{self._options.process_class.kind}-{self._hired}"
-        return _Draft(self._options, name, place, self.generation)
-
-    def _admit(self, drafts: deque[_Draft]) -> bool:
-        """Make the first one of the pool's workers, if that has not ended meanwhile; whether it
-        is. Only then it is no draft any more, whatever happens."""
-        worker = drafts[0].worker()
-        if self._options.start_timeout is not None:
-            worker.patience_ends = time.monotonic() + self._options.start_timeout
-        with self._jobs.lock:
-            if self._jobs.state is State.ENDED:
-                return False
-            self._exits.add(worker.process, worker)
-            try:
-                self._jobs.join(worker)
-            finally:
-                if worker in self._jobs.workers:
-                    drafts.popleft()
-                else:
-                    self._exits.discard(worker.process)
-            if self._jobs.state is State.TERMINATE:
-                worker.kill("the pool was terminated")
-            self._exits.wakeup.set()  # its start may have to be watched
-            log(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
-        return True
-
-    def hire_first(self) -> None:
-        """Start the first workers; raises what keeps one from it."""
-        preload(self._options.context, main.__module__)
-        if not self.starts_aside:
-            self.hire(self._options.processes)
-            return
-        for _ in range(self._options.processes):
-            Start(self.hire, self._exits.wakeup.set).finish(self._options.start_timeout)
-
-    def _free_places(self, count: int) -> list[int]:
-        with self._jobs.lock:
-            staying = [w for w in self._jobs.workers if not (w.exited or w.farewell)]
-        taken = {worker.process.index for worker in staying}
-        free = (index for index in itertools.count() if index not in taken)
-        return list(itertools.islice(free, count))
-
-    def fill_up(self, is_short: Callable[[], bool]) -> None:
-        """Start workers while there are too few."""
-        self._see_start_end()
-        while self._start is None and is_short() and time.monotonic() >= self._pause_until:
-            try:
-                if self.starts_aside:
-                    self._start = Start(self.hire, self._exits.wakeup.set)
-                else:
-                    self.hire()
-            except Exception as exc:
-                self._judge_no_start(exc)
-
-    def _see_start_end(self) -> None:
-        start = self._start
-        if start is None:
-            return
-        if start.ended:
-            self._start = None
-            if start.error is not None:
-                self._judge_no_start(start.error)
-        elif self._is_overdue(start) and not self._jobs.workers:
-            limit = self._options.start_timeout
-            self._jobs.break_down(f"no worker process could be started within {limit:g} s")
-
-    def _is_overdue(self, start: Start) -> bool:
-        limit = self._options.start_timeout
-        return limit is not None and time.monotonic() >= start.began + limit
-
-    def _judge_no_start(self, exc: Exception) -> None:
-        """There is not even a process."""
-        log(ERROR, "cannot start a worker process: %s", describe(exc))
-        if is_passing(exc):
-            self._count_failed_start()
-            if self._failed_starts <= self._options.max_restarts:
-                return
-        self._pause_until = time.monotonic() + 1.0
-        if not self._jobs.workers:
-            why = f"the pool cannot start a worker process: {describe(exc)}"
-            self._jobs.break_down(why, exc)
-
-    def has_ended(self) -> bool:
-        """Whether the pool can end: a start that is under way is waited for, but not for ever."""
-        if self._start is None or self._start.ended:
-            return True
-        now = time.monotonic()
-        self._abandon_at = min(self._abandon_at, now + GIVE_UP_SECONDS)
-        return now >= self._abandon_at
-
-    def judge_failed_start(self, worker: Worker, exitcode: int | None, stack: str) -> None:
-        """A worker ended before it was ready: its successor would probably, too."""
-        self._count_failed_start()
-        cause = worker.start_error
-        on_purpose = cause is not None or worker.late or (exitcode is not None and exitcode >= 0)
-        are_all_so = on_purpose and not self._jobs.starts
-        if are_all_so or self._failed_starts > self._options.max_restarts:
-            how = worker.reason or f"{describe_exit(exitcode)} before it was ready"
-            if cause is not None:
-                how = f"the initializer failed: {describe(cause)}"
-            self._jobs.break_down(
-                f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
-                f"{self._failed_starts}; see its error output\n{stack}".rstrip(),
-                cause,
-            )
-
-    def _count_failed_start(self) -> None:
-        if self._jobs.starts != self._good_starts:
-            self._good_starts, self._failed_starts = self._jobs.starts, 0
-        self._failed_starts += 1
-        if self._failed_starts > 2:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failed_starts - 3))
-            self._pause_until = time.monotonic() + pause
-
-    def next_times(self, is_short: Callable[[], bool]) -> list[float]:
-        """When `fill_up` wants to be called again (monotonic)."""
-        times = []
-        if self._start is not None:
-            times.append(self._abandon_at)
-            if self._options.start_timeout is not None and not self._is_overdue(self._start):
-                times.append(self._start.began + self._options.start_timeout)
-        elif is_short():
-            times.append(self._pause_until)
-        return times
-
-
-class Start:
+class _BackgroundStart:
     """One worker's start, on a thread of its own.
 
     Args:
-        hire: starts the worker.
+        spawn: starts the worker.
         done: called on that thread when there is an outcome.
     """
 
-    def __init__(self, hire: Callable[[], object], done: Callable[[], object]) -> None:
+    def __init__(self, spawn: Callable[[], object], done: Callable[[], object]) -> None:
         self.began = time.monotonic()
         self.error: Exception | None = None
-        self._hire, self._done = hire, done
+        self._spawn, self._done = spawn, done
         self._ended = threading.Event()
         threading.Thread(target=self._run, name="prefork-Start", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._hire()
+            self._spawn()
         except Exception as exc:
             self.error = exc
         finally:
@@ -321,7 +169,7 @@ class Start:
 
         Raises:
             TimeoutError: it has not ended.
-            Exception: what `hire` has raised.
+            Exception: what `spawn` has raised.
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"no worker process could be started within {timeout:g} s")
@@ -329,6 +177,233 @@ class Start:
             raise self.error
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether the next start may well succeed: the fork server, or the child, has died."""
-    return isinstance(error, (EOFError, ConnectionError))
+class Spawner:
+    """
+    Args:
+        in_background: workers are started on a thread of their own.
+        pausing: entered for each start, see `CallbackRunner.pausing`.
+
+    Attributes:
+        generation: how often all workers were to be replaced.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        state: PoolState,
+        dispatcher: Dispatcher,
+        lifecycle: Lifecycle,
+        in_background: bool,
+        pausing: Callable[[float], AbstractContextManager[object]],
+    ) -> None:
+        self.generation = 0
+        self._options = options
+        self._state = state
+        self._dispatcher = dispatcher
+        self._lifecycle = lifecycle
+        self._in_background = in_background
+        self._pausing = pausing
+        self._spawned = 0  # workers, so far
+        self._good_starts = 0
+        self._failed_starts = 0  # in a row
+        self._pause_until = 0.0  # no worker is started before (monotonic)
+        self._start: _BackgroundStart | None = None  # that is under way
+        self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
+
+    def begin_generation(self) -> None:
+        """All workers are to be replaced."""
+        self.generation += 1
+
+    # ---- starts
+
+    def spawn(self, count: int = 1) -> None:
+        """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
+
+        After a fork, parent and child share all memory; a page that either of them touches is
+        copied then. So as much as possible is done before the first fork or after the last one,
+        where it is not paid for again after each.
+
+        Raises:
+            OSError: the system has no process, memory or descriptor left.
+            Exception: the start method's own trouble, such as an initializer that cannot be
+                pickled for `spawn`.
+        """
+        pending: deque[_PendingWorker] = deque()
+        try:
+            for place in self._free_places(count):
+                pending.append(self._prepare(place))
+            with self._pausing(QUIET_SECONDS):
+                for start in pending:
+                    start.start()
+            while pending and self._admit(pending):
+                pass
+        finally:
+            for start in pending:
+                start.discard()
+
+    def _prepare(self, place: int) -> _PendingWorker:
+        self._spawned += 1
+        name = f"{self._options.process_class.kind}-{self._spawned}"
+        return _PendingWorker(self._options, name, place, self.generation)
+
+    def _admit(self, pending: deque[_PendingWorker]) -> bool:
+        """Make the first one of the pool's workers, if that has not ended meanwhile; whether it
+        is. Only then it is not pending any more, whatever happens."""
+        state = self._state
+        worker = pending[0].worker()
+        if self._options.start_timeout is not None:
+            worker.deadline = time.monotonic() + self._options.start_timeout
+        with state.lock:
+            if state.phase is PoolPhase.ENDED:
+                return False
+            state.exits.add(worker.process, worker)
+            try:
+                self._dispatcher.add_worker(worker)
+            finally:
+                if worker in state.workers:
+                    pending.popleft()
+                else:
+                    state.exits.discard(worker.process)
+            if state.phase is PoolPhase.TERMINATE:
+                worker.kill("the pool was terminated")
+            state.wake_supervisor()  # its start may have to be watched
+            log(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
+        return True
+
+    def spawn_first(self) -> None:
+        """Start the first workers; raises what keeps one from it."""
+        preload(self._options.context, main.__module__)
+        if not self._in_background:
+            self.spawn(self._options.processes)
+            return
+        for _ in range(self._options.processes):
+            start = _BackgroundStart(self.spawn, self._state.wake_supervisor)
+            start.finish(self._options.start_timeout)
+
+    def _free_places(self, count: int) -> list[int]:
+        with self._state.lock:
+            staying = [w for w in self._state.workers if w.holds_place]
+        taken = {worker.process.index for worker in staying}
+        free = (index for index in itertools.count() if index not in taken)
+        return list(itertools.islice(free, count))
+
+    def fill_up(self, is_short: Callable[[], bool]) -> None:
+        """Start workers while there are too few."""
+        self._see_start_end()
+        while self._start is None and is_short() and time.monotonic() >= self._pause_until:
+            try:
+                if self._in_background:
+                    self._start = _BackgroundStart(self.spawn, self._state.wake_supervisor)
+                else:
+                    self.spawn()
+            except Exception as exc:
+                self._judge_no_process(exc)
+
+    def _see_start_end(self) -> None:
+        start = self._start
+        if start is None:
+            return
+        if start.ended:
+            self._start = None
+            if start.error is not None:
+                self._judge_no_process(start.error)
+        elif self._is_overdue(start) and not self._state.workers:
+            limit = self._options.start_timeout
+            self._lifecycle.break_down(f"no worker process could be started within {limit:g} s")
+
+    def _is_overdue(self, start: _BackgroundStart) -> bool:
+        limit = self._options.start_timeout
+        return limit is not None and time.monotonic() >= start.began + limit
+
+    def has_ended(self) -> bool:
+        """Whether the pool can end: a start that is under way is waited for, but not for ever."""
+        if self._start is None or self._start.ended:
+            return True
+        now = time.monotonic()
+        self._abandon_at = min(self._abandon_at, now + GIVE_UP_SECONDS)
+        return now >= self._abandon_at
+
+    def next_times(self, is_short: Callable[[], bool]) -> list[float]:
+        """When `fill_up` wants to be called again (monotonic)."""
+        times = []
+        if self._start is not None:
+            times.append(self._abandon_at)
+            if self._options.start_timeout is not None and not self._is_overdue(self._start):
+                times.append(self._start.began + self._options.start_timeout)
+        elif is_short():
+            times.append(self._pause_until)
+        return times
+
+    # ---- starts that fail (without the lock: texts are made of users' exceptions)
+
+    def text_of_late_start(self) -> str:
+        return f"not ready within {self._options.start_timeout:g} s"
+
+    def look_at_start_failures(self) -> None:
+        """Give up at once if no worker has ever been ready, and the initializer has failed in one:
+        in the others it would probably fail, too."""
+        if self._state.ready_count:
+            return
+        for worker in list(self._state.workers):
+            cause = _cause(worker)
+            if cause is not None:
+                why = f"the initializer failed in a worker: {describe(cause)}"
+                self._lifecycle.break_down(why, cause)
+                return
+
+    def judge(self, start: FailedStart) -> None:
+        """A worker ended before it was ready: its successor would probably, too."""
+        self._count_failed_start()
+        worker, exitcode, stack = start
+        cause = _cause(worker)
+        on_purpose = cause is not None or worker.is_late or (exitcode is not None and exitcode >= 0)
+        are_all_so = on_purpose and not self._state.ready_count
+        if not are_all_so and self._failed_starts <= self._options.max_restarts:
+            return
+        how = worker.reason or f"{describe_exit(exitcode)} before it was ready"
+        if cause is not None:
+            how = f"the initializer failed: {describe(cause)}"
+        self._give_up(
+            f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
+            f"{self._failed_starts}; see its error output\n{stack}".rstrip(),
+            cause,
+        )
+
+    def _judge_no_process(self, error: Exception) -> None:
+        """There is not even a process."""
+        log(ERROR, "cannot start a worker process: %s", describe(error))
+        # The fork server, or the child, has died: the next start may well succeed.
+        if isinstance(error, (EOFError, ConnectionError)):
+            self._count_failed_start()
+            if self._failed_starts <= self._options.max_restarts:
+                return
+        self._pause_until = time.monotonic() + LONGEST_PAUSE
+        self._give_up(f"the pool cannot start a worker process: {describe(error)}", error)
+
+    def _give_up(self, why: str, cause: BaseException | None) -> None:
+        """The pool breaks down, unless workers are left that work: those go on, and now and then
+        another start is tried."""
+        with self._state.lock:
+            is_anybody_left = any(worker.can_work for worker in self._state.workers)
+        if is_anybody_left:
+            log(ERROR, "%s; the pool goes on with the workers that it has", why)
+        else:
+            self._lifecycle.break_down(why, cause)
+
+    def _count_failed_start(self) -> None:
+        if self._state.ready_count != self._good_starts:
+            self._good_starts, self._failed_starts = self._state.ready_count, 0
+        self._failed_starts += 1
+        if self._failed_starts > 2:
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failed_starts - 3))
+            self._pause_until = time.monotonic() + pause
+
+
+def _cause(worker: WorkerHandle) -> BaseException | None:
+    """What its initializer has raised; unpickling it may run a user's code."""
+    failure = worker.start_failure
+    if failure is None or isinstance(failure, BaseException):
+        return failure
+    _, error = decode(Kind.BROKEN, failure)
+    worker.start_failure = error
+    return error  # type: ignore[no-any-return]

@@ -1,51 +1,144 @@
-"""Every job that the pool has taken is in the accounts, until its outcome is known; once."""
+"""All that one lock guards: the pool's phase, its workers, its open jobs and their outcomes.
+
+The lock is re-entrant, since a finalizer or a signal handler may call the pool in the middle of it.
+It is never held over a user's code or a call that waits: what a job has come to is queued as an
+outcome, and passed on by the result handler alone, so that each result hears of its jobs from one
+thread, one thing after another; log messages are queued, too (`log.py`).
+"""
 
 from __future__ import annotations
 
 import enum
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from prefork._engine.worker_handle import Worker
+from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import INLINE, Kind
 from prefork._policy.job import NULL_SINK, Job, Wakes
+from prefork._policy.scheduler import Scheduler
 from prefork._policy.timers import Expiry
+from prefork._system.condition import Condition
+from prefork._system.selector import Selector
+from prefork.errors import PoolBrokenError
 
-__all__ = ["ACCEPTED", "ERROR", "EXPIRED", "Accepted", "Accounts", "News", "State"]
+__all__ = [
+    "ACCEPTED",
+    "ERROR",
+    "EXPIRED",
+    "Accepted",
+    "InputReader",
+    "OpenJobs",
+    "OutcomeQueue",
+    "PoolPhase",
+    "PoolState",
+]
 
 MAX_OPEN_PAYLOADS: Final = 128
 """Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
 
+# What an outcome may be, beside the kinds of reports that end a job.
+ERROR: Final = -1  # the job has failed; the detail is the exception
+ACCEPTED: Final = -2  # a worker has started it; an `Accepted`
+EXPIRED: Final = -3  # a time limit has passed; an `Expiry`
 
-class Accounts:
-    """To be used with the dispatcher's lock held.
+
+class Accepted(NamedTuple):
+    """A worker has started the job."""
+
+    pid: int
+    started: float  # monotonic, seconds
+
+
+class OutcomeQueue:
+    """What is to be told about jobs, in the order in which it happened.
 
     Args:
-        news: where outcomes go.
+        wake: called when there is something that the result handler does not know of.
     """
 
-    def __init__(self, news: News) -> None:
-        self.open: dict[int, Job] = {}  # all jobs that are not settled
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
+        self._queue: deque[tuple[Job, int, Any]] = deque()
+        self.is_reader_adding = False  # the result handler is adding, and will look by itself
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, job: Job, kind: int, detail: object) -> None:
+        """Of a kind of report that ends a job, with its payload; or of a kind of those above."""
+        self._queue.append((job, kind, detail))
+        if not self.is_reader_adding:
+            self._wake()
+
+    def deliver(self) -> None:
+        """Pass all of them on; unpickling happens here, without the lock. Who waits is woken at the
+        end, and only once: a thread that is woken before has to wait for the interpreter."""
+        waiting: dict[Wakes, None] = {}
+        try:
+            while self._queue:
+                job, kind, detail = self._queue.popleft()
+                condition = _deliver(job, kind, detail)
+                if condition is not None:
+                    waiting[condition] = None
+                    if type(detail) is list:
+                        condition.notify_all()  # large ones take their time
+        finally:
+            for condition in waiting:
+                condition.notify_all()
+
+
+def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
+    """Returns what threads wait for that this concerns."""
+    sink = job.sink
+    if kind == ACCEPTED:
+        accepted: Accepted = detail
+        sink.job_started(job, accepted.pid, accepted.started)
+        return None
+    if kind == EXPIRED:
+        expiry: Expiry = detail
+        sink.limit_passed(job, expiry.soft, expiry.timeout)
+        return None
+    job.sink = NULL_SINK  # the sink may hold the job: a cycle would keep its result in memory
+    try:
+        ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
+        return sink.job_done(job, ok, value)
+    except BaseException as exc:
+        sink.job_done(job, False, exc)
+        raise
+
+
+class OpenJobs:
+    """Every job that the pool has taken, until its outcome is known; once.
+
+    Args:
+        outcomes: where outcomes go.
+    """
+
+    def __init__(self, outcomes: OutcomeQueue) -> None:
+        self.by_id: dict[int, Job] = {}
         self.finished = 0
         self.failed = 0
         self.retried = 0
-        self._news = news
-        self._open_payloads = 0  # unsettled large jobs that have a file
-        self._bare_payloads = 0  # unsettled large jobs that have none yet
+        self._outcomes = outcomes
+        self._open_payloads = 0  # unresolved large jobs that have a file
+        self._bare_payloads = 0  # unresolved large jobs that have none yet
 
-    def admit(self, job: Job) -> None:
-        self.open[job.id] = job
+    def add(self, job: Job) -> None:
+        self.by_id[job.id] = job
         if job.payload is not None or len(job.pickled) > INLINE:
             self._count_payload(job, +1)
 
-    def settle(self, job: Job, kind: int, payload: object) -> None:
+    def resolve(self, job: Job, kind: int, payload: object) -> None:
         """The outcome is known: a report's kind and payload, or ERROR and an exception.
 
-        Does nothing if the job has been settled before.
+        Does nothing if the job has been resolved before.
         """
-        if self.open.pop(job.id, None) is None:
+        if self.by_id.pop(job.id, None) is None:
             return
         if kind in (ERROR, Kind.FAILED):
             self.failed += 1
@@ -53,27 +146,20 @@ class Accounts:
             self.finished += 1
         if job.payload is not None or len(job.pickled) > INLINE:
             self._count_payload(job, -1)
-            if job.payload is not None:
-                job.payload.close()
-                job.payload = None
-        job.slot = None
-        job.pickled = b""
-        job.pickling_error = None
-        self._news.add(job, kind, payload)
+        job.resolve()
+        self._outcomes.add(job, kind, payload)
 
     def fail(self, job: Job, reason: BaseException) -> None:
-        self.settle(job, ERROR, reason)
+        self.resolve(job, ERROR, reason)
 
-    def note_retry(self, job: Job) -> None:
+    def retry(self, job: Job) -> None:
         """It will be run again."""
         self.retried += 1
-        job.retries -= 1
-        job.attempts += 1
-        job.pid, job.started, job.seconds = None, 0.0, 0.0
+        job.retry()
 
-    def tell_start(self, worker: Worker, job: Job, started: float) -> None:
+    def report_start(self, job: Job, pid: int, started: float) -> None:
         job.start_unreported = False
-        self._news.add(job, ACCEPTED, Accepted(worker.pid, started))
+        self._outcomes.add(job, ACCEPTED, Accepted(pid, started))
 
     def may_open_payload(self) -> bool:
         """Whether the file of a large job may be made before a worker is free for it.
@@ -91,7 +177,7 @@ class Accounts:
             self._bare_payloads += change
 
 
-class State(enum.Enum):
+class PoolPhase(enum.Enum):
     """A pool's life: from RUN through CLOSE and TERMINATE to ENDED, skipping some."""
 
     RUN = "running"
@@ -100,71 +186,110 @@ class State(enum.Enum):
     ENDED = "ended"  # no workers
 
 
-# What news are about, beside the kinds of reports that end a job.
-ERROR: Final = -1  # the job has failed; the detail is the exception
-ACCEPTED: Final = -2  # a worker has started it; an `Accepted`
-EXPIRED: Final = -3  # a time limit has passed; an `Expiry`
+class InputReader(Protocol):
+    """Somebody who reads an input and submits jobs."""
+
+    def handle_event(self) -> None:
+        """Submit as many jobs as there is room for."""
+
+    def abort(self, reason: Exception) -> None:
+        """Stop at once; does not wait, takes no lock of the pool's."""
+
+    def read_on(self) -> None:
+        """Do not wait for room any more."""
+
+    def is_needed(self) -> bool:
+        """Whether anybody will take the results."""
 
 
-class Accepted(NamedTuple):
-    """A worker has started the job."""
-
-    pid: int
-    started: float  # monotonic, seconds
+_CHECKS: Final = bool(os.environ.get("PREFORK_DEBUG")) or sys.flags.dev_mode
 
 
-class News:
+class PoolState:
     """
     Args:
-        wakeup: rung when there are news that the result handler does not know of.
+        cpus: see `Scheduler`.
+
+    Attributes:
+        exits: workers, by what becomes readable when their processes end; the supervisor waits
+            there.
+        outboxes: workers, by what becomes readable when they report; the result handler waits
+            there.
+        slot_free: notified when a worker may have become free.
+        ready_count: how many workers have ever become ready.
+        broken: why there are no workers, if the pool has given up.
+        is_forked: this is a copy in a child process; the pool is the parent's.
     """
 
-    def __init__(self, wakeup: Callable[[], object]) -> None:
-        self._bell = wakeup
-        self._queue: deque[tuple[Job, int, Any]] = deque()
-        self.reader_is_here = False  # the result handler is adding them itself
+    def __init__(self, cpus: int = 2) -> None:
+        self.lock = threading.RLock()
+        self.phase = PoolPhase.RUN
+        self.workers: list[WorkerHandle] = []
+        self.inputs: set[InputReader] = set()  # that are still being read
+        self.exits: Selector[WorkerHandle] = Selector()
+        self.outboxes: Selector[WorkerHandle] = Selector()
+        self.scheduler = Scheduler(cpus)
+        self.outcomes = OutcomeQueue(self.outboxes.wakeup.set)
+        self.open_jobs = OpenJobs(self.outcomes)
+        self.slot_free = Condition()
+        self.ready_count = 0
+        self.broken: PoolBrokenError | None = None
+        self.is_forked = False
 
-    def __len__(self) -> int:
-        return len(self._queue)
+    def close_in_child(self) -> None:
+        """In a forked child: the pool is the parent's."""
+        self.is_forked = True
+        self.phase = PoolPhase.ENDED
+        self.lock = threading.RLock()
 
-    def add(self, job: Job, kind: int, detail: object) -> None:
-        """Of a kind of report that ends a job, with its payload; or of a kind of those above."""
-        self._queue.append((job, kind, detail))
-        if not self.reader_is_here:
-            self._bell()
+    def is_lock_held(self) -> bool:
+        """Whether the caller's thread has the lock."""
+        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return]
 
-    def tell(self) -> None:
-        """Pass all of them on; unpickling happens here. Who waits is woken at the end, and only
-        once: a thread that is woken before has to wait for the interpreter."""
-        waiting: dict[Wakes, None] = {}
-        try:
-            while self._queue:
-                job, kind, detail = self._queue.popleft()
-                signal = _tell_owner(job, kind, detail)
-                if signal is not None:
-                    waiting[signal] = None
-                    if type(detail) is list:
-                        signal.notify_all()  # large ones take their time
-        finally:
-            for signal in waiting:
-                signal.notify_all()
+    def assert_locked(self) -> None:
+        """Said by whoever needs the lock; checked where PREFORK_DEBUG is set, and in Python's
+        development mode.
 
+        Raises:
+            AssertionError: the caller's thread does not have it.
+        """
+        if _CHECKS and not self.is_lock_held():
+            raise AssertionError("the pool's lock is needed here, and is not held")
 
-def _tell_owner(job: Job, kind: int, detail: Any) -> Wakes | None:
-    """Returns what the owner's waiting threads wait for, if this concerns them."""
-    owner = job.sink
-    if kind == ACCEPTED:
-        accepted: Accepted = detail
-        owner.job_started(job, accepted.pid, accepted.started)
-        return None
-    if kind == EXPIRED:
-        expiry: Expiry = detail
-        owner.limit_passed(job, expiry.soft, expiry.timeout)
-        return None
-    job.sink = NULL_SINK  # the owner may hold the job: a cycle would keep its result in memory
-    try:
-        ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
-        return owner.job_done(job, ok, value)
-    except BaseException as exc:
-        owner.job_done(job, False, exc)
-        raise
+    def wake_supervisor(self) -> None:
+        """There is something for the supervisor to look at."""
+        self.exits.wakeup.set()
+
+    # ---- what the phase allows
+
+    def check_owner(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if self.is_forked:
+            raise RuntimeError(
+                "this pool belongs to the process that made it; make another one in the "
+                "forked child"
+            )
+
+    def check_running(self) -> None:
+        """Raise unless new jobs are taken: ValueError, PoolBrokenError or RuntimeError."""
+        if self.phase is PoolPhase.RUN:
+            return
+        self.check_owner()
+        if self.broken is not None:
+            error = PoolBrokenError(*self.broken.args)
+            error.__cause__ = self.broken.__cause__
+            raise error
+        raise ValueError(f"the pool is {self.phase.value}: it takes no more jobs")
+
+    def is_done(self) -> bool:
+        """Whether the pool is closed and has nothing left to do."""
+        return (
+            self.phase is PoolPhase.CLOSE
+            and not self.open_jobs.by_id
+            and not any(reader.is_needed() for reader in list(self.inputs))
+        )
+
+    def check_done(self) -> None:
+        """Jobs have finished: have the supervisor look if they were the last."""
+        if self.is_done():
+            self.wake_supervisor()

@@ -1,11 +1,8 @@
-"""The workers of a running pool: how many there are; watched, dismissed, replaced, buried.
-
-    (hired: `recruiter.py`) ─► starting ─► ready ─► leaving ─► exited ─► gone
-                                   └──────────┴── killed ──────┘
+"""The workers of a running pool: how many there are; watched, dismissed, replaced, reaped.
 
 The end of a worker is seen twice: its outbox ends, and its process ends. In between it may still
 be busy with its own exit, or something that it forked may hold the outbox open; both are waited
-for, but not for ever.
+for, but not for ever. `worker_handle.py` has a worker's whole life as a table.
 """
 
 from __future__ import annotations
@@ -16,291 +13,306 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from prefork._describe import describe, describe_exit
-from prefork._engine.collector import Exchange
-from prefork._engine.spawner import Options, Recruiter
-from prefork._engine.state import State
-from prefork._engine.worker_handle import Worker
+from prefork._describe import describe_exit
+from prefork._engine.collector import Collector
+from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.spawner import FailedStart, Spawner
+from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.memfd import MemfdCache
-from prefork._policy.timers import MEMORY_SECONDS
-from prefork._system import at_fork
 from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, WARNING, log
-from prefork._system.resources import OutOfMemoryKills, available_cpus
-from prefork._system.selector import Selector
+from prefork._system.resources import OutOfMemoryKills
 from prefork.errors import Terminated
 from prefork.statistics import WorkerExit
 
-__all__ = ["Staff"]
+__all__ = ["WorkerSupervisor"]
 
 EXIT_SECONDS = 10.0
 """A worker that has said goodbye has so long for its own exit: threads and processes that its
 tasks left behind are waited for there. Then it is killed."""
-CLOSED_SECONDS = 0.1
-"""A process that dies closes its channel first, some moments before. After so long, it was the task
-that closed it, and the worker is killed."""
+
 KEPT_EXITS = 100
 """How many ended workers are remembered."""
 
 
-class Staff:
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.processes = options.processes  # how many workers there should be
-        self.exits: Selector[Worker] = Selector()
-        look_interval = MEMORY_SECONDS if options.max_memory_per_task is not None else None
-        cpus = max(2, available_cpus())
-        self.jobs = Exchange(self.exits.wakeup.set, look_interval, options.accept_delay, cpus)
-        at_fork.register(self)
-        self.at_end: list[Callable[[], object]] = []
-        self.ended = False  # all is over, and nothing is left
+class WorkerSupervisor:
+    """
+    Args:
+        processes: how many workers there should be.
+        memfd_cache: kept tidy as time goes by.
+        at_end: called when there are no workers any more: ends the pool's other roles.
+
+    Attributes:
+        history: the last workers that have ended.
+        exits: where the ends of workers are seen.
+        ended: all is over, and nothing is left.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        state: PoolState,
+        dispatcher: Dispatcher,
+        collector: Collector,
+        lifecycle: Lifecycle,
+        spawner: Spawner,
+        memfd_cache: MemfdCache,
+        at_end: Callable[[], object],
+    ) -> None:
+        self.processes = processes
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
-        self._ended = Condition()
+        self.ended = False
+        self.exits = state.exits
+        self._state = state
+        self._dispatcher = dispatcher
+        self._collector = collector
+        self._lifecycle = lifecycle
+        self._spawner = spawner
+        self._memfd_cache = memfd_cache
+        self._at_end = at_end
+        self._end = Condition()
         self._termination = ""  # has been asked for, and why
-        self.memfd_cache = MemfdCache(self.exits.wakeup.set)
         self._memory_kills = OutOfMemoryKills()
-        self.recruiter = Recruiter(options, self.jobs, self.exits)
-
-    def close_in_child(self) -> None:
-        """In a forked child: the pool is the parent's."""
-        self.jobs.close_in_child()
-
-    @property
-    def state(self) -> State:
-        return self.jobs.state
+        self._failed_starts: list[FailedStart] = []  # that are still to be judged
 
     # ---- how many
 
     def _is_short_of_workers(self) -> bool:
-        with self.jobs.lock:
-            wanted = self.state in (State.RUN, State.CLOSE) and not self.jobs.is_done()
-            # First those who end are buried: their jobs' errors are waited for, a fork takes long,
+        state = self._state
+        with state.lock:
+            wanted = state.phase in (PoolPhase.RUN, PoolPhase.CLOSE) and not state.is_done()
+            # First those who end are reaped: their jobs' errors are waited for, a fork takes long,
             # and they may be the reason not to start another one.
-            ending = sum(worker.is_ending for worker in self.jobs.workers)
+            ending = sum(worker.is_ending for worker in state.workers)
             return wanted and len(self._present()) + ending < self._wanted()
 
-    def _present(self) -> list[Worker]:
-        return [w for w in self.jobs.workers if not w.is_retiring]
+    def _present(self) -> list[WorkerHandle]:
+        return [worker for worker in self._state.workers if not worker.is_retiring]
 
     def _wanted(self) -> int:
         """One more while workers are replaced: the next one goes when its successor is ready."""
         return self.processes + bool(self._outdated())
 
-    def _outdated(self) -> list[Worker]:
+    def _outdated(self) -> list[WorkerHandle]:
         """Those that are to be replaced, one after another."""
-        return [w for w in self._present() if w.generation != self.recruiter.generation]
+        return [w for w in self._present() if w.generation != self._spawner.generation]
 
     # ---- watching
 
-    def tend(self, exited: Iterable[Worker]) -> float | None:
+    def supervise(self, exited: Iterable[WorkerHandle]) -> float | None:
         """See to everything that has happened since the last time.
 
         Args:
             exited: workers whose processes have ended.
 
         Returns:
-            When it wants to be called again, in seconds; None: when the wakeup rings, or a worker
-            ends.
+            When it wants to be called again, in seconds; None: when it is woken, or a worker ends.
         """
+        state = self._state
         if self._termination:
-            self.jobs.stop(Terminated(f"{self._termination} before this job had finished"))
-        with self.jobs.lock:
+            text = f"{self._termination} before this job had finished"
+            self._lifecycle.stop(Terminated(text))
+        self._spawner.look_at_start_failures()
+        with state.lock:
             for worker in exited:
-                if not worker.gone:
+                if worker.phase is not Phase.REAPED:
                     self._note_exit(worker)
-            before = len(self.jobs.workers)
-            for worker in list(self.jobs.workers):
+            before = len(state.workers)
+            for worker in list(state.workers):
                 self._review(worker)
-            buried = before > len(self.jobs.workers)
-        if buried:
+            has_reaped = before > len(state.workers)
+        if has_reaped:
             time.sleep(0.0)  # a fork holds the interpreter for long: first the errors are told
-        self.recruiter.fill_up(self._is_short_of_workers)
-        with self.jobs.lock:
-            self._let_go()
+        failed, self._failed_starts = self._failed_starts, []
+        for start in failed:
+            self._spawner.judge(start)
+        self._spawner.fill_up(self._is_short_of_workers)
+        with state.lock:
+            self._dismiss_surplus()
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
-            is_over = self.state is State.TERMINATE or self.jobs.is_done()
-            if is_over and not self.jobs.workers and self.recruiter.has_ended():
-                self.jobs.state = State.ENDED
+            is_over = state.phase is PoolPhase.TERMINATE or state.is_done()
+            if is_over and not state.workers and self._spawner.has_ended():
+                state.phase = PoolPhase.ENDED
             return self._next_time()
 
-    def _note_exit(self, worker: Worker) -> None:
-        worker.exited = True
-        worker.patience_ends = None
-        self.exits.discard(worker.process)
-        self.jobs.scheduler.shut(worker)
-        self.jobs.hear_out(worker)
-        self.jobs.take_back(worker)
-        self.jobs.distribute()
+    def _note_exit(self, worker: WorkerHandle) -> None:
+        """Its process has ended, so it writes no more: all that it has said is read, once."""
+        worker.exit()
+        self._state.exits.discard(worker.process)
+        self._collector.isolate(worker)
+        self._dispatcher.hand_out()
 
-    def _review(self, worker: Worker) -> None:
+    def _review(self, worker: WorkerHandle) -> None:
         """See whether this worker's story is over; with the lock held."""
         now = time.monotonic()
-        exc = worker.start_error
-        if exc is not None and not self.jobs.starts:  # the others would probably fail, too
-            self.jobs.break_down(f"the initializer failed in a worker: {describe(exc)}", exc)
-        if worker.exited:
-            self.jobs.hear_out(worker)
-            if self._has_had_its_say(worker, now):
-                self._bury(worker)
+        if worker.phase is Phase.EXITED:
+            if not self._may_report(worker, now):
+                self._reap(worker)
             return
-        if worker.channel.eof and not worker.farewell:
-            self._see_out(worker, now)
-        if worker.patience_ends is not None and now >= worker.patience_ends:
+        if worker.channel.eof:
+            self._see_channel_closed(worker)
+        if worker.deadline is not None and now >= worker.deadline:
             self._end_by_force(worker)
 
-    def _has_had_its_say(self, worker: Worker, now: float) -> bool:
-        """Whether a dead worker's last result has come, or is not waited for any more."""
-        if worker.channel.eof or not worker.sent or worker.sentence:
-            return True
-        if worker.patience_ends is None:  # something that it forked can still send the result
-            job = next(iter(worker.sent.values()))
-            worker.patience_ends = now + (
-                math.inf if job.lost_timeout is None else job.lost_timeout
-            )
-        return now >= worker.patience_ends
+    def _may_report(self, worker: WorkerHandle, now: float) -> bool:
+        """Whether a dead worker's last result may still come: from something that it forked."""
+        job = worker.first()
+        if worker.channel.eof or job is None or worker.kill_reason is not None:
+            return False
+        if worker.deadline is None:
+            worker.deadline = now + (math.inf if job.lost_timeout is None else job.lost_timeout)
+        return now < worker.deadline
 
-    def _see_out(self, worker: Worker, now: float) -> None:
+    def _see_channel_closed(self, worker: WorkerHandle) -> None:
         """A worker has closed its channel, and its process goes on, for a moment at least."""
-        worker.farewell = True
-        self.jobs.scheduler.shut(worker)
-        self.jobs.take_back(worker)
-        self.jobs.distribute()
-        if not worker.dying:
-            worker.patience_ends = now + (CLOSED_SECONDS if worker.sent else EXIT_SECONDS)
-
-    def _end_by_force(self, worker: Worker) -> None:
-        """A worker has not done in time what it was waited for."""
-        if worker.killed:
-            self._bury(worker)
+        if worker.has_been(Phase.CLOSED):
             return
-        if worker.dying:
+        self._collector.isolate(worker)
+        self._dispatcher.hand_out()
+        worker.close_channel(EXIT_SECONDS)
+
+    def _end_by_force(self, worker: WorkerHandle) -> None:
+        """A worker has not done in time what it was waited for."""
+        if worker.phase is Phase.KILLED:
+            self._reap(worker)  # not even the kernel ends it
+        elif worker.phase is Phase.KILLING:
             worker.kill()
-        elif worker.farewell and worker.sent:
+        elif worker.phase is Phase.CLOSED and worker.sent:
             worker.kill("its task has closed the channel to the pool")
-        elif worker.farewell:
+        elif worker.phase is Phase.CLOSED:
             worker.kill(f"it has not ended {EXIT_SECONDS:g} s after its last task")
         else:
-            worker.late = True
-            self.jobs.scheduler.shut(worker)
-            self.jobs.take_back(worker)
-            self.jobs.distribute()
-            worker.kill_after_last_words(f"not ready within {self.options.start_timeout:g} s")
+            worker.is_late = True
+            self._collector.isolate(worker)
+            self._dispatcher.hand_out()
+            worker.ask_for_last_words(self._spawner.text_of_late_start())
 
-    def _bury(self, worker: Worker) -> None:
+    def _reap(self, worker: WorkerHandle) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
-        self.jobs.take_back(worker)
+        if worker.phase is not Phase.EXITED:
+            self._collector.isolate(worker)
         stack = worker.channel.black_box.text()
         exitcode = worker.process.collect()
         note = self._note(worker, exitcode)
         for job in list(worker.sent.values()):
-            self.jobs.lose(worker, job, exitcode, stack, note)
-        self.jobs.leave(worker)
-        self.exits.discard(worker.process)
+            self._collector.lose_job(worker, job, exitcode, stack, note)
+        self._dispatcher.remove_worker(worker)
+        self._state.exits.discard(worker.process)
         worker.channel.close()
         worker.process.close()
         self._record(worker, exitcode, note)
         if not worker.ready:
-            self.recruiter.judge_failed_start(worker, exitcode, stack)
+            self._failed_starts.append(FailedStart(worker, exitcode, stack))
 
-    def _note(self, worker: Worker, exitcode: int | None) -> str:
-        if exitcode == -signal.SIGKILL and not worker.killed and self._memory_kills.any_new():
+    def _note(self, worker: WorkerHandle, exitcode: int | None) -> str:
+        was_us = worker.has_been(Phase.KILLED)
+        if exitcode == -signal.SIGKILL and not was_us and self._memory_kills.any_new():
             return "the kernel was out of memory"
         return ""
 
-    def _record(self, worker: Worker, exitcode: int | None, note: str) -> None:
+    def _record(self, worker: WorkerHandle, exitcode: int | None, note: str) -> None:
         """Say once how and why a worker has ended."""
-        how = "was killed" if worker.dying else describe_exit(exitcode)
+        how = "was killed" if worker.was_killed else describe_exit(exitcode)
         why = worker.reason or note
-        if worker.lost is not None and not worker.is_doomed:
-            why = note or f"it ran job {worker.lost.id} ({worker.lost.function})"
+        # Whether the pool has a part in its end, other than a wish that it leaves.
+        was_us = worker.was_killed or worker.is_quarantined or worker.kill_reason is not None
+        lost = worker.lost_job
+        if lost is not None and not was_us:
+            why = note or f"it ran job {lost.id} ({lost.function})"
         elif not why and worker.quota <= 0:
             why = f"it has run {worker.tasks} tasks"
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
-        left = worker.leaving or worker.quota <= 0
-        expected = left and (exitcode == 0 or worker.lost is None)
-        level = DEBUG if expected or self.state is State.TERMINATE else WARNING
+        left = worker.has_been(Phase.LEAVING) or worker.quota <= 0
+        expected = left and (exitcode == 0 or lost is None)
+        is_quiet = expected or self._state.phase is PoolPhase.TERMINATE
         text = f"{how}: {why}" if why else how
-        log(level, "worker %d (%s) %s", worker.pid, worker.name, text)
+        log(DEBUG if is_quiet else WARNING, "worker %d (%s) %s", worker.pid, worker.name, text)
 
     def _next_time(self) -> float | None:
-        times = [w.patience_ends for w in self.jobs.workers if w.patience_ends is not None]
-        times += self.recruiter.next_times(self._is_short_of_workers)
-        if (next_tidying := self.memfd_cache.tidy()) is not None:
+        times = [w.deadline for w in self._state.workers if w.deadline is not None]
+        times += self._spawner.next_times(self._is_short_of_workers)
+        if (next_tidying := self._memfd_cache.tidy()) is not None:
             times.append(next_tidying)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     # ---- letting go
 
-    def _let_go(self) -> None:
+    def _dismiss_surplus(self) -> None:
         """Dismiss those who are too many: all of them, once the pool is done."""
-        if self.jobs.is_done():
+        if self._state.is_done():
             for worker in self._present():
-                self.jobs.dismiss(worker, "the pool is closed, and all is done")
+                self._dispatcher.dismiss(worker, "the pool is closed, and all is done")
             return
         self._replace_next()
         present = self._present()
         surplus = len(present) - self._wanted()
         for worker in sorted(present, key=lambda w: len(w.sent))[: max(0, surplus)]:
-            self.jobs.dismiss(worker, "fewer workers are wanted")
+            self._dispatcher.dismiss(worker, "fewer workers are wanted")
 
     def _replace_next(self) -> None:
         """Dismiss an outdated worker, if there is another one to take its place."""
         present, outdated = self._present(), self._outdated()
         if outdated and len(present) > self.processes and all(w.ready for w in present):
-            self.jobs.dismiss(outdated[0], "the workers are replaced")
+            self._dispatcher.dismiss(outdated[0], "the workers are replaced")
 
     def resize(self, change: int) -> None:
-        with self.jobs.lock:
-            self.jobs.check_running()
+        with self._state.lock:
+            self._state.check_running()
             if self.processes + change < 1:
                 raise ValueError(
                     f"cannot shrink {self.processes} processes by {-change}: one must be left"
                 )
             self.processes += change
-        self.exits.wakeup.set()
+        self._state.wake_supervisor()
 
     def replace_all(self) -> None:
         """Replace all workers, one after another, after the tasks that they run; those that are
         starting, too, since they may have inherited what has changed meanwhile."""
-        with self.jobs.lock:
-            self.jobs.check_running()
-            self.recruiter.generation += 1
-        self.exits.wakeup.set()
+        with self._state.lock:
+            self._state.check_running()
+            self._spawner.begin_generation()
+        self._state.wake_supervisor()
 
     # ---- the end
 
     def request_termination(self, why: str = "the pool was terminated") -> None:
         """Have the supervisor fail all jobs and kill all workers. Safe in a finalizer: no lock."""
         self._termination = why
-        self.exits.wakeup.set()
+        self._state.wake_supervisor()
 
-    def crash(self, reason: BaseException) -> None:
+    def crash(self, error: BaseException) -> None:
         """The supervisor has failed: end the pool without it."""
-        self.jobs.crash(reason)
+        self._lifecycle.crash(error)
         self.kill_all()
         self.release()
 
+    def is_over(self) -> bool:
+        """Whether there are no workers any more, and `release` is all that is left to do."""
+        return self._state.phase is PoolPhase.ENDED
+
     def kill_all(self) -> None:
         """Kill the workers and account for them, here and now."""
-        with self.jobs.lock:
-            for worker in list(self.jobs.workers):
+        with self._state.lock:
+            for worker in list(self._state.workers):
                 worker.kill("the pool could not go on")
                 worker.process.wait(EXIT_SECONDS)
-                worker.exited = True
-                self.exits.discard(worker.process)
-                self._bury(worker)
-            self.jobs.state = State.ENDED
+                self._note_exit(worker)
+                self._reap(worker)
+            self._state.phase = PoolPhase.ENDED
 
     def release(self) -> None:
-        """There are no workers any more: stop the other roles, free the descriptors."""
-        for stop in self.at_end:
-            stop()
-        self.memfd_cache.close()
-        at_fork.unregister(self)
-        self.jobs.outboxes.close()
-        self.exits.close()
+        """There are no workers any more: end the other roles, free the descriptors."""
+        self._at_end()
+        self._memfd_cache.close()
+        self._state.outboxes.close()
+        self._state.exits.close()
         self.ended = True
-        self._ended.notify_all()
+        self._end.notify_all()
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
-        return self.jobs.wait_for(self._ended, lambda: self.ended or self.jobs.forked, timeout)
+        """Whether the pool has ended, within so many seconds (None: as long as it takes)."""
+        return self._dispatcher.wait_for(
+            self._end, lambda: self.ended or self._state.is_forked, timeout
+        )

@@ -1,7 +1,8 @@
-"""One worker as the pool knows it."""
+"""One worker as the pool sees it: its life, its channel, its process, its jobs."""
 
 from __future__ import annotations
 
+import enum
 import signal
 import time
 from collections.abc import Callable
@@ -15,17 +16,50 @@ from prefork._system.resources import resident
 from prefork._system.stacks import LAST_WORDS
 from prefork.statistics import WorkerState, WorkerStatistics
 
-__all__ = ["GIVE_UP_SECONDS", "Sentence", "Worker"]
+__all__ = ["GIVE_UP_SECONDS", "WORKER_LIFE", "KillReason", "Phase", "WorkerHandle"]
+
+CLOSED_SECONDS: Final = 0.1
+"""A process that dies closes its channel first, some moments before. After so long, it was the task
+that closed it, and the worker is killed."""
 
 LAST_WORDS_SECONDS: Final = 0.1
 """So long a worker that is to be killed has for writing its stack: some hundred times what it
 takes. One that blocks signals does not even begin."""
+
 GIVE_UP_SECONDS: Final = 5.0
 """A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
 for; then its job fails and the pool goes on without it."""
 
 
-class Sentence(NamedTuple):
+class Phase(enum.Enum):
+    """A worker's life; it never goes back."""
+
+    STARTING = "starting"  # it runs its initializer
+    READY = "ready"  # it takes jobs
+    LEAVING = "leaving"  # it was told to leave, or has said so: it ends after what it runs
+    CLOSED = "closed"  # it has closed its channel, and its process goes on, for a moment at least
+    KILLING = "killing"  # it was asked to write its stack and end
+    KILLED = "killed"  # with SIGKILL
+    EXITED = "exited"  # its process has ended; its last reports may be on their way
+    REAPED = "reaped"  # it is accounted for, and its descriptors are closed
+
+
+_ENDS: Final = {Phase.KILLING, Phase.KILLED, Phase.EXITED}
+WORKER_LIFE: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.STARTING: frozenset({Phase.READY, Phase.LEAVING, Phase.CLOSED, *_ENDS}),
+    Phase.READY: frozenset({Phase.LEAVING, Phase.CLOSED, *_ENDS}),
+    Phase.LEAVING: frozenset({Phase.CLOSED, *_ENDS}),
+    Phase.CLOSED: frozenset(_ENDS),
+    Phase.KILLING: frozenset({Phase.KILLED, Phase.EXITED}),
+    Phase.KILLED: frozenset({Phase.EXITED, Phase.REAPED}),  # REAPED: not even that has ended it
+    Phase.EXITED: frozenset({Phase.REAPED}),
+    Phase.REAPED: frozenset(),
+}
+"""Which phase may follow which. What comes too late changes nothing, such as the wish that a worker
+leaves which was killed already."""
+
+
+class KillReason(NamedTuple):
     """Why a worker is killed, or signalled, while it runs a job."""
 
     job: Job
@@ -33,52 +67,135 @@ class Sentence(NamedTuple):
     expiry: Expiry | None = None  # to be told then
 
 
-class Worker(WorkerSlot):
-    """A worker process: its slot at the scheduler, its channel, its process.
+class WorkerHandle(WorkerSlot):
+    """A worker process, from its start until it is accounted for.
 
-    It starts, is ready, and leaves: of itself, when it is dismissed, or by dying. It is *exited*
-    once its process has ended, and *gone* once it is accounted for.
+    Each method under "its life" is one arrow of `WORKER_LIFE`. They are called with the pool's lock
+    held, except for those of a worker that the pool does not have yet.
+
+    Attributes:
+        deadline: what the worker is waited for does not come after that (monotonic); None: it is
+            waited for as long as it takes.
+        reason: why it leaves or is killed, in words.
+        start_failure: what its initializer raised, as the worker has reported it.
+        kill_reason: the job for which it is being killed.
+        lost_job: the job that was lost with it.
+        is_quarantined: a task has written into its channel.
+        is_late: it was not ready in time.
+        tasks: how many it has finished.
     """
 
-    def __init__(self, channel: Channel, process: Child, name: str) -> None:
+    def __init__(self, channel: Channel, process: Child, name: str, generation: int = 0) -> None:
         super().__init__()
+        self.ready = False
         self.channel = channel
         self.process = process
         self.pid = process.pid
         self.name = name
-        self.generation = 0  # how often all workers were to be replaced before it was started
-        self.ready = False  # it has run its initializer
-        self.leaving = False  # it was told to leave, or has said so
-        self.late = False  # it was not ready in time
-        self.farewell = False  # it has closed its channel
-        self.dying = False  # it will end at once, if the kernel can end it
-        self.killed = False  # with SIGKILL
-        self.distrusted = False  # a task has written into its channel
-        self.exited = False
-        self.gone = False
-        self.reason = ""  # why it leaves or is killed, in words
-        self.start_error: BaseException | None = None  # what its initializer raised
-        self.sentence: Sentence | None = None
-        self.patience_ends: float | None = None  # what it is waited for does not come later
-        self.tasks = 0  # that it has finished
-        self.lost: Job | None = None  # the job that was lost with it
+        self.generation = generation  # how often all workers had been replaced before its start
+        self.phase = Phase.STARTING
+        self._passed = {Phase.STARTING}
+        self.deadline: float | None = None
+        self.reason = ""
+        self.start_failure: object = None
+        self.kill_reason: KillReason | None = None
+        self.lost_job: Job | None = None
+        self.is_quarantined = False
+        self.is_late = False
+        self.tasks = 0
+        self.is_being_read = False  # its reports are being looked at, further up the stack
+
+    # ---- its life
+
+    def _move(self, phase: Phase) -> bool:
+        """Whether this phase may follow; then it does."""
+        if phase not in WORKER_LIFE[self.phase]:
+            return False
+        self.phase = phase
+        self._passed.add(phase)
+        return True
+
+    def has_been(self, phase: Phase) -> bool:
+        return phase in self._passed
+
+    def become_ready(self) -> None:
+        """It has run its initializer; it may have been told to leave meanwhile."""
+        if self.phase in (Phase.STARTING, Phase.LEAVING):
+            self.deadline = None  # it has kept it
+        self._move(Phase.READY)
+
+    def leave(self, why: str) -> None:
+        """Have it end after what it runs."""
+        self.reason = self.reason or why
+        if self._move(Phase.LEAVING):
+            self.channel.send_leave()
+
+    def close_channel(self, seconds: float) -> None:
+        """It has closed its channel; its process has so long for its end, if that is in order."""
+        if self._move(Phase.CLOSED):
+            self.deadline = time.monotonic() + (CLOSED_SECONDS if self.sent else seconds)
+
+    def ask_for_last_words(self, why: str) -> None:
+        """Have it write its stack and end, even if it is stopped. If it has not by the deadline,
+        it must be killed."""
+        if self.phase is not Phase.KILLING and not self._move(Phase.KILLING):
+            return
+        self.reason = why
+        self.channel.black_box.rewind()
+        self.deadline = time.monotonic() + LAST_WORDS_SECONDS
+        self.process.signal(LAST_WORDS)
+        self.process.signal(signal.SIGCONT)
+
+    def kill(self, why: str = "") -> None:
+        """SIGKILL to it and to its group."""
+        if not self.was_killed:
+            self.reason = why or self.reason
+        if self._move(Phase.KILLED):
+            self.deadline = time.monotonic() + GIVE_UP_SECONDS
+        self.process.kill()
+
+    def exit(self) -> None:
+        """Its process has ended."""
+        if self._move(Phase.EXITED):
+            self.deadline = None
+
+    def reap(self) -> None:
+        """It is accounted for."""
+        self._move(Phase.REAPED)
+
+    # ---- what follows from that
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the pool has ended it, or is about to."""
+        return self.has_been(Phase.KILLING) or self.has_been(Phase.KILLED)
+
+    @property
+    def has_exited(self) -> bool:
+        return self.phase is Phase.EXITED or self.phase is Phase.REAPED
 
     @property
     def is_retiring(self) -> bool:
         """Whether it will take no more jobs."""
-        leaves = self.leaving or self.quota <= 0
-        return leaves or self.farewell or self.dying or self.exited or self.lost is not None
+        stays = self.phase is Phase.READY or self.phase is Phase.STARTING
+        return not stays or self.quota <= 0 or self.lost_job is not None
 
     @property
-    def is_doomed(self) -> bool:
-        """Whether the pool has a part in its end, other than a wish that it leaves."""
-        return self.dying or self.distrusted or self.sentence is not None
+    def can_work(self) -> bool:
+        """Whether it finishes what it runs, if it runs anything, or takes more."""
+        return self.ready and self.phase in (Phase.READY, Phase.LEAVING)
+
+    @property
+    def holds_place(self) -> bool:
+        """Whether its place in the pool is not free yet."""
+        return not (self.has_exited or self.has_been(Phase.CLOSED))
 
     @property
     def is_ending(self) -> bool:
         """Whether its process will end in a moment, if the kernel can end it."""
-        broke_off = self.farewell and (bool(self.sent) or not self.ready)
-        return (self.dying or broke_off) and not self.exited
+        if self.phase is Phase.CLOSED:
+            return bool(self.sent) or not self.ready
+        return self.phase is Phase.KILLING or self.phase is Phase.KILLED
 
     @property
     def state(self) -> WorkerState:
@@ -118,31 +235,6 @@ class Worker(WorkerSlot):
             self.tasks,
             resident(self.pid),
         )
-
-    # ---- its end
-
-    def kill(self, why: str = "") -> None:
-        """SIGKILL to it and to its group."""
-        self._doom(why)
-        if not (self.killed or self.exited):
-            self.patience_ends = time.monotonic() + GIVE_UP_SECONDS
-        self.killed = True
-        self.process.kill()
-
-    def kill_after_last_words(self, why: str) -> None:
-        """Have it write its stack and end, even if it is stopped. If it has not by
-        `patience_ends`, it must be killed."""
-        self._doom(why)
-        self.channel.black_box.rewind()
-        self.patience_ends = time.monotonic() + LAST_WORDS_SECONDS
-        self.process.signal(LAST_WORDS)
-        self.process.signal(signal.SIGCONT)
-
-    def _doom(self, why: str) -> None:
-        """It will end for this reason, whatever it was to leave for."""
-        if not self.dying:
-            self.reason = why or self.reason
-            self.dying = True
 
     def __repr__(self) -> str:
         job = self.current_job()

@@ -9,7 +9,17 @@ from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import CALL, LIMITED
 from prefork._policy.limits import NO_LIMITS, Limits
 
-__all__ = ["NULL_SINK", "Job", "ResultSink", "Wakes", "WorkerSlot"]
+__all__ = [
+    "JOB_LIFE",
+    "NULL_SINK",
+    "QUEUED",
+    "RESOLVED",
+    "SENT",
+    "Job",
+    "ResultSink",
+    "Wakes",
+    "WorkerSlot",
+]
 
 
 class Wakes(Protocol):
@@ -53,7 +63,24 @@ class _NullSink:
 
 
 NULL_SINK: Final = _NullSink()
-"""The owner of a job that is settled."""
+"""The sink of a job that is resolved."""
+
+# A job's life.
+#
+#     QUEUED ─► SENT ─► RESOLVED
+#       ▲  │      │         ▲
+#       │  └──────┼─────────┘   cancelled, or the pool ends
+#       └─────────┘             taken back unread; or its worker was lost, and it is retried
+QUEUED: Final = 0  # the scheduler has it
+SENT: Final = 1  # a worker has it: it runs there, or waits there unread
+RESOLVED: Final = 2  # its outcome is known
+
+JOB_LIFE: Final[dict[int, frozenset[int]]] = {
+    QUEUED: frozenset({SENT, RESOLVED}),
+    SENT: frozenset({QUEUED, RESOLVED}),
+    RESOLVED: frozenset(),
+}
+"""Which phase may follow which."""
 
 
 @mypyc_attr(acyclic=True)
@@ -61,7 +88,7 @@ class Job:
     """One task on its way. Times are seconds.
 
     Compiled, Python's garbage collector does not know of it, so that it need not look at a million
-    of them again and again. So a job refers to nothing that could refer to it, once it is settled,
+    of them again and again. So a job refers to nothing that could refer to it, once it is resolved,
     and until then the pool holds it anyway.
     """
 
@@ -75,6 +102,7 @@ class Job:
         "lost_timeout",
         "nbytes",
         "payload",
+        "phase",
         "pickled",
         "pickling_error",
         "pid",
@@ -88,7 +116,6 @@ class Job:
         "start_unreported",
         "started",
         "timeout",
-        "withdrawn",
     )
 
     _ids: ClassVar[itertools.count[int]] = itertools.count(1)
@@ -115,13 +142,51 @@ class Job:
         self.index = 0  # of its first item in the result
         self.size = 1  # how many items it is for
         self.attempts = 0  # that ended with the loss of a worker
-        self.slot: WorkerSlot | None = None  # where it was sent; None while queued
+        self.phase = QUEUED
+        self.slot: WorkerSlot | None = None  # of the worker that has it
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
-        self.withdrawn = False  # not to be run any more
         self.start_unreported = False  # its start is to be told, and has not been
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0
         self.seconds = 0.0
+
+    # ---- its life
+
+    def send_to(self, slot: WorkerSlot) -> None:
+        """This worker gets it: QUEUED to SENT."""
+        self.phase = SENT
+        self.slot = slot
+        slot.sent[self.id] = self
+
+    def take_back(self) -> None:
+        """No worker has it any more: SENT to QUEUED."""
+        self.phase = QUEUED
+        if self.slot is not None:
+            self.slot.sent.pop(self.id, None)
+            self.slot = None
+
+    def retry(self) -> None:
+        """Its worker was lost while it ran, and it is to be run again: SENT to QUEUED."""
+        self.take_back()
+        self.retries -= 1
+        self.attempts += 1
+        self.pid, self.started, self.seconds = None, 0.0, 0.0
+
+    def resolve(self) -> None:
+        """Its outcome is known: to RESOLVED. What its call consisted of is let go."""
+        self.phase = RESOLVED
+        self.slot = None
+        self.pickled = b""
+        self.pickling_error = None
+        payload, self.payload = self.payload, None
+        if payload is not None:
+            payload.close()
+
+    def note_run(self, pid: int, started: float, seconds: float) -> None:
+        """A worker has run it; times as in reports."""
+        self.pid, self.started, self.seconds = pid, started, seconds
+
+    # ---- what is known of it
 
     def running_pid(self) -> int | None:
         """The process id of the worker that runs or ran it, or None."""
@@ -135,7 +200,7 @@ class Job:
         return self.started or None
 
     def __repr__(self) -> str:
-        where = f"sent to {self.slot!r}" if self.slot else "queued"
+        where = ("queued", f"sent to {self.slot!r}", "resolved")[self.phase]
         return f"<Job {self.id} {self.function} {where}>"
 
 
@@ -151,6 +216,10 @@ class WorkerSlot:
         self.quota: float = float("inf")  # how many more jobs it may finish
         self.slow = False  # it was found to run something long
         self.group: dict[WorkerSlot, None] | None = None  # the scheduler's
+
+    def first(self) -> Job | None:
+        """What it runs, or will run next: the oldest job that it has not reported."""
+        return next(iter(self.sent.values()), None)
 
     def running(self) -> tuple[int, float]:
         """The id of the job that the worker runs (0: none yet), and when its clock started."""

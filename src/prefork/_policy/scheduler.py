@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prefork._policy.job import Job, WorkerSlot
+from prefork._policy.job import RESOLVED, Job, WorkerSlot
 
 __all__ = ["Scheduler"]
 
@@ -29,8 +29,6 @@ BATCH_SECONDS: Final = 0.01
 SHORT_SECONDS: Final = 0.00005
 """To wake a worker takes about as much of a CPU. So jobs that are shorter wait for one that is at
 work, if as many are as there are CPUs."""
-HOLD_SECONDS: Final = 0.001
-"""A worker that runs one job for so long has a long one: nothing waits for it, after all."""
 MAX_DEPTH: Final = 100  # jobs in one inbox, the running one included
 MIN_DEPTH: Final = 2
 _SMOOTHING: Final = 0.1  # weight of the newest job in the running mean
@@ -111,8 +109,7 @@ class Scheduler:
             else:
                 self.queue.append(job)
                 return None
-            job.slot = slot
-            slot.sent[job.id] = job
+            job.send_to(slot)
             self._classify(slot)
             return slot
         self.queue.append(job)
@@ -178,9 +175,8 @@ class Scheduler:
             if slot.sent and not self._may_queue_behind(job):
                 break
             self.queue.popleft()
-            self._drop_withdrawn()
-            job.slot = slot
-            slot.sent[job.id] = job
+            self.drop_resolved()
+            job.send_to(slot)
             batch.append(job)
         self._classify(slot)
         return batch
@@ -212,9 +208,9 @@ class Scheduler:
 
     def return_jobs(self, slot: WorkerSlot, job_ids: Iterable[int]) -> None:
         """These were taken back unread: they go to the front of the queue, in their order."""
-        jobs = [slot.sent.pop(job_id) for job_id in job_ids if job_id in slot.sent]
+        jobs = [slot.sent[job_id] for job_id in job_ids if job_id in slot.sent]
         for job in jobs:
-            job.slot = None
+            job.take_back()
         self.queue.extendleft(reversed(jobs))
         self._classify(slot)
 
@@ -228,19 +224,14 @@ class Scheduler:
     def idle_slots(self) -> list[WorkerSlot]:
         return list(reversed(self._idle))
 
-    def put_back(self, job: Job) -> None:
-        """Run this one again, before all others; no slot has it any more."""
-        job.slot = None
+    def put_first(self, job: Job) -> None:
+        """Run this one before all others."""
         self.queue.appendleft(job)
 
-    def withdraw(self, job: Job) -> None:
-        """Forget a queued job."""
-        job.withdrawn = True
-        self._drop_withdrawn()
-
-    def _drop_withdrawn(self) -> None:
-        """Only from the front, so that it costs little; the first one is always to be run."""
-        while self.queue and self.queue[0].withdrawn:
+    def drop_resolved(self) -> None:
+        """Forget queued jobs that are resolved. Only those at the front, so that it costs little;
+        so the first one in the queue is always to be run."""
+        while self.queue and self.queue[0].phase == RESOLVED:
             self.queue.popleft()
 
     def clear(self) -> list[Job]:

@@ -1,4 +1,12 @@
-"""What expires when: policy without I/O; the time is an argument.
+"""What is due when. The time is an argument, and nothing here looks at a clock.
+
+    LimitTimer     the time limits of jobs that were sent
+    MemoryTimer    looks at the memory of busy workers
+    StartTimer     starts of jobs that are still to be reported
+    HoldTimer      short jobs that wait for workers which are at work
+
+Each knows when it is due next (`next_due`, monotonic seconds; None: there is nothing to wait for),
+and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`).
 
 A limit counts from the moment that the worker starts the task, which the worker notes on its
 board. Nobody is told of that moment: a task that was sent at `t` cannot expire before `t` plus its
@@ -12,57 +20,62 @@ from typing import Final, NamedTuple
 
 from prefork._policy.job import Job, WorkerSlot
 
-__all__ = ["MEMORY_SECONDS", "Deadlines", "Expiry", "Findings", "StartNotices"]
+__all__ = [
+    "MEMORY_SECONDS",
+    "Expiry",
+    "Findings",
+    "HoldTimer",
+    "LimitTimer",
+    "MemoryTimer",
+    "StartTimer",
+    "Timers",
+]
 
 UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
 does not run: one that was stopped, for instance."""
 MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
+HOLD_SECONDS: Final = 0.001
+"""A worker that runs one job for so long has a long one: nothing waits for it, after all."""
 
 
 class Expiry(NamedTuple):
+    """A time limit that has passed."""
+
     slot: WorkerSlot
     job: Job
     soft: bool
-    timeout: float  # the limit that has passed, seconds
+    timeout: float  # the limit, seconds
     started: float  # of the job, or of the chunk's item, that has passed it (monotonic)
 
 
 class Findings(NamedTuple):
-    """What a look has shown."""
+    """What a look at the limits has shown."""
 
     expired: list[Expiry]
     unread: list[tuple[WorkerSlot, Job]]  # its worker does not even read it
 
 
-class Deadlines:
-    """
-    Args:
-        interval: look at least so often (seconds) while there is anything to look at; None: only
-            when something can expire.
-    """
+class LimitTimer:
+    """The time limits of jobs that were sent."""
 
-    def __init__(self, interval: float | None = None) -> None:
-        self.next_look: float | None = None  # monotonic seconds; None: nothing can expire
-        self._interval = interval
-        self._interrupted: dict[
-            WorkerSlot, tuple[int, float]
-        ] = {}  # job and start: soft limit is done
+    def __init__(self) -> None:
+        self.next_due: float | None = None
+        self._interrupted: dict[WorkerSlot, tuple[int, float]] = {}
+        """Of each worker, the job whose soft limit was dealt with, and when that had started."""
 
-    def watch(self, job: Job, now: float) -> bool:
-        """A job was sent; True if the next look is now earlier than before."""
+    def sent(self, job: Job, now: float) -> bool:
+        """A job was sent; True if this is due earlier now."""
         job.sent_at = now
         limit = _first_limit(job)
-        if limit is None or (self._interval is not None and self._interval < limit):
-            limit = self._interval
-        if limit is None or (self.next_look is not None and self.next_look <= now + limit):
+        if limit is None or (self.next_due is not None and self.next_due <= now + limit):
             return False
-        self.next_look = now + limit
+        self.next_due = now + limit
         return True
 
     def look(self, slots: Iterable[WorkerSlot], now: float) -> Findings:
-        """What has expired; sets `next_look`."""
+        """What has expired; sets `next_due`."""
         findings = Findings([], [])
         looks: list[float] = []
         for slot in slots:
@@ -76,16 +89,14 @@ class Deadlines:
                     self._look_at(slot, job, started, now, findings.expired, looks)
                 elif (limit := _first_limit(job)) is not None:
                     looks.append(now + limit)
-            if self._interval is not None:
-                looks.append(now + self._interval)
-        self.next_look = min(looks, default=None)
+        self.next_due = min(looks, default=None)
         return findings
 
     def _look_at_unread(
         self, slot: WorkerSlot, now: float, findings: Findings, looks: list[float]
     ) -> None:
-        job = next(iter(slot.sent.values()))
-        if (limit := _first_limit(job)) is None:
+        job = slot.first()
+        if job is None or (limit := _first_limit(job)) is None:
             return
         if now >= (latest := job.sent_at + limit + UNREAD_SECONDS):
             findings.unread.append((slot, job))
@@ -123,45 +134,115 @@ def _first_limit(job: Job) -> float | None:
     return min(filter(None, (job.timeout, job.soft_timeout)), default=None)
 
 
+class MemoryTimer:
+    """Looks at the memory of workers, again and again while any is busy.
+
+    Args:
+        interval: seconds; None: there is no limit, so it is never due.
+    """
+
+    def __init__(self, interval: float | None = None) -> None:
+        self.next_due: float | None = None
+        self.interval = interval
+
+    def sent(self, now: float) -> bool:
+        """A job was sent; True if this is due earlier now."""
+        if self.interval is None or self.next_due is not None:
+            return False
+        self.next_due = now + self.interval
+        return True
+
+    def looked(self, slots: Iterable[WorkerSlot], now: float) -> None:
+        is_busy = self.interval is not None and any(slot.sent for slot in slots)
+        self.next_due = now + self.interval if is_busy and self.interval is not None else None
+
+
 LONGEST_PAUSE: Final = 0.5
 """Seconds between two looks at a worker that does not start its job: one that was stopped."""
 
 
-class StartNotices:
-    """
+class StartTimer:
+    """Starts of jobs that are still to be reported.
+
+    A worker can report each start (`ACCEPT`), or leave it at the note on its board. Then the pool
+    looks there a moment after a job may have started. Most short tasks are done by then, and their
+    result says when they started: one message and one wake-up less for each.
+
     Args:
-        delay: how many seconds after its start a job is told of at the latest; None: workers
-            report the start of each job that wants to be told of.
+        delay: how many seconds after its start a job is reported at the latest; None: workers
+            report the start of each job that wants it.
     """
 
     def __init__(self, delay: float | None = None) -> None:
         self.delay = delay
-        self.next_look: float | None = None  # monotonic seconds; None: nothing can have started
+        self.next_due: float | None = None
         self._pause = 0.0
 
     def expect(self, slot: WorkerSlot, now: float) -> bool:
-        """The first job of this slot may start now; True if that makes the next look earlier."""
-        if self.delay is None or not slot.sent or not slot.ready:
+        """The first job of this slot may start now; True if this is due earlier now."""
+        if self.delay is None or not slot.ready:
             return False
-        if self.next_look is not None and self.next_look <= now + self.delay:
+        if self.next_due is not None and self.next_due <= now + self.delay:
             return False
-        if not next(iter(slot.sent.values())).start_unreported:
+        first = slot.first()
+        if first is None or not first.start_unreported:
             return False
         self._pause = self.delay
-        self.next_look = now + self.delay
+        self.next_due = now + self.delay
         return True
 
     def look(self, slots: Iterable[WorkerSlot], now: float) -> list[tuple[WorkerSlot, Job]]:
-        """The jobs that have started and are to be told of; sets `next_look`."""
+        """The jobs that have started and are to be reported; sets `next_due`."""
         started = []
-        self.next_look = None
+        self.next_due = None
         for slot in slots:
-            if not slot.sent:
+            first = slot.first()
+            if first is None:
                 continue
             job = slot.sent.get(slot.running()[0])
             if job is not None and job.start_unreported:
                 started.append((slot, job))
-            elif job is None and slot.ready and next(iter(slot.sent.values())).start_unreported:
-                self.next_look = now + self._pause
+            elif job is None and slot.ready and first.start_unreported:
+                self.next_due = now + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         return started
+
+
+class HoldTimer:
+    """Short jobs wait for workers that are at work: a moment later it is seen whether that pays."""
+
+    def __init__(self) -> None:
+        self.next_due: float | None = None
+
+    def begin(self, now: float) -> None:
+        self.next_due = now + HOLD_SECONDS
+
+    def end(self) -> None:
+        self.next_due = None
+
+
+class Timers:
+    """All that one pool waits for.
+
+    Args:
+        memory_interval: see `MemoryTimer`.
+        accept_delay: see `StartTimer`.
+    """
+
+    def __init__(
+        self, memory_interval: float | None = None, accept_delay: float | None = None
+    ) -> None:
+        self.limits = LimitTimer()
+        self.memory = MemoryTimer(memory_interval)
+        self.starts = StartTimer(accept_delay)
+        self.hold = HoldTimer()
+
+    def next_due(self) -> float | None:
+        """The earliest of all (monotonic seconds); None: there is nothing to wait for."""
+        times = (
+            self.limits.next_due,
+            self.memory.next_due,
+            self.starts.next_due,
+            self.hold.next_due,
+        )
+        return min((time for time in times if time is not None), default=None)

@@ -198,7 +198,7 @@ class ApplyResult(Handle):
             Whether it was cancelled.
         """
         pool, job = self._pool, self._job
-        return pool is not None and job is not None and pool.enforcement.cancel(job)
+        return pool is not None and job is not None and pool.terminator.cancel(job)
 
     def terminate(self, signal: int | None = None) -> bool:
         """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
@@ -212,7 +212,7 @@ class ApplyResult(Handle):
             Whether there was anything to end: False if the job had finished.
         """
         pool, job = self._pool, self._job
-        return pool is not None and job is not None and pool.enforcement.terminate(job, signal)
+        return pool is not None and job is not None and pool.terminator.terminate(job, signal)
 
     # ---- the pool's side
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from prefork._policy.job import Job, ResultSink
 from prefork._system.condition import Condition
 
-__all__ = ["Callback", "JobEnder", "PoolRef", "RunCallback"]
+__all__ = ["Callback", "JobTerminator", "PoolRef", "RunCallback"]
 
 Callback = Callable[..., object] | None
 
@@ -21,7 +21,7 @@ class RunCallback(Protocol):
     ) -> None: ...
 
 
-class JobEnder(Protocol):
+class JobTerminator(Protocol):
     """Ends single jobs; tells whether there was anything to end."""
 
     def cancel(self, job: Job) -> bool:
@@ -41,12 +41,12 @@ class PoolRef(Protocol):
     """The pool that a result comes from; results keep it alive until they are here."""
 
     @property
-    def enforcement(self) -> JobEnder: ...
+    def terminator(self) -> JobTerminator: ...
 
     def wait_for(
-        self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
+        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        """Wait until `condition()`, at most `timeout` seconds; returns what it is then.
+        """Wait until `predicate()`, at most `timeout` seconds; returns what it is then.
 
         Raises:
             RuntimeError: it would wait in vain: in a forked child, or inside of the pool.

@@ -1,0 +1,97 @@
+"""The life of a pool: it takes jobs, is closed or terminated, and ends; or gives up.
+
+    RUN ─► CLOSE ─► (all is done) ─► ENDED
+      └──────┴────► TERMINATE ─────────┘
+
+The supervisor makes the last step, when there are no workers any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prefork._describe import describe
+from prefork._engine.collector import Collector
+from prefork._engine.state import PoolPhase, PoolState
+from prefork._system.log import CRITICAL, ERROR, log
+from prefork.errors import PoolBrokenError
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """
+    Args:
+        call_soon: has something called like the callbacks of jobs.
+    """
+
+    def __init__(
+        self, state: PoolState, collector: Collector, call_soon: Callable[..., object]
+    ) -> None:
+        self._state = state
+        self._collector = collector
+        self._call_soon = call_soon
+        self._when_broken: list[Callable[[PoolBrokenError], object]] = []
+
+    def close(self) -> None:
+        """Take no more jobs."""
+        state = self._state
+        with state.lock:
+            if state.phase is PoolPhase.RUN:
+                state.phase = PoolPhase.CLOSE
+        state.slot_free.notify_all()
+        state.wake_supervisor()
+
+    def stop(self, reason: Exception) -> None:
+        """Fail all jobs, take no more, kill the workers."""
+        state = self._state
+        with state.lock:
+            if state.phase in (PoolPhase.TERMINATE, PoolPhase.ENDED):
+                return
+            state.phase = PoolPhase.TERMINATE
+            for worker in state.workers:
+                self._collector.isolate(worker)  # what is done is done
+                for job in worker.sent.values():
+                    self._collector.note_run(worker, job)
+            state.scheduler.clear()
+            for job in list(state.open_jobs.by_id.values()):
+                state.open_jobs.fail(job, reason)
+            for reader in state.inputs:
+                reader.abort(reason)
+            for worker in state.workers:
+                if not worker.has_exited:
+                    worker.kill("the pool was terminated")
+        state.slot_free.notify_all()
+        state.wake_supervisor()
+
+    def break_down(self, why: str, cause: BaseException | None = None) -> None:
+        """Fail all jobs, now and later: the pool cannot go on."""
+        state = self._state
+        with state.lock:
+            if state.broken is not None or state.phase not in (PoolPhase.RUN, PoolPhase.CLOSE):
+                return
+            state.broken = broken = PoolBrokenError(why)
+            broken.__cause__ = cause
+            log(ERROR, "%s", why)
+            self.stop(broken)
+            told = list(self._when_broken)
+        for call in told:
+            self._call_soon(call, broken)
+
+    def when_broken(self, call: Callable[[PoolBrokenError], object]) -> None:
+        """Have this called, like the callbacks of jobs, if the pool gives up; at once if it has."""
+        with self._state.lock:
+            broken = self._state.broken
+            self._when_broken.append(call)
+        if broken is not None:
+            call(broken)
+
+    def crash(self, error: BaseException) -> None:
+        """A role of the pool has failed, which is a bug, so the pool cannot go on."""
+        log(CRITICAL, "a thread of the pool failed", error=error)
+        self.break_down(f"a thread of the pool failed: {describe(error)}", error)
+
+    def crash_and_deliver(self, error: BaseException) -> None:
+        """The result handler has failed, so what is to be told must be told here, now."""
+        self.crash(error)
+        self._state.outcomes.deliver()

@@ -1,0 +1,104 @@
+"""What is due now, and what follows: time limits, memory limits, start notices, held jobs.
+
+`timers.py` says when; here it is done. Who ends a job for it is the `Terminator`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.state import EXPIRED, PoolState
+from prefork._engine.terminator import Terminator
+from prefork._engine.worker_handle import KillReason, WorkerHandle
+from prefork._policy.timers import Expiry, Timers
+from prefork._system.resources import resident
+from prefork._worker.options import SOFT_SIGNAL
+from prefork.errors import MemoryLimitExceeded, TimeLimitExceeded
+
+__all__ = ["TimeLimits"]
+
+
+class TimeLimits:
+    """
+    Args:
+        max_memory: how much a worker may have resident while it runs a task, KiB; None: no limit.
+    """
+
+    def __init__(
+        self,
+        state: PoolState,
+        timers: Timers,
+        dispatcher: Dispatcher,
+        terminator: Terminator,
+        max_memory: int | None = None,
+    ) -> None:
+        self._state = state
+        self._timers = timers
+        self._dispatcher = dispatcher
+        self._terminator = terminator
+        self._max_memory = max_memory
+        self._duties = (
+            (timers.starts, self._report_starts),
+            (timers.hold, self._end_hold),
+            (timers.limits, self._enforce_limits),
+            (timers.memory, self._measure),
+        )
+
+    def next_due(self) -> float | None:
+        """When something is due next (monotonic seconds), or None."""
+        return self._timers.next_due()
+
+    def run_due(self, now: float) -> None:
+        """Do what is due."""
+        with self._state.lock:
+            for timer, do in self._duties:
+                if timer.next_due is not None and now >= timer.next_due:
+                    do(now)
+
+    def _report_starts(self, now: float) -> None:
+        for worker, job in self._timers.starts.look(self._state.workers, now):
+            self._state.open_jobs.report_start(job, worker.pid, worker.accepted())
+
+    def _end_hold(self, now: float) -> None:
+        self._dispatcher.end_hold()
+
+    def _enforce_limits(self, now: float) -> None:
+        expired, unread = self._timers.limits.look(self._state.workers, now)
+        for slot, job in unread:
+            assert isinstance(slot, WorkerHandle)
+            self._terminator.replace_unresponsive(slot, job)
+        for expiry in expired:
+            self._expire(expiry)
+
+    def _expire(self, expiry: Expiry) -> None:
+        worker, job = expiry.slot, expiry.job
+        assert isinstance(worker, WorkerHandle)
+        if worker.has_exited or worker.was_killed or job.id not in worker.sent:
+            return
+        if expiry.soft:
+            if worker.kill_reason is None:
+                self._state.outcomes.add(job, EXPIRED, expiry)
+                worker.process.signal(SOFT_SIGNAL)
+            return
+        error = functools.partial(
+            TimeLimitExceeded, expiry.timeout, job.id, job.function, worker.pid
+        )
+        why = f"job {job.id} ({job.function}) exceeded its time limit of {expiry.timeout:g} s"
+        self._terminator.kill_for(worker, KillReason(job, error, expiry), why, expiry.started)
+
+    def _measure(self, now: float) -> None:
+        for worker in list(self._state.workers):
+            self._check_memory(worker)
+        self._timers.memory.looked(self._state.workers, now)
+
+    def _check_memory(self, worker: WorkerHandle) -> None:
+        limit, job = self._max_memory, worker.current_job()
+        if limit is None or job is None or worker.has_exited or worker.was_killed:
+            return
+        kib = resident(worker.pid)
+        if kib is None or kib <= limit:
+            return
+        error = functools.partial(MemoryLimitExceeded, limit, kib, job.id, job.function, worker.pid)
+        why = f"job {job.id} ({job.function}) had {kib} KiB of memory, more than {limit} KiB"
+        self._terminator.kill_for(worker, KillReason(job, error), why)
