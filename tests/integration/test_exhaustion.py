@@ -17,7 +17,7 @@ from helpers import DEADLINE, METHODS, children, eventually
 from prefork import Pool
 from prefork._engine import spawner
 from prefork._ipc import channel
-from prefork._system import process, resources, selector
+from prefork._system import log, process, resources, selector
 
 # --- descriptors
 
@@ -257,7 +257,7 @@ def failing(call, at, error):
     [
         (os, "fork", BlockingIOError(errno.EAGAIN, "no process is left")),
         (selector.Selector, "add", OSError(errno.ENOSPC, "no watch is left")),
-        (spawner, "log", KeyboardInterrupt()),
+        (log.Log, "note", KeyboardInterrupt()),
         (process.Child, "look_after", KeyboardInterrupt()),
         (resources, "open", KeyboardInterrupt()),
     ],

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from prefork._engine.roles import Role
-from prefork._system.log import ERROR, log
+from prefork._system.log import ERROR, Log
 
 __all__ = ["CallbackRunner"]
 
@@ -21,10 +21,12 @@ class CallbackRunner(Role):
 
     Args:
         on_call: told of each call that comes in.
+        log: where it is noted what they raise.
     """
 
-    def __init__(self, on_call: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, on_call: Callable[[], object], log: Log) -> None:
         super().__init__()
+        self._log = log
         self._on_call = on_call
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._turn = threading.Lock()  # who holds it, goes next
@@ -70,7 +72,7 @@ class CallbackRunner(Role):
         try:
             call()
         except BaseException as exc:
-            log(ERROR, "a callback raised; its job is not affected", error=exc)
+            self._log.note(ERROR, "a callback raised; its job is not affected", error=exc)
 
     def stop(self) -> None:
         """End the thread after the callbacks that are waiting."""

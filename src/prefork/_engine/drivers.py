@@ -22,7 +22,7 @@ from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, 
 from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system.condition import Condition
-from prefork._system.log import WARNING, log
+from prefork._system.log import WARNING
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 
@@ -118,7 +118,7 @@ class Threads:
         try:
             self._start_once(roles.callbacks, roles)
         except RuntimeError as exc:
-            log(WARNING, "a callback is not called: %s", exc)
+            roles.state.log.note(WARNING, "a callback is not called: %s", str(exc))
 
     def _start_once(self, role: Role, roles: Roles) -> None:
         if not role.is_started:
@@ -292,7 +292,9 @@ class EventLoop:
             raise
         finally:
             self._handling = False
-        roles.callbacks.handle_event()  # outside: a callback may wait for the pool
+        # Outside, since callbacks and the handlers of the log may wait for the pool.
+        roles.callbacks.handle_event()
+        roles.state.log.write()
 
     @staticmethod
     def _read_inputs(roles: Roles) -> None:

@@ -42,10 +42,14 @@ from prefork._policy.limits import Limits
 from prefork._policy.timers import MEMORY_SECONDS, Timers
 from prefork._system import at_fork
 from prefork._system.condition import Condition
+from prefork._system.log import Log
 from prefork._system.resources import available_cpus
 from prefork.errors import Terminated
 
 __all__ = ["Engine", "RoleClasses"]
+
+LOG_SECONDS = 1.0
+"""How long the end of a pool waits for what it had to log; a handler may be slow, or stuck."""
 
 CALLBACK_SECONDS = 5.0
 """How long the callbacks of a pool that was left behind may take at the interpreter's exit."""
@@ -80,8 +84,9 @@ class Engine:
         self._classes = classes
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
-        self.callbacks = classes.callbacks(self.driver.on_call)
-        self.state = state = PoolState(max(2, available_cpus()))
+        self._log = log = Log(in_background=threads)
+        self.callbacks = classes.callbacks(self.driver.on_call, log)
+        self.state = state = PoolState(log, max(2, available_cpus()))
         if not threads:
             state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         measures = options.max_memory_per_task is not None
@@ -153,6 +158,7 @@ class Engine:
             self.driver.start(self._roles)
         except BaseException:
             self._undo()
+            self._log.flush(LOG_SECONDS)
             raise
 
     def _undo(self) -> None:
@@ -213,6 +219,7 @@ class Engine:
         self.supervisor.request_termination()
         if not self.is_busy_here():
             self.supervisor.wait_until_ended()
+            self._log.flush(LOG_SECONDS)
 
     def join(self, timeout: float | None = None) -> bool:
         if self.state.phase is PoolPhase.RUN:
@@ -223,7 +230,10 @@ class Engine:
         if not self.supervisor.wait_until_ended(timeout):
             return False
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return self.driver.join(left)
+        if not self.driver.join(left):
+            return False
+        self._log.flush(LOG_SECONDS)
+        return True
 
     def drop(self) -> None:
         """Nobody holds the pool any more."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from prefork._describe import describe
 from prefork._engine.collector import Collector
 from prefork._engine.state import PoolPhase, PoolState
-from prefork._system.log import CRITICAL, ERROR, log
+from prefork._system.log import CRITICAL, ERROR
 from prefork.errors import PoolBrokenError
 
 __all__ = ["Lifecycle"]
@@ -72,7 +72,7 @@ class Lifecycle:
                 return
             state.broken = broken = PoolBrokenError(why)
             broken.__cause__ = cause
-            log(ERROR, "%s", why)
+            state.log.note(ERROR, "%s", why)
             self.stop(broken)
             told = list(self._when_broken)
         for call in told:
@@ -88,7 +88,7 @@ class Lifecycle:
 
     def crash(self, error: BaseException) -> None:
         """A role of the pool has failed, which is a bug, so the pool cannot go on."""
-        log(CRITICAL, "a thread of the pool failed", error=error)
+        self._state.log.note(CRITICAL, "a thread of the pool failed", error=error)
         self.break_down(f"a thread of the pool failed: {describe(error)}", error)
 
     def crash_and_deliver(self, error: BaseException) -> None:

@@ -28,7 +28,7 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, WorkerHandle
 from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
-from prefork._system.log import DEBUG, ERROR, log
+from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Child, Process, preload
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
@@ -267,7 +267,7 @@ class Spawner:
             if state.phase is PoolPhase.TERMINATE:
                 worker.kill("the pool was terminated")
             state.wake_supervisor()  # its start may have to be watched
-            log(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
+            state.log.note(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
         return True
 
     def spawn_first(self) -> None:
@@ -371,7 +371,7 @@ class Spawner:
 
     def _judge_no_process(self, error: Exception) -> None:
         """There is not even a process."""
-        log(ERROR, "cannot start a worker process: %s", describe(error))
+        self._state.log.note(ERROR, "cannot start a worker process: %s", describe(error))
         # The fork server, or the child, has died: the next start may well succeed.
         if isinstance(error, (EOFError, ConnectionError)):
             self._count_failed_start()
@@ -386,7 +386,8 @@ class Spawner:
         with self._state.lock:
             is_anybody_left = any(worker.can_work for worker in self._state.workers)
         if is_anybody_left:
-            log(ERROR, "%s; the pool goes on with the workers that it has", why)
+            text = "%s; the pool goes on with the workers that it has"
+            self._state.log.note(ERROR, text, why)
         else:
             self._lifecycle.break_down(why, cause)
 

@@ -23,6 +23,7 @@ from prefork._policy.job import NULL_SINK, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.timers import Expiry
 from prefork._system.condition import Condition
+from prefork._system.log import Log
 from prefork._system.selector import Selector
 from prefork.errors import PoolBrokenError
 
@@ -208,6 +209,7 @@ _CHECKS: Final = bool(os.environ.get("PREFORK_DEBUG")) or sys.flags.dev_mode
 class PoolState:
     """
     Args:
+        log: where all parts note what they have to say.
         cpus: see `Scheduler`.
 
     Attributes:
@@ -221,7 +223,8 @@ class PoolState:
         is_forked: this is a copy in a child process; the pool is the parent's.
     """
 
-    def __init__(self, cpus: int = 2) -> None:
+    def __init__(self, log: Log, cpus: int = 2) -> None:
+        self.log = log
         self.lock = threading.RLock()
         self.phase = PoolPhase.RUN
         self.workers: list[WorkerHandle] = []

@@ -22,7 +22,7 @@ from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.memfd import MemfdCache
 from prefork._system.condition import Condition
-from prefork._system.log import DEBUG, WARNING, log
+from prefork._system.log import DEBUG, WARNING
 from prefork._system.resources import OutOfMemoryKills
 from prefork.errors import Terminated
 from prefork.statistics import WorkerExit
@@ -228,7 +228,8 @@ class WorkerSupervisor:
         expected = left and (exitcode == 0 or lost is None)
         is_quiet = expected or self._state.phase is PoolPhase.TERMINATE
         text = f"{how}: {why}" if why else how
-        log(DEBUG if is_quiet else WARNING, "worker %d (%s) %s", worker.pid, worker.name, text)
+        level = DEBUG if is_quiet else WARNING
+        self._state.log.note(level, "worker %d (%s) %s", worker.pid, worker.name, text)
 
     def _next_time(self) -> float | None:
         times = [w.deadline for w in self._state.workers if w.deadline is not None]

@@ -12,9 +12,10 @@ __all__ = ["Condition"]
 
 
 class Condition:
-    """Lets threads wait for a condition that other threads make true.
+    """Lets threads wait until something is true that other threads make true.
 
-    `notify` is safe to call from anywhere, a finalizer included: it takes no lock.
+    `notify_all` is safe to call from anywhere, a finalizer included: it takes no lock. Both methods
+    may be interrupted by a signal handler that raises, at any point: nobody is forgotten.
     """
 
     __slots__ = ("_waiters",)
@@ -22,30 +23,38 @@ class Condition:
     def __init__(self) -> None:
         self._waiters: deque[threading.Lock] = deque()
 
-    def wait(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `condition()`, at most `timeout` seconds; returns what it is then."""
+    def wait(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `predicate()`, at most `timeout` seconds; returns what it is then."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not condition():
+        while not predicate():
             lock = threading.Lock()
             lock.acquire()
             self._waiters.append(lock)
             # Looked at again after joining the queue: whoever makes it true does so before
             # it notifies, so one of the two sees the other.
-            if condition():
+            if predicate():
                 return True  # (the lock stays behind, to be released with the others)
             left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
             if not lock.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
-                with contextlib.suppress(ValueError):  # notified this very moment
-                    self._waiters.remove(lock)
+                self._forget(lock)
                 if left == 0.0:
-                    return condition()
+                    return predicate()
         return True
 
     def notify_all(self) -> None:
-        """Have the waiting threads look at their condition again."""
+        """Have the waiting threads look at their predicates again."""
         waiters = self._waiters
         while waiters:
             try:
-                waiters.popleft().release()
+                lock = waiters[0]
             except IndexError:  # another thread has woken the last one
                 return
+            # Released first, and taken out then: an interrupt in between leaves a lock that is
+            # released once more the next time.
+            with contextlib.suppress(RuntimeError):  # another thread has released it
+                lock.release()
+            self._forget(lock)
+
+    def _forget(self, lock: threading.Lock) -> None:
+        with contextlib.suppress(ValueError):  # another thread was here
+            self._waiters.remove(lock)

@@ -1,4 +1,4 @@
-"""Waiting for any of many descriptors, and for a wakeup that other threads ring."""
+"""Waiting for any of many descriptors, and for a wakeup that other threads set."""
 
 from __future__ import annotations
 
@@ -39,18 +39,28 @@ class Wakeup:
         return self._reader
 
     def set(self) -> None:
-        """Safe from any thread and from finalizers; does nothing once closed."""
-        if not self._is_set:
-            self._is_set = True
-            with contextlib.suppress(OSError):
-                os.write(self._writer, b"!")
+        """Wake it. Safe from any thread, from finalizers and signal handlers, and interrupted by
+        one; does nothing once closed."""
+        if self._is_set:
+            return
+        try:
+            self._is_set = (
+                True  # first: else a reader that comes in between would unset it too soon
+            )
+            os.write(self._writer, b"!")
+        except OSError:
+            pass  # it is closed; or full, so there is something to read
+        except BaseException:  # interrupted, and perhaps nothing was written
+            self._is_set = False
+            raise
 
     def clear(self) -> None:
-        """To be called before looking at what the wakeup was rung for: whoever rings in between
-        finds it rung, and has changed what will be looked at."""
+        """To be called before looking at what somebody was woken for: whoever sets it in between
+        finds it set, and has changed what will be looked at."""
+        self._is_set = False  # in case that this is interrupted
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 64)
-        self._is_set = False
+        self._is_set = False  # somebody may have set it whose byte was read here
 
     def close(self) -> None:
         reader, writer = self._reader, self._writer
