@@ -13,10 +13,14 @@ from collections.abc import Callable
 from prefork._describe import describe
 from prefork._engine.collector import Collector
 from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.worker_handle import WorkerHandle
 from prefork._system.log import CRITICAL, ERROR
 from prefork.errors import PoolBrokenError
 
 __all__ = ["Lifecycle"]
+
+TERMINATE_SECONDS = 2.0
+"""A worker that runs nothing when the pool is terminated has so long for its own end."""
 
 
 class Lifecycle:
@@ -43,24 +47,29 @@ class Lifecycle:
         state.wake_supervisor()
 
     def stop(self, reason: Exception) -> None:
-        """Fail all jobs, take no more, kill the workers."""
+        """Fail all jobs, take no more, kill the workers that run any. The others end in order:
+        they write what is in their buffers, and run their exit functions."""
         state = self._state
         with state.lock:
             if state.phase in (PoolPhase.TERMINATE, PoolPhase.ENDED):
                 return
             state.phase = PoolPhase.TERMINATE
+            idle: list[WorkerHandle] = []
             for worker in state.workers:
                 self._collector.isolate(worker)  # what is done is done
                 for job in worker.sent.values():
                     self._collector.note_run(worker, job)
+                if worker.is_idle:
+                    idle.append(worker)
+                elif not worker.has_exited:
+                    worker.kill("the pool was terminated")
             state.scheduler.clear()
             for job in list(state.open_jobs.by_id.values()):
                 state.open_jobs.fail(job, reason)
             for reader in state.inputs:
                 reader.abort(reason)
-            for worker in state.workers:
-                if not worker.has_exited:
-                    worker.kill("the pool was terminated")
+            for worker in idle:
+                worker.leave("the pool was terminated", TERMINATE_SECONDS)
         state.slot_free.notify_all()
         state.wake_supervisor()
 

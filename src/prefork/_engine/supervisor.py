@@ -183,6 +183,8 @@ class WorkerSupervisor:
             worker.kill("its task has closed the channel to the pool")
         elif worker.phase is Phase.CLOSED:
             worker.kill(f"it has not ended {EXIT_SECONDS:g} s after its last task")
+        elif worker.phase is Phase.LEAVING:
+            worker.kill("it did not leave in time")
         else:
             worker.is_late = True
             self._collector.isolate(worker)

@@ -124,16 +124,21 @@ class WorkerHandle(WorkerSlot):
             self.deadline = None  # it has kept it
         self._move(Phase.READY)
 
-    def leave(self, why: str) -> None:
-        """Have it end after what it runs."""
+    def leave(self, why: str, seconds: float | None = None) -> None:
+        """Have it end after what it runs, within so many seconds from now (None: it is waited for
+        as long as that takes)."""
         self.reason = self.reason or why
         if self._move(Phase.LEAVING):
             self.channel.send_leave()
+        if seconds is not None and self.phase in (Phase.LEAVING, Phase.CLOSED):
+            self.deadline = time.monotonic() + seconds
+            self.process.signal(signal.SIGCONT)  # one that was stopped could not leave
 
     def close_channel(self, seconds: float) -> None:
         """It has closed its channel; its process has so long for its end, if that is in order."""
         if self._move(Phase.CLOSED):
-            self.deadline = time.monotonic() + (CLOSED_SECONDS if self.sent else seconds)
+            latest = time.monotonic() + (CLOSED_SECONDS if self.sent else seconds)
+            self.deadline = latest if self.deadline is None else min(latest, self.deadline)
 
     def ask_for_last_words(self, why: str) -> None:
         """Have it write its stack and end, even if it is stopped. If it has not by the deadline,
@@ -184,6 +189,11 @@ class WorkerHandle(WorkerSlot):
     def can_work(self) -> bool:
         """Whether it finishes what it runs, if it runs anything, or takes more."""
         return self.ready and self.phase in (Phase.READY, Phase.LEAVING)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it runs nothing, and can end by itself."""
+        return not self.sent and (self.can_work or self.phase is Phase.CLOSED)
 
     @property
     def holds_place(self) -> bool:

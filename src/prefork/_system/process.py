@@ -19,7 +19,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from typing import Any
 
-from prefork._system import at_fork
+from prefork._system import at_fork, orderly_end
 from prefork._system.lifeline import Lifeline, LifelineEnd
 from prefork._system.selector import is_readable
 
@@ -87,6 +87,18 @@ class Process(BaseProcess):
         if self._fork is not None:
             self._fork.close()
 
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int:
+        """All that the child does; the standard library's name for it."""
+        is_fresh = multiprocessing.get_start_method() == "spawn"
+        if self._start_method is not None:
+            is_fresh = self._start_method == "spawn"
+        if not is_fresh:
+            orderly_end.begin()
+        code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
+        if not is_fresh:
+            orderly_end.end(code)
+        return code
+
     def _Popen(self, process_obj: BaseProcess) -> Any:
         if self._fork is not None:
             self._fork.launch()
@@ -135,7 +147,7 @@ class _Fork(popen_fork.Popen):
             try:
                 self._theirs.hand_over()
                 _, parent_sentinel = self.fds
-                code = self._process._bootstrap(parent_sentinel)  # type: ignore[attr-defined]
+                code = self._process._bootstrap(parent_sentinel)
             finally:
                 os._exit(code)
 

@@ -8,7 +8,6 @@ main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ti
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import time
@@ -32,7 +31,6 @@ _EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of the
 
 
 def main(end: WorkerEnd, options: WorkerOptions) -> None:
-    gc.freeze()  # the collector would write to, and so copy, all that is shared with the parent
     stacks.install(end.open())
     try:
         _Worker(end, options).run()

@@ -1,0 +1,97 @@
+"""The end of a child process in good order, as that of an interpreter that nobody has forked.
+
+The standard library ends a child of the start methods fork and forkserver by `os._exit`: functions
+that were registered with `atexit` in it do not run, and what is in the buffers of its files is
+lost. Here they run, and the files are closed; not what it has inherited, which is its parent's.
+A child of the start method spawn is an interpreter of its own, and ends as one.
+"""
+
+from __future__ import annotations
+
+import _io
+import atexit
+import gc
+import io
+import os
+import sys
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["begin", "end"]
+
+
+def begin() -> None:
+    """To be called first in a child that shares its parent's memory.
+
+    What there is now is not looked at again by the garbage collector: to look at an object means to
+    write to it, and so to copy its page.
+    """
+    gc.freeze()
+    _disarm_finalizers()
+    # Exit functions run in the reverse order of their registration. So those of this process run
+    # before this one, and those that it has inherited do not run at all.
+    atexit.register(_leave)
+
+
+def _disarm_finalizers() -> None:
+    """`weakref.finalize` calls what is left at the exit; of the parent's objects, in the parent."""
+    finalize: Any = weakref.finalize
+    for finalizer in list(getattr(finalize, "_registry", ())):
+        finalizer.atexit = False
+    finalize._registered_with_atexit = False  # in here: anew, and so before `_leave`
+
+
+def end(code: int) -> None:
+    """To be called last in such a child: run its exit functions, close its files, and exit."""
+    global _code  # noqa: PLW0603
+    _code = code
+    atexit._run_exitfuncs()
+    _leave()  # newer versions of the standard library have forgotten what `begin` has registered
+
+
+_code = 0
+
+
+def _leave() -> None:
+    try:
+        _close_files()
+    finally:
+        os._exit(_code)
+
+
+def _close_files() -> None:
+    """Close what this process has opened and not closed, so that what is in the buffers is written.
+
+    A file may be made of others: text of a buffer, a compressed one of a plain one, or the other
+    way round. So all are flushed first, from the outside in, and then closed so.
+    """
+    streams = (sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__)
+    standard = set(map(id, streams))
+    found = [obj for obj in gc.get_objects() if _io._IOBase in type(obj).__mro__]
+    files = sorted((file for file in found if id(file) not in standard), key=_depth)
+    for file in files:
+        if type(file) in _BUFFERS and not file.closed:
+            _try(file.flush)
+    for file in files:
+        _try(file.close)
+
+
+_BUFFERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+
+
+def _depth(file: Any) -> int:
+    """How far inside a file usually is."""
+    if isinstance(file, _io._TextIOBase):
+        return 0
+    if isinstance(file, _io._BufferedIOBase):
+        return 2 if type(file) in _BUFFERS else 1
+    return 3
+
+
+def _try(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception:  # a full disk, for instance
+        traceback.print_exc()

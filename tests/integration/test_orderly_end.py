@@ -1,0 +1,216 @@
+"""An orderly end of workers is orderly: their exit functions run, and what they hold is written."""
+
+from __future__ import annotations
+
+import atexit
+import gzip
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import weakref
+
+import pytest
+
+from gate import enter
+from helpers import DEADLINE, eventually, marked
+from prefork import Terminated
+
+kept: list[object] = []
+
+
+class Anything:
+    """It can be referred to weakly."""
+
+
+def write(path, text):
+    with open(path, "a") as file:
+        file.write(text)
+
+
+def hold(folder):
+    """An initializer: hold a file open, and register what is to be done at the end."""
+    kept.append(open(folder / f"rows.{os.getpid()}", "w"))  # noqa: SIM115
+    kept.append(gzip.open(folder / f"packed.{os.getpid()}", "wt"))  # noqa: SIM115
+    kept.append(Anything())
+    done = str(folder / "done")
+    atexit.register(write, done, "exit function\n")
+    weakref.finalize(kept[-1], write, done, "weakref\n")
+    multiprocessing.util.Finalize(None, write, (done, "multiprocessing\n"), exitpriority=1)
+
+
+def fill(number):
+    rows, packed, _ = kept
+    rows.write(f"{number}\n")
+    packed.write(f"{number}\n")
+    return os.getpid()
+
+
+def lines(folder, kind):
+    found = []
+    for path in folder.glob(f"{kind}.*"):
+        with gzip.open(path, "rt") if kind == "packed" else open(path) as file:
+            found += [int(line) for line in file]
+    return sorted(found)
+
+
+def everything_was_done(folder, workers, count):
+    assert lines(folder, "rows") == list(range(count))
+    assert lines(folder, "packed") == list(range(count))
+    done = sorted((folder / "done").read_text().splitlines())
+    assert done == sorted(["exit function", "weakref", "multiprocessing"] * workers)
+
+
+def test_closed_and_joined(context, make_pool, tmp_path):
+    pool = make_pool(1, hold, (tmp_path,), context=context)
+    pool.map(fill, range(5))
+    pool.close()
+    assert pool.join(DEADLINE)
+    everything_was_done(tmp_path, 1, 5)
+
+
+def test_out_of_a_with_block_with_nothing_running(context, make_pool, tmp_path):
+    with make_pool(1, hold, (tmp_path,), context=context) as pool:
+        pool.map(fill, range(5))
+    everything_was_done(tmp_path, 1, 5)
+
+
+def test_recycled(context, make_pool, tmp_path):
+    pool = make_pool(1, hold, (tmp_path,), maxtasksperchild=2, context=context)
+    assert len({pool.apply(fill, (x,)) for x in range(4)}) == 2
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert lines(tmp_path, "rows") == list(range(4))
+
+
+@pytest.mark.parametrize("how", ["shrink", "restart"])
+def test_let_go(make_pool, tmp_path, how):
+    pool = make_pool(2, hold, (tmp_path,))
+    pids = set(pool.map(fill, range(20), 1))
+    getattr(pool, how)()
+    count = 1 if how == "shrink" else 2
+    eventually(lambda: len(pool.statistics().exits) == count, "workers leave")
+    gone = {left.pid for left in pool.statistics().exits} & pids
+    rows = {pid: (tmp_path / f"rows.{pid}").read_text() for pid in gone}
+    assert all(rows.values())
+
+
+def test_only_the_worker_that_runs_a_task_is_killed(make_pool, tmp_path, gate):
+    pool = make_pool(2, hold, (tmp_path,))
+    pids = set(pool.map(fill, range(50), 1))
+    running = pool.apply_async(enter, (gate,))
+    busy = gate.arrival().pid
+    pool.terminate()
+    with pytest.raises(Terminated):
+        running.get(DEADLINE)
+    codes = {left.pid: left.exitcode for left in pool.statistics().exits}
+    assert codes.pop(busy) == -signal.SIGKILL
+    assert set(codes.values()) == {0}
+    for pid in pids - {busy}:
+        assert (tmp_path / f"rows.{pid}").read_text()
+
+
+def never_end(path):
+    """Have the exit of this process take for ever."""
+    atexit.register(time.sleep, 3600)
+    path.write_text(str(os.getpid()))
+
+
+def test_an_exit_that_takes_for_ever_is_cut_short(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("prefork._engine.lifecycle.TERMINATE_SECONDS", 0.2)
+    pool = make_pool(1)
+    pool.apply(never_end, (tmp_path / "at",))
+    pool.terminate()
+    (left,) = pool.statistics().exits
+    assert left.exitcode == -signal.SIGKILL
+
+
+def test_what_the_parent_has_registered_and_holds_is_the_parents(script, tmp_path):
+    program = script(
+        textwrap.dedent(f"""
+        import atexit, weakref, os, sys
+        from prefork import Pool
+        class Anything: pass
+        it, home = Anything(), os.getpid()
+        path = {str(tmp_path / "log")!r}
+        def say(text):
+            with open(path, "a") as file:
+                file.write(f"{{text}} {{os.getpid() == home}}\\n")
+        atexit.register(say, "exit function")
+        weakref.finalize(it, say, "weakref")
+        held = open({str(tmp_path / "held")!r}, "w")
+        held.write("once\\n")
+        with Pool(2, context="fork") as pool:
+            pool.map(abs, range(10), 1)
+        held.close()
+        """)
+    )
+    code, _, errors = program.finish()
+    assert (code, errors) == (0, "")
+    assert sorted((tmp_path / "log").read_text().splitlines()) == [
+        "exit function True",
+        "weakref True",
+    ]
+    assert (tmp_path / "held").read_text() == "once\n"
+
+
+def test_a_file_that_cannot_be_written_is_said_and_the_others_are(make_pool, tmp_path, capfd):
+    pool = make_pool(1, hold, (tmp_path,))
+    pool.apply(open_full)
+    pool.apply(fill, (1,))
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert lines(tmp_path, "rows") == [1]
+    assert "No space left on device" in capfd.readouterr().err
+
+
+def open_full():
+    global full
+    full = open("/dev/full", "w")  # noqa: SIM115
+    full.write("x")
+
+
+def stay(path):
+    path.write_text(str(os.getpid()))
+    return os.getpid()
+
+
+def test_an_idle_worker_that_was_stopped_does_not_hold_up_the_end(make_pool, tmp_path):
+    pool = make_pool(1)
+    pid = pool.apply(stay, (tmp_path / "at",))
+    assert int(marked(tmp_path / "at")) == pid
+    os.kill(pid, signal.SIGSTOP)
+    pool.terminate()
+    (left,) = pool.statistics().exits
+    assert left.exitcode == 0
+
+
+def test_coverage_of_workers_is_complete(tmp_path):
+    pytest.importorskip("coverage")
+    (tmp_path / "program.py").write_text(
+        "from prefork import Pool\n"
+        "def task(x):\n"
+        "    y = x + 1\n"
+        "    return y\n"
+        "if __name__ == '__main__':\n"
+        "    with Pool(2) as pool:\n"
+        "        print(sum(pool.map(task, range(4))))\n"
+    )
+    (tmp_path / ".coveragerc").write_text("[run]\nconcurrency = multiprocessing\nparallel = true\n")
+    coverage = [sys.executable, "-m", "coverage"]
+    run = [*coverage, "run", "program.py"]
+    subprocess.run(run, cwd=tmp_path, check=True, timeout=DEADLINE)
+    subprocess.run([*coverage, "combine"], cwd=tmp_path, check=True, timeout=DEADLINE)
+    report = subprocess.run(
+        [*coverage, "report", "-m", "--include=program.py"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert "100%" in report.stdout, report.stdout
