@@ -50,8 +50,14 @@ class Driver(Protocol):
     def supervises(self) -> bool:
         """Whether a pool that is told to terminate will do so of itself."""
 
-    def feed(self, reader: TaskHandler, here: bool) -> None:
-        """Have an input read; `here`: by the caller, who will wait for its end in any case."""
+    def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
+        """Have an input read.
+
+        Args:
+            here: by the caller, who will wait for its end in any case.
+            at_once: it is short, and iterating over it does not wait: what there is room for is
+                read by the caller.
+        """
 
     def rearm(self) -> None:
         """Something is due earlier than it was.
@@ -60,8 +66,8 @@ class Driver(Protocol):
             RuntimeError: it needs a thread, and the system has none left.
         """
 
-    def on_call(self) -> None:
-        """A callback is waiting to be run."""
+    def on_call(self) -> bool:
+        """A callback is waiting to be run; False if there is nobody who can."""
 
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
@@ -112,13 +118,15 @@ class Threads:
         self._start_once(roles.limits, roles)
         roles.limits.rearm()
 
-    def on_call(self) -> None:
+    def on_call(self) -> bool:
         if (roles := self._roles) is None:
-            return
+            return False
         try:
             self._start_once(roles.callbacks, roles)
         except RuntimeError as exc:
             roles.state.log.note(WARNING, "a callback is not called: %s", str(exc))
+            return False
+        return True
 
     def _start_once(self, role: Role, roles: Roles) -> None:
         if not role.is_started:
@@ -126,12 +134,14 @@ class Threads:
                 if not role.is_started:
                     role.start(roles.lifecycle.crash)
 
-    def feed(self, reader: TaskHandler, here: bool) -> None:
+    def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
         if here:
             reader.body()
-            if reader.error is not None and not isinstance(reader.error, Exception):
-                raise reader.error  # KeyboardInterrupt: it is for this thread
-        elif (roles := self._roles) is not None:
+        elif at_once:
+            reader.handle_event()
+        if (here or at_once) and not isinstance(reader.error, Exception | None):
+            raise reader.error  # KeyboardInterrupt: it is for this thread
+        if not reader.has_ended and (roles := self._roles) is not None:
             reader.start(roles.lifecycle.crash)
 
     def wait(
@@ -247,9 +257,12 @@ class EventLoop:
             self._timer_due = due
             self._timer = self._loop.call_later(delay, self._on_timer)
 
-    def on_call(self) -> None:
-        if not self._handling and (roles := self._roles) is not None:
-            roles.state.outboxes.wakeup.set()  # else they are run in a moment, anyway
+    def on_call(self) -> bool:
+        if (roles := self._roles) is None:
+            return False
+        if not self._handling:  # else they are run in a moment, anyway
+            roles.state.outboxes.wakeup.set()
+        return True
 
     def _delay(self) -> float | None:
         """Seconds until a role wants to be called in any case."""
@@ -313,7 +326,7 @@ class EventLoop:
         self._poll.poll(min(times) * 1000 if times else None)
         self._on_event()
 
-    def feed(self, reader: TaskHandler, here: bool) -> None:
+    def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
         reader.handle_event()
 
     def wait(
@@ -324,7 +337,10 @@ class EventLoop:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():
             left = _left(deadline)
-            if left == 0.0 or self._running() is None:
+            if self._running() is None:
+                self.join()
+                return predicate()
+            if left == 0.0:
                 return predicate()
             self.handle_events(left)
         return True

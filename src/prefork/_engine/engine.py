@@ -175,14 +175,17 @@ class Engine:
     # ---- what faces ask for
 
     def feed(
-        self, jobs: Generator[Job, None, None], result: LazyOutput, here: bool = False
+        self,
+        jobs: Generator[Job, None, None],
+        result: LazyOutput,
+        here: bool = False,
+        at_once: bool = False,
     ) -> None:
-        """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
-        who will wait for the result in any case."""
+        """Have the jobs of an input made and submitted as there is room; see `Driver.feed`."""
         reader = self._classes.tasks(jobs, self.dispatcher.submit_fed, result, self.dispatcher)
         try:
             self.dispatcher.begin_input(reader)
-            self.driver.feed(reader, here)
+            self.driver.feed(reader, here, at_once)
         except BaseException:
             self.dispatcher.end_input(reader)
             raise
