@@ -378,7 +378,9 @@ class Spawner:
             if self._failed_starts <= self._options.max_restarts:
                 return
         self._pause_until = time.monotonic() + LONGEST_PAUSE
-        self._give_up(f"the pool cannot start a worker process: {describe(error)}", error)
+        if not self._state.workers:
+            why = f"the pool cannot start a worker process: {describe(error)}"
+            self._lifecycle.break_down(why, error)
 
     def _give_up(self, why: str, cause: BaseException | None) -> None:
         """The pool breaks down, unless workers are left that work: those go on, and now and then

@@ -92,8 +92,7 @@ class Process(BaseProcess):
         is_fresh = multiprocessing.get_start_method() == "spawn"
         if self._start_method is not None:
             is_fresh = self._start_method == "spawn"
-        if not is_fresh:
-            orderly_end.begin()
+        orderly_end.begin(is_fresh)
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
         if not is_fresh:
             orderly_end.end(code)

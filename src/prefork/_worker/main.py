@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 from prefork._describe import describe
+from prefork._ipc.descriptors import arriving
 from prefork._ipc.outcome import encode_failure, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
@@ -50,6 +51,7 @@ class _Worker:
         self._end = end
         self._options = options
         self._calls = CallUnpickler()
+        self._fds: list[int] = []  # duplicates that belong to the result, until it is sent
         self._items: Iterator[Any] = iter(())  # of the chunk that runs, those that are left
         self._limited = False  # the job that runs has time limits
         self._soft_timeout = 0.0
@@ -124,7 +126,7 @@ class _Worker:
                     why = _exit_code(exc), f"it raised {describe(exc)}"[:1000]
                     end.report(Kind.EXITING, job, started, pickled=dumps(why))
                 raise
-            kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
+            kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc, self._fds)), []
         if end.closed:  # in a child that the task forked, and that has come back here
             os._exit(0)
         self._report(kind, job, started, pickled, buffers)
@@ -138,8 +140,11 @@ class _Worker:
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
-            pickled, buffers = self._end.read_call(ticket)
-            return self._calls.load(pickled, ticket[-2], buffers)
+            pickled, buffers, fds = self._end.read_call(ticket)
+            if fds is None:
+                return self._calls.load(pickled, ticket[-2], buffers)
+            with arriving(fds):
+                return self._calls.load(pickled, ticket[-2], buffers)
         except Exception as exc:
             exc.add_note(
                 "while unpickling the call in a worker process: it can use what is importable "
@@ -152,11 +157,15 @@ class _Worker:
     ) -> None:
         seconds = time.monotonic() - started
         try:
-            self._end.report(kind, job, started, seconds, pickled, buffers)
+            self._end.report(kind, job, started, seconds, pickled, buffers, self._fds)
         except OSError as exc:
-            # A large result goes into a file; there may be no memory or descriptor left for it.
+            # There may be no memory left for a large result.
             failure = dumps(encode_failure(exc))
             self._end.report(Kind.FAILED, job, started, seconds, failure)
+        finally:
+            if self._fds:
+                at_fork.Descriptors(*self._fds).close()
+                self._fds.clear()
 
     def _call(
         self, flags: int, func: Callable[..., Any], arguments: Any
@@ -178,7 +187,7 @@ class _Worker:
         return self._encode([func(*item) for item in items])
 
     def _encode(self, value: object) -> tuple[int, bytes, list[memoryview]]:
-        return encode_result(value, self._options.soft_limit)
+        return encode_result(value, self._options.soft_limit, self._fds)
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
         try:
@@ -191,7 +200,7 @@ class _Worker:
         except _EXITS:
             raise
         except BaseException as exc:
-            return False, encode_failure(exc)
+            return False, encode_failure(exc, self._fds)
         if kind == Kind.DONE:
             return True, [pickled, *map(bytearray, buffers)]
         return False, load(pickled)
