@@ -13,6 +13,17 @@ TIMED = ["dispatcher", "collector", "worker_handle", "supervisor", "spawner", "o
 """The modules of the engine that look at the clock."""
 
 
+@pytest.fixture(autouse=True)
+def nothing_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test in here starts a process or a thread."""
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a unit test of the engine starts a process or a thread")
+
+    monkeypatch.setattr("os.fork", refuse)
+    monkeypatch.setattr("threading.Thread.start", refuse)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all parts."""
