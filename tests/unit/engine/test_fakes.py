@@ -83,6 +83,13 @@ def test_an_inbox_takes_only_so_many(pair: tuple[Channel, WorkerEnd]) -> None:
     assert send(channel, *(next(jobs) for _ in range(10)))
 
 
+def test_an_empty_inbox_takes_a_whole_batch(pair: tuple[Channel, WorkerEnd]) -> None:
+    channel, _ = pair
+    if isinstance(channel, FakeChannel):
+        channel.room = 1
+    assert send(channel, *range(1, MAX_TICKETS + 1))
+
+
 def test_reports_come_in_their_order_and_make_it_readable(pair: tuple[Channel, WorkerEnd]) -> None:
     channel, end = pair
     assert not is_readable(channel)
