@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from fakes import Clock, FakePool, Nursery, fork_options
-
-TIMED = ["dispatcher", "collector", "worker_handle", "supervisor", "spawner", "observer", "roles"]
-"""The modules of the engine that look at the clock."""
+from fakes import TIMED, Clock, FakePool, Nursery, fork_options
 
 
 @pytest.fixture(autouse=True)

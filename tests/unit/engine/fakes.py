@@ -47,6 +47,9 @@ from prefork._system.log import Log
 from prefork._system.process import Child, Process
 from prefork._system.stacks import LAST_WORDS, LOOK, BlackBox
 
+TIMED = ["dispatcher", "collector", "worker_handle", "supervisor", "spawner", "observer", "roles"]
+"""The modules of the engine that look at the clock; and the drivers."""
+
 FIRST_PID = 1 << 23
 """No process of this machine has such a number: the kernel ends at 2**22."""
 
@@ -134,7 +137,7 @@ class FakeChannel(Channel):
         self.staged: set[int] = set()
         self.trouble: OSError | None = None
         self.noted = (0, 0.0, 0.0)
-        self.black_box = FakeBlackBox()
+        self.box = self.black_box = FakeBlackBox()
         self.ends: list[FakeWorkerEnd] = []
         self.is_open = False
         self.is_closed = False
@@ -351,10 +354,10 @@ class FakeChild(Child):
         if self.exitcode is not None or signum in self.survives:
             return
         if signum == LAST_WORDS:
-            self.end.channel.black_box.written = STACK
+            self.end.channel.box.written = STACK
             self.exit(-signum)
         elif signum == LOOK:
-            self.end.channel.black_box.written = STACK
+            self.end.channel.box.written = STACK
         elif signum == signal.SIGKILL:
             self.exit(-signum)
 
@@ -675,9 +678,7 @@ class FakePool:
         """The workers that were started since the last time."""
         known = {worker.handle for worker in self.workers}
         new = [
-            FakeWorker(handle, self.clock)
-            for handle in self.state.workers
-            if handle not in known
+            FakeWorker(handle, self.clock) for handle in self.state.workers if handle not in known
         ]
         self.workers += new
         return new

@@ -101,10 +101,11 @@ def test_the_result_handler_is_woken_only_by_others(pool: FakePool) -> None:
 
 def test_a_worker_is_ready_when_it_says_so(pool: FakePool) -> None:
     (worker,) = pool.start(1, ready=False)
-    assert worker.handle.state is WorkerState.STARTING
+    states = [worker.handle.state]
     worker.become_ready()
     pool.collect()
-    assert worker.handle.state is WorkerState.IDLE
+    states.append(worker.handle.state)
+    assert states == [WorkerState.STARTING, WorkerState.IDLE]
     assert pool.state.ready_count == 1
 
 
@@ -156,7 +157,7 @@ def test_the_running_job_is_lost_with_its_worker_the_others_go_back_in_their_ord
     running = worker.begin()
     assert running == jobs[1].id
     worker.die(-signal.SIGSEGV)
-    worker.channel.black_box.written = STACK
+    worker.channel.box.written = STACK
     pool.supervise()
     error = pool.told.error(jobs[1])
     assert isinstance(error, WorkerLostError)

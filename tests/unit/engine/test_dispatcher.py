@@ -299,13 +299,14 @@ def test_a_worker_that_is_dismissed_leaves_after_what_it_runs(pool: FakePool) ->
 def test_whoever_needs_the_lock_says_so(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     (worker,) = pool.start(1)
     monkeypatch.setattr("prefork._engine.state._CHECKS", True)
-    for call in (
-        lambda: pool.dispatcher.hand_out(),
+    calls: list[Callable[[], object]] = [
+        pool.dispatcher.hand_out,
         lambda: pool.dispatcher.dismiss(worker.handle, "enough"),
         lambda: pool.dispatcher.requeue_unread(worker.handle),
         lambda: pool.dispatcher.remove_worker(worker.handle),
         lambda: pool.collector.isolate(worker.handle),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(AssertionError, match="lock is needed"):
             call()
     with pool.state.lock:

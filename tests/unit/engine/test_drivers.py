@@ -364,9 +364,7 @@ def test_events_are_not_handled_while_events_are_handled(
     assert WAIT_INSIDE
 
 
-def test_a_callback_that_comes_from_outside_wakes_the_loop(
-    driver: EventLoop, cast: Cast
-) -> None:
+def test_a_callback_that_comes_from_outside_wakes_the_loop(driver: EventLoop, cast: Cast) -> None:
     driver.on_call()
     assert cast.pool.state.outboxes.wakeup._is_set
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from fakes import Clock, FakeChild, FakeWorker, Nursery, fork_options
 from prefork import Pool
-from prefork._engine import engine as engine_module
 from prefork._engine.drivers import EventLoop
 from prefork._engine.engine import Engine, RoleClasses
 from prefork._engine.state import PoolPhase
@@ -164,9 +164,7 @@ def test_a_closed_pool_is_joined_when_its_workers_have_left(pool: Driven) -> Non
     assert pool.engine.state.phase is PoolPhase.ENDED
 
 
-def test_terminating_waits_for_the_end(
-    pool: Driven, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terminating_waits_for_the_end(pool: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
     job = pool.submit()
     (worker,) = [worker for worker in pool.workers() if worker.handle is job.slot]
     worker.begin()
@@ -175,7 +173,7 @@ def test_terminating_waits_for_the_end(
             other.child.exit(0)
     pool.engine.terminate()
     assert pool.engine.supervisor.ended
-    ((ok, error),) = pool.sink.values
+    ((_, error),) = pool.sink.values
     assert isinstance(error, Terminated)
     pool.engine.drop()  # there is nothing left to be done
 
@@ -230,7 +228,7 @@ def test_an_input_that_cannot_be_read_is_none(pool: Driven) -> None:
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    pool.engine.driver.feed = interrupt  # type: ignore[method-assign]
+    pool.engine.driver.feed = interrupt  # type: ignore[method-assign, assignment]
     items = pool.engine.factory.items(pool.sink, len, iter("a"), 1, pool.engine.limits)
     output: Any = None
     with pytest.raises(KeyboardInterrupt):
@@ -262,7 +260,7 @@ def test_one_that_is_interrupted_when_there_are_workers_kills_them(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    engine.driver.start = interrupt  # type: ignore[method-assign]
+    engine.driver.start = interrupt  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         engine.start()
     assert [{*child.signals} for child in nursery.children] == [{signal.SIGKILL}] * 2
@@ -295,7 +293,7 @@ def test_with_threads_a_fork_waits_for_a_quiet_moment_and_other_starts_are_aside
     assert forking._pausing(threads=True) == forking.callbacks.pausing
     spawn = fork_options(1)._replace(context=multiprocessing.get_context("spawn"))
     spawning = Engine(spawn, Limits(), CLASSES, threads=True)
-    assert spawning._pausing(threads=True) is engine_module.nullcontext
+    assert spawning._pausing(threads=True) is nullcontext
     for engine in (forking, spawning):
         engine.supervisor.release()
 

@@ -51,7 +51,9 @@ def path_to(phase: Phase) -> list[Phase]:
     for length in range(len(Phase)):
         for path in itertools.permutations(ARROWS, length):
             steps = [Phase.STARTING, *path]
-            if steps[-1] is phase and all(b in WORKER_LIFE[a] for a, b in itertools.pairwise(steps)):
+            if steps[-1] is phase and all(
+                b in WORKER_LIFE[a] for a, b in itertools.pairwise(steps)
+            ):
                 return list(path)
     raise AssertionError(f"nothing leads to {phase}")
 
@@ -157,6 +159,7 @@ class WorkerLife(RuleBasedStateMachine):
 
 
 TestWorkerLife = WorkerLife.TestCase
+TestWorkerLife.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 # ---- a job

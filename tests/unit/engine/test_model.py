@@ -11,8 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from conftest import TIMED
-from fakes import Clock, FakePool, FakeWorker, Nursery, fork_options
+from fakes import TIMED, Clock, FakePool, FakeWorker, Nursery, fork_options
 from prefork._engine.worker_handle import Phase
 from prefork._ipc.wire import ACCEPT, LEAVE, Kind
 from prefork._policy.job import JOB_LIFE, QUEUED, SENT, Job
@@ -29,7 +28,7 @@ class WatchedJob(Job):
     __slots__ = ("_phase",)
 
     @property
-    def phase(self) -> int:  # type: ignore[override]
+    def phase(self) -> int:
         return self._phase
 
     @phase.setter
@@ -345,5 +344,5 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-import os
-TestModel.settings = settings(max_examples=int(os.environ.get("N", "100")), stateful_step_count=int(os.environ.get("S", "40")))
+
+TestModel.settings = settings(max_examples=60, stateful_step_count=40)

@@ -11,6 +11,7 @@ import pytest
 from fakes import Clock, FakePool, Told
 from prefork._engine import roles
 from prefork._engine.callbacks import CallbackRunner
+from prefork._engine.dispatcher import Wait
 from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, TimeoutHandler
 from prefork._policy.job import Job
 from prefork._system.condition import Condition
@@ -132,7 +133,7 @@ def test_who_waits_for_the_only_job_is_woken_before_its_result_is_read(
     nothing: Any = None
     handler = ResultHandler(
         outqueue=nothing,
-        get=lambda workers: log.append("read"),  # type: ignore[arg-type, return-value, func-returns-value]
+        get=lambda workers: log.append("read"),  # type: ignore[arg-type, return-value]
         cache={number: Job(sink, "print") for number in range(jobs)},
         poll=lambda timeout: workers,
         join_exited_workers=nothing,
@@ -205,8 +206,9 @@ class Inputs:
         self.output = output
         self.over: list[TaskHandler] = []
         self.taken: list[Job] = []
+        self.wait_for: Wait = self._wait
 
-    def wait_for(
+    def _wait(
         self, condition: Condition, /, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
         self.output.space += not predicate()
@@ -385,7 +387,9 @@ class Notes(Log):
         super().__init__(in_background=False)
         self.errors: list[BaseException | None] = []
 
-    def note(self, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
+    def note(
+        self, level: int, text: str, *args: object, error: BaseException | None = None
+    ) -> None:
         self.errors.append(error)
 
 
@@ -429,5 +433,3 @@ def test_a_fork_waits_for_the_callback_that_is_running() -> None:
     with runner.pausing(0.0):
         order.append("a fork in between")
     assert order == ["a fork, though it runs", "a fork in between"]
-
-

@@ -10,7 +10,7 @@ import pytest
 
 from fakes import FakePool, Nursery
 from prefork._engine.spawner import FIRST_PAUSE, LONGEST_PAUSE
-from prefork._engine.worker_handle import GIVE_UP_SECONDS
+from prefork._engine.worker_handle import GIVE_UP_SECONDS, WorkerHandle
 from prefork._ipc.outcome import encode_failure
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import Kind
@@ -36,9 +36,12 @@ def test_all_are_prepared_before_the_first_fork_and_looked_after_after_the_last(
 
     pool = make(2, pausing=pausing)
     add = pool.dispatcher.add_worker
-    monkeypatch.setattr(
-        pool.dispatcher, "add_worker", lambda worker: (steps.append(worker.name), add(worker))
-    )
+
+    def noted(worker: WorkerHandle) -> None:
+        steps.append(worker.name)
+        add(worker)
+
+    monkeypatch.setattr(pool.dispatcher, "add_worker", noted)
     pool.spawner.spawn(2)
     assert steps == ["quiet", "over", "PreforkWorker-1", "PreforkWorker-2"]
     assert [child.index for child in nursery.children] == [0, 1]
@@ -157,6 +160,7 @@ def test_a_fork_server_that_has_died_is_tried_again(make: Make, nursery: Nursery
     pool = make(1, max_restarts=3)
     nursery.trouble = EOFError()
     wait = pool.supervise()
+    assert wait is not None
     assert wait == pytest.approx(FIRST_PAUSE)
     assert (len(nursery.children), pool.state.broken) == (3, None)
     pool.clock.passes(wait)
@@ -352,9 +356,7 @@ def test_a_start_that_hangs_breaks_a_pool_that_has_no_workers(
     assert "no worker process could be started within 60 s" in str(pool.state.broken)
 
 
-def test_the_end_waits_for_a_start_but_not_for_ever(
-    make: Make, pending: list[LaterThread]
-) -> None:
+def test_the_end_waits_for_a_start_but_not_for_ever(make: Make, pending: list[LaterThread]) -> None:
     pool = make(1, in_background=True, start_timeout=60.0)
     pool.supervise()
     pool.lifecycle.stop(Terminated("over"))

@@ -157,9 +157,7 @@ def test_a_worker_that_has_done_its_share_says_so(make: Make) -> None:
     assert pool.supervisor.history[-1].reason == "it has run 1 tasks"
 
 
-def test_a_kill_for_lack_of_memory_is_told(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_for_lack_of_memory_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     class Kills:
         def any_new(self) -> bool:
             return True
@@ -181,6 +179,7 @@ def test_a_task_that_closed_the_channel_is_killed_a_moment_later(pool: FakePool)
     worker.end.close()
     pool.collect()
     wait = pool.supervise()
+    assert wait is not None
     assert wait == pytest.approx(CLOSED_SECONDS)
     assert worker.handle.phase is Phase.CLOSED
     pool.clock.passes(wait)

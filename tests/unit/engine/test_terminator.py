@@ -85,6 +85,17 @@ def test_a_job_that_has_just_finished_cannot_be_cancelled_and_its_worker_goes_on
     assert worker.waiting == [job.id]
 
 
+def test_a_worker_that_leaves_gets_no_more_after_a_job_of_its_was_to_be_cancelled(
+    pool: FakePool,
+) -> None:
+    worker, (job,) = one_running(pool)
+    with pool.state.lock:
+        pool.dispatcher.dismiss(worker.handle, "enough")
+    assert not pool.terminator.cancel(job)
+    pool.submit(1)
+    assert worker.waiting == []
+
+
 # ---- terminate
 
 
@@ -356,9 +367,7 @@ def test_one_that_reads_it_at_the_last_moment_keeps_it_and_others_get_what_it_ha
 # ---- memory
 
 
-def test_a_task_with_too_much_memory_is_killed(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_with_too_much_memory_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(1, max_memory_per_task=1000, memory_interval=0.1)
     used = {"KiB": 900}
     monkeypatch.setattr("prefork._engine.time_limits.resident", lambda pid: used["KiB"])
