@@ -193,6 +193,17 @@ def test_a_job_that_may_be_retried_is_run_again_before_all_others(pool: FakePool
     assert isinstance(pool.told.error(job), WorkerLostError)
 
 
+def test_one_whose_task_has_the_process_exit_is_retried_by_whoever_idles(pool: FakePool) -> None:
+    worker, other = pool.start(2)
+    (job,) = pool.submit(1, retries=1)
+    if job.slot is other.handle:
+        worker, other = other, worker
+    worker.begin()
+    worker.say_exit(3)
+    pool.collect()
+    assert other.waiting == [job.id]
+
+
 def test_a_task_that_has_the_process_exit_is_lost_with_its_code_and_its_start_is_told(
     pool: FakePool,
 ) -> None:

@@ -189,6 +189,19 @@ def test_a_task_that_closed_the_channel_is_killed_a_moment_later(pool: FakePool)
     assert "its task has closed the channel" in pool.supervisor.history[-1].reason
 
 
+def test_it_is_sent_nothing_more_and_what_it_had_not_read_waits_for_others(make: Make) -> None:
+    pool = make(1)
+    (worker,) = pool.start(1)
+    _, unread = pool.submit(2)
+    worker.begin()
+    worker.end.close()
+    pool.collect()
+    pool.supervise()
+    (new,) = pool.submit(1)
+    assert (unread.phase, new.phase) == (QUEUED, QUEUED)
+    assert worker.waiting == []
+
+
 def test_one_that_has_said_goodbye_has_a_while_for_its_exit(pool: FakePool) -> None:
     worker = pool.workers[0]
     with pool.state.lock:

@@ -224,6 +224,32 @@ def test_a_worker_that_says_no_last_words_is_killed(pool: FakePool) -> None:
     assert "no stack could be had" in pool.told.error(job).stack
 
 
+def test_a_worker_that_is_being_killed_gets_no_more_time_for_its_last_words(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = pool.job(size=2, timeout=0.01)
+    pool.dispatcher.submit(job)
+    worker.begin()
+    worker.child.survives = {LAST_WORDS}
+    pool.clock.passes(0.01)
+    pool.run_due()
+    deadline = worker.handle.deadline
+    pool.clock.passes(0.01)
+    pool.run_due()
+    assert worker.handle.deadline == deadline
+    assert worker.child.signals == [LAST_WORDS, signal.SIGCONT]
+
+
+def test_who_was_killed_for_a_limit_is_not_waited_for(pool: FakePool) -> None:
+    """What it forked might still report a result; too late."""
+    worker, (job,) = one_running(pool, timeout=5.0, lost_worker_timeout=10.0)
+    worker.child.survives = {LAST_WORDS}
+    pool.clock.passes(5.0)
+    pool.run_due()
+    worker.die(-signal.SIGKILL, heir=True)
+    pool.supervise()
+    assert isinstance(pool.told.error(job), TimeLimitExceeded)
+
+
 def test_a_job_that_has_finished_meanwhile_keeps_its_result_and_its_worker(pool: FakePool) -> None:
     worker, (job, other) = one_running(pool, 2, timeout=5.0)
     pool.clock.passes(5.0)
