@@ -41,6 +41,9 @@ class WatchedJob(Job):
 class Model(RuleBasedStateMachine):
     """A pool of two workers on fakes, and all that may be done to it."""
 
+    max_tasks: int | None = None
+    accept_delay: float | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
@@ -51,7 +54,10 @@ class Model(RuleBasedStateMachine):
         self.patch.setattr("prefork._engine.spawner.Channel", self.nursery.channel)
         self.patch.setattr("prefork._engine.spawner.Child", self.nursery.child)
         self.patch.setattr("prefork._engine.state._CHECKS", True)
-        self.pool = FakePool(self.clock, self.nursery, fork_options(2, start_timeout=600.0))
+        options = fork_options(
+            2, start_timeout=600.0, max_tasks=self.max_tasks, accept_delay=self.accept_delay
+        )
+        self.pool = FakePool(self.clock, self.nursery, options)
         self.pool.start(2)
         self.ready = set(self.pool.workers)
         self.jobs: dict[int, Job] = {}
@@ -67,7 +73,7 @@ class Model(RuleBasedStateMachine):
         retries=st.integers(0, 1),
         soft=st.sampled_from([None, 1.0]),
         hard=st.sampled_from([None, 3.0]),
-        flags=st.sampled_from([0, ACCEPT]),
+        tells=st.booleans(),
         lost=st.sampled_from([0.0, 5.0]),
     )
     def submit(
@@ -76,12 +82,15 @@ class Model(RuleBasedStateMachine):
         retries: int,
         soft: float | None,
         hard: float | None,
-        flags: int,
+        tells: bool,
         lost: float,
     ) -> None:
+        """`tells`: its start is to be told."""
+        flags = ACCEPT if tells and self.accept_delay is None else 0
         for _ in range(count):
             job = WatchedJob(self.pool.told, "fakes.task", flags, Limits(hard, soft, lost, retries))
             job.pickled = b"a call"
+            job.start_unreported = tells and self.accept_delay is not None
             self.jobs[job.id] = job
             self.may_start[job.id] = 1 + retries
             try:
@@ -147,6 +156,8 @@ class Model(RuleBasedStateMachine):
             self.ready.add(worker)
         elif worker.job:
             worker.finish("done")
+        elif len(worker.begun) == self.max_tasks:
+            worker.child.exit(0)
         elif worker.channel.inbox and worker.channel.inbox[0][-1] & LEAVE:
             worker.leave()
         elif worker.channel.inbox:
@@ -278,6 +289,8 @@ class Model(RuleBasedStateMachine):
     def check_outcomes(self) -> None:
         told = self.pool.told
         assert told.done.keys() == self.jobs.keys()
+        told_of = [job for job, _, _ in told.started]
+        assert len(told_of) == len(set(told_of)) or any(job.attempts for job in self.jobs.values())
         lost_by: list[int] = []
         for number, (ok, value) in told.done.items():
             job = self.jobs[number]
@@ -343,6 +356,14 @@ class Model(RuleBasedStateMachine):
         assert all(channel.is_closed for channel in self.nursery.channels)
 
 
-TestModel = Model.TestCase
+class RecyclingModel(Model):
+    """One whose workers leave after some tasks, and that looks for starts itself."""
 
-TestModel.settings = settings(max_examples=60, stateful_step_count=40)
+    max_tasks = 3
+    accept_delay = 0.01
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=50, stateful_step_count=40)
+TestRecyclingModel = RecyclingModel.TestCase
+TestRecyclingModel.settings = settings(max_examples=50, stateful_step_count=40)
