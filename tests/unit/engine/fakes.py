@@ -279,6 +279,7 @@ class FakeWorkerEnd(WorkerEnd):
         seconds: float = 0.0,
         pickled: bytes = b"",
         buffers: list[memoryview] | None = None,
+        fds: list[int] | None = None,
     ) -> None:
         assert not self.closed
         self.channel.arrive((kind, job, started, seconds, pickled))

@@ -25,6 +25,7 @@ class FakeRole:
         self.crash: Callable[[BaseException], object] | None = None
         self.on_event: Callable[[], object] = lambda: None
         self.error: BaseException | None = None
+        self.has_ended = False
 
     def note(self, what: str) -> None:
         self.log.append(f"{self.name} {what}")
@@ -152,18 +153,24 @@ def test_a_callback_that_gets_no_thread_is_said(cast: Cast) -> None:
 def test_an_input_is_read_by_a_thread_or_by_its_caller(cast: Cast) -> None:
     driver = Threads()
     reader: Any = FakeRole("reader", cast.log)
-    driver.feed(reader, here=False)
+    driver.feed(reader, here=False, at_once=False)
     assert cast.said() == []  # nobody would take the results
     driver.start(cast.roles)
     cast.said()
-    driver.feed(reader, here=False)
-    driver.feed(reader, here=True)
-    assert cast.said() == ["reader starts", "reader runs here"]
+    driver.feed(reader, here=False, at_once=False)
+    reader.has_ended = True  # when it has run, or done what there is room for
+    driver.feed(reader, here=True, at_once=False)
+    driver.feed(reader, here=False, at_once=True)
+    assert cast.said() == ["reader starts", "reader runs here", "reader event"]
+    reader.has_ended = False
+    driver.feed(reader, here=False, at_once=True)
+    assert cast.said() == ["reader event", "reader starts"]
+    reader.has_ended = True
     reader.error = KeyError("goes to the results")
-    driver.feed(reader, here=True)
+    driver.feed(reader, here=True, at_once=False)
     reader.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        driver.feed(reader, here=True)
+        driver.feed(reader, here=True, at_once=False)
 
 
 def test_a_role_that_waits_for_the_pool_would_wait_for_itself(cast: Cast) -> None:
@@ -315,7 +322,7 @@ def test_a_loop_is_left_without_a_trace(driver: EventLoop, cast: Cast, loop: Fak
 
 def test_by_hand_events_are_handled_and_inputs_read(driver: EventLoop, cast: Cast) -> None:
     reader: Any = FakeRole("reader", cast.log)
-    driver.feed(reader, here=True)
+    driver.feed(reader, here=True, at_once=False)
     assert cast.said() == ["reader event"]
     cast.pool.state.inputs.add(reader)
     driver.handle_events(0.0)

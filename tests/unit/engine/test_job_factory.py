@@ -101,16 +101,15 @@ def test_a_large_call_gets_a_file(factory: Factory, large: list[Any]) -> None:
 def test_or_waits_in_memory_if_there_are_enough_of_them(factory: Factory) -> None:
     factory.may_open = False
     job = factory.call(Told(), len, (LARGE,), {}, NO_LIMITS)
-    assert job.payload is None
-    assert len(job.pickled) > len(LARGE)
+    assert not job.payload.is_file
+    assert job.payload.nbytes > len(LARGE)
 
 
 def test_or_if_no_descriptor_is_left(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise OSError("no descriptor is left")
 
-    monkeypatch.setattr(job_factory, "Payload", refuse)
+    monkeypatch.setattr(job_factory, "FilePayload", refuse)
     job = factory.call(Told(), len, (bytearray(LARGE),), {}, NO_LIMITS)
-    func, arguments = pickle.loads(job.pickled)
-    assert (func, arguments) == (len, (LARGE,))
-    assert job.function_length == 0
+    assert not job.payload.is_file
+    assert job.payload.nbytes > len(LARGE)

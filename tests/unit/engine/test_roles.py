@@ -405,7 +405,12 @@ def run_all(runner: CallbackRunner, how: str) -> None:
 def test_callbacks_run_one_after_another_and_harm_nothing(how: str) -> None:
     called: list[Any] = []
     log = Notes()
-    runner = CallbackRunner(lambda: called.append("on call"), log)
+
+    def on_call() -> bool:
+        called.append("on call")
+        return True
+
+    runner = CallbackRunner(on_call, log)
     error = KeyError("a user's")
 
     def bad() -> None:
@@ -422,7 +427,7 @@ def test_callbacks_run_one_after_another_and_harm_nothing(how: str) -> None:
 
 def test_a_fork_waits_for_the_callback_that_is_running() -> None:
     order: list[str] = []
-    runner = CallbackRunner(lambda: None, Notes())
+    runner = CallbackRunner(lambda: True, Notes())
 
     def callback() -> None:
         with runner.pausing(0.0):  # nobody waits longer than that

@@ -11,14 +11,14 @@ from prefork._engine.state import (
     ACCEPTED,
     ERROR,
     EXPIRED,
-    MAX_OPEN_PAYLOADS,
+    MAX_OPEN_FILES,
     Accepted,
     OpenJobs,
     OutcomeQueue,
 )
-from prefork._ipc.outcome import Outcome, encode_result
+from prefork._ipc.outcome import Large, Outcome, encode_result
 from prefork._ipc.pickling import dumps
-from prefork._ipc.wire import INLINE, Kind
+from prefork._ipc.wire import Kind
 from prefork._policy.job import NULL_SINK, RESOLVED, Job, WorkerSlot
 from prefork._policy.timers import Expiry
 
@@ -47,6 +47,7 @@ class Bell:
 class Payload:
     """A large call's file."""
 
+    is_file = True
     is_closed = False
 
     def close(self) -> None:
@@ -122,7 +123,7 @@ def test_for_a_large_result_at_once(queue: Queue) -> None:
 
     bell = Bell(log)
     _, pickled = done("large")
-    queue.add(Job(Logging(), "task"), Kind.DONE, [bytearray(pickled)])
+    queue.add(Job(Logging(), "task"), Kind.DONE, Large([memoryview(pickled)]))
     queue.add(Job(Logging(), "task"), *done(1))
     queue.deliver()
     assert log == ["done", "notified", "done", "notified"]
@@ -181,26 +182,17 @@ def test_errors_are_counted_as_such(open_jobs: OpenJobs, told: Told) -> None:
 
 def test_only_so_many_large_jobs_have_files_in_advance(open_jobs: OpenJobs, told: Told) -> None:
     large = []
-    for _ in range(MAX_OPEN_PAYLOADS):
-        assert open_jobs.may_open_payload()
+    for _ in range(MAX_OPEN_FILES):
+        assert open_jobs.may_open_file()
         job = Job(told, "task")
         job.payload = Payload()
         open_jobs.add(job)
         large.append(job)
-    assert not open_jobs.may_open_payload()
+    assert not open_jobs.may_open_file()
     payload = large[0].payload
     open_jobs.resolve(large[0], *done(1))
     assert payload.is_closed
-    assert open_jobs.may_open_payload()
-
-
-def test_those_that_came_before_without_a_file_go_first(open_jobs: OpenJobs, told: Told) -> None:
-    job = Job(told, "task")
-    job.pickled = bytes(INLINE + 1)
-    open_jobs.add(job)
-    assert not open_jobs.may_open_payload()
-    open_jobs.fail(job, KeyError())
-    assert open_jobs.may_open_payload()
+    assert open_jobs.may_open_file()
 
 
 # ---- the pool
