@@ -1,9 +1,9 @@
 """How the source hangs together, in figures: for whoever changes its structure.
 
-    python benchmarks/structure.py [FOLDER ...]
+    python benchmarks/structure.py [--static] [FOLDER ...]
 
 Each FOLDER (this project's `src`, if none is given) holds a package `prefork` that is not compiled;
-each gets a column of the table.
+each gets a column of the table. `--static`: only what is read from the source.
 
 Read from the source (*the core* is all but the faces `cli` and `celery`; its lines are all lines):
 
@@ -424,7 +424,9 @@ def run() -> dict[str, str]:
 # ---- the table
 
 
-def rows_of(folder: Path) -> dict[str, str]:
+def rows_of(folder: Path, is_static: bool) -> dict[str, str]:
+    if is_static:
+        return read(folder)
     command = [sys.executable, __file__, "--run"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
@@ -436,13 +438,14 @@ def rows_of(folder: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="How the source hangs together, in figures.")
     parser.add_argument("folders", nargs="*", type=Path, default=[ROOT / "src"])
+    parser.add_argument("--static", action="store_true", help="only what is read from the source")
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         print(json.dumps(run()))
         return
     folders = [folder.resolve() for folder in options.folders]
-    columns = [rows_of(folder) for folder in folders]
+    columns = [rows_of(folder, options.static) for folder in folders]
     print("|", *(f"| {folder}" for folder in folders), "|")
     print("|---" * (len(folders) + 1) + "|")
     for name in columns[0]:

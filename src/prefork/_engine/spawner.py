@@ -24,7 +24,7 @@ from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.state import PoolPhase, PoolState
-from prefork._engine.worker_handle import GIVE_UP_SECONDS, WorkerHandle
+from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
@@ -378,15 +378,21 @@ class Spawner:
             if self._failed_starts <= self._options.max_restarts:
                 return
         self._pause_until = time.monotonic() + LONGEST_PAUSE
-        if not self._state.workers:
-            why = f"the pool cannot start a worker process: {describe(error)}"
-            self._lifecycle.break_down(why, error)
+        # One that is starting has a process. If others have got so far before, it will work, too.
+        is_starting_good = self._state.ready_count > 0
+        why = f"the pool cannot start a worker process: {describe(error)}"
+        self._give_up(why, error, is_starting_good)
 
-    def _give_up(self, why: str, cause: BaseException | None) -> None:
-        """The pool breaks down, unless workers are left that work: those go on, and now and then
-        another start is tried."""
+    def _give_up(
+        self, why: str, cause: BaseException | None, is_starting_good: bool = False
+    ) -> None:
+        """The pool breaks down, unless workers are left that work, or will: those go on, and now
+        and then another start is tried."""
         with self._state.lock:
-            is_anybody_left = any(worker.can_work for worker in self._state.workers)
+            is_anybody_left = any(
+                worker.can_work or (is_starting_good and worker.phase is Phase.STARTING)
+                for worker in self._state.workers
+            )
         if is_anybody_left:
             text = "%s; the pool goes on with the workers that it has"
             self._state.log.note(ERROR, text, why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,7 @@ def test_a_pool_that_cannot_replace_workers_goes_on_with_those_that_work(
     one.die()
     assert pool.supervise() == LONGEST_PAUSE
     assert pool.state.broken is None
-    assert any("cannot start a worker process" in text for text in pool.log.texts(ERROR))
+    assert any("goes on with the workers that it has" in text for text in pool.log.texts(ERROR))
     (job,) = pool.submit(1)
     two.run_next("done")
     pool.collect()
@@ -154,6 +155,35 @@ def test_one_that_has_none_left_gives_up(make: Make, nursery: Nursery) -> None:
     worker.die()
     pool.supervise()
     assert "cannot start a worker process: OSError: no process is left" in str(pool.state.broken)
+
+
+def test_one_whose_next_worker_is_just_starting_waits_for_that(
+    make: Make, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(2)
+    for worker in pool.start(2):
+        worker.die()
+    (job,) = pool.submit(1)
+    make_child = nursery.child
+
+    def one_child(*args: Any) -> object:
+        child = make_child(*args)
+        nursery.trouble = OSError("no process is left")
+        return child
+
+    monkeypatch.setattr("prefork._engine.spawner.Child", one_child)
+    assert pool.supervise() == LONGEST_PAUSE
+    assert pool.state.broken is None
+    starting = pool.workers[-1]
+    starting.become_ready()
+    starting.run_next("done")
+    pool.collect()
+    assert pool.told.value(job) == "done"
+    starting.die()
+    pool.supervise()
+    pool.clock.passes(LONGEST_PAUSE)
+    pool.supervise()
+    assert "no process is left" in str(pool.state.broken)
 
 
 def test_a_fork_server_that_has_died_is_tried_again(make: Make, nursery: Nursery) -> None:
