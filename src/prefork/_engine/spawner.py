@@ -10,31 +10,36 @@ must not wait for that, so it is had in the background, one worker at a time.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.context import BaseContext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.templates import Origin, Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Child, Process, preload
+from prefork._system.template import TemplateLostError
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["FailedStart", "Options", "Spawner"]
+
+T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
@@ -67,14 +72,18 @@ class Options(NamedTuple):
     def start_method(self) -> str:
         return self.context.get_start_method()
 
-    def for_worker(self) -> WorkerOptions:
-        """What the next worker is to know."""
+    def for_workers(self) -> WorkerOptions:
+        """What all workers are to know."""
+        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit)
+
+    def tasks_of_next(self) -> int | None:
+        """Of the next worker."""
         tasks = self.max_tasks
         if tasks is not None and self.tasks_jitter:
             import random  # has a hook of its own run in each forked child
 
             tasks -= random.randint(0, self.tasks_jitter)
-        return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
+        return tasks
 
 
 class FailedStart(NamedTuple):
@@ -86,12 +95,26 @@ class FailedStart(NamedTuple):
 
 
 class _PendingWorker:
-    """A worker that is being started."""
+    """A worker that is being started.
 
-    def __init__(self, options: Options, name: str, place: int, generation: int) -> None:
-        self._name = name
-        self._generation = generation
-        self._options = options.for_worker()
+    Attributes:
+        place: see `Process.index`.
+        name: of the process.
+        origin: where it comes from.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        run: Callable[..., object],
+        name: str,
+        place: int,
+        origin: Origin,
+    ) -> None:
+        self.place = place
+        self.origin = origin
+        self.name = name
+        self._tasks = options.tasks_of_next()
         self._channel = Channel()
         self._end = self._channel.take_worker_end()
         try:
@@ -99,37 +122,37 @@ class _PendingWorker:
                 options.process_class,
                 options.context,
                 name,
-                main,
-                (self._end, self._options),
+                run,
+                (self._end, self._tasks),
+                self._end.fds(),
                 place,
+                origin.ties,
             )
         except BaseException:
             self._close()
             raise
 
     def start(self) -> None:
-        self._child.start(*self._end.fds())
+        self._child.start()
 
     def worker(self) -> WorkerHandle:
-        """It has been started."""
+        """It has been started.
+
+        Raises:
+            TemplateLostError: it is not known whether it has; it has to be discarded.
+        """
         self._end.close()
         self._child.look_after()
         self._channel.open()
-        worker = WorkerHandle(self._channel, self._child, self._name, self._generation)
-        if self._options.max_tasks is not None:
-            worker.quota = self._options.max_tasks
+        worker = WorkerHandle(self._channel, self._child, self.name, self.origin.generation)
+        if self._tasks is not None:
+            worker.quota = self._tasks
         return worker
 
     def discard(self) -> None:
         """It is not to be, or has come too late: the pool did not wait for it."""
-        self._end.close()
-        if self._child.has_started():
-            self._child.look_after()
-            self._child.kill()
-            if self._child.wait(LATE_SECONDS):
-                self._child.collect()
-        self._child.close()
         self._close()
+        self._child.discard(LATE_SECONDS)
 
     def _close(self) -> None:
         self._end.close()
@@ -181,7 +204,7 @@ class Spawner:
     """
     Args:
         in_background: workers are started on a thread of their own.
-        pausing: entered for each start, see `CallbackRunner.pausing`.
+        pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -198,6 +221,8 @@ class Spawner:
     ) -> None:
         self.generation = 0
         self._options = options
+        self._run = functools.partial(main, options.for_workers())
+        self._templates = Templates(options.context, state.log)
         self._state = state
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
@@ -213,6 +238,14 @@ class Spawner:
     def begin_generation(self) -> None:
         """All workers are to be replaced."""
         self.generation += 1
+
+    def no_more(self) -> None:
+        """No more workers are to come: what they are forked from ends beside them."""
+        self._templates.retire()
+
+    def close(self) -> None:
+        """There are no workers any more, and none are to come."""
+        self._templates.close()
 
     # ---- starts
 
@@ -230,27 +263,62 @@ class Spawner:
         """
         pending: deque[_PendingWorker] = deque()
         try:
-            for place in self._free_places(count):
-                pending.append(self._prepare(place))
-            with self._pausing(QUIET_SECONDS):
-                for start in pending:
-                    start.start()
+            # The first one makes a template, perhaps, and is known only when that has answered: it
+            # is started first, and admitted last.
+            first, *others = self._free_places(count)
+            pending.append(self._prepare(first))
+            for place in reversed(others):
+                pending.appendleft(self._prepare(place))
+            with self._quiet(pending):
+                for i in reversed(range(count)):
+                    self._insist(pending, i, _PendingWorker.start)
             while pending and self._admit(pending):
                 pass
         finally:
             for start in pending:
-                start.discard()
+                self._discard(start)
+
+    def _quiet(self, pending: Iterable[_PendingWorker]) -> AbstractContextManager[object]:
+        if any(start.origin.forks_here for start in pending):
+            return self._pausing(QUIET_SECONDS)
+        return nullcontext()
 
     def _prepare(self, place: int) -> _PendingWorker:
         self._spawned += 1
         name = f"{self._options.process_class.kind}-{self._spawned}"
-        return _PendingWorker(self._options, name, place, self.generation)
+        origin = self._templates.origin(self.generation)
+        try:
+            return _PendingWorker(self._options, self._run, name, place, origin)
+        except BaseException:
+            self._templates.has_failed(origin)
+            raise
+
+    def _insist(
+        self, pending: deque[_PendingWorker], i: int, step: Callable[[_PendingWorker], T]
+    ) -> T:
+        """Take this step; if the template is lost over it, with another one, from the beginning.
+        Nothing of the first is used again: somebody may have it."""
+        while True:
+            try:
+                return step(pending[i])
+            except TemplateLostError as exc:
+                text = "worker %s is started anew: %s"
+                self._state.log.note(DEBUG, text, pending[i].name, str(exc))
+                lost, pending[i] = pending[i], self._prepare(pending[i].place)
+                self._discard(lost)
+                if step is not _PendingWorker.start:
+                    self._insist(pending, i, _PendingWorker.start)
+
+    def _discard(self, start: _PendingWorker) -> None:
+        start.discard()
+        self._templates.has_failed(start.origin)
 
     def _admit(self, pending: deque[_PendingWorker]) -> bool:
         """Make the first one of the pool's workers, if that has not ended meanwhile; whether it
         is. Only then it is not pending any more, whatever happens."""
         state = self._state
-        worker = pending[0].worker()
+        worker = self._insist(pending, 0, _PendingWorker.worker)
+        origin = pending[0].origin
         if self._options.start_timeout is not None:
             worker.deadline = time.monotonic() + self._options.start_timeout
         with state.lock:
@@ -266,6 +334,7 @@ class Spawner:
                     state.exits.discard(worker.process)
             if state.phase is PoolPhase.TERMINATE:
                 worker.kill("the pool was terminated")
+            self._templates.has_worker(origin, worker)
             state.wake_supervisor()  # its start may have to be watched
             state.log.note(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
         return True

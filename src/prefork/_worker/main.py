@@ -23,7 +23,7 @@ from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork, stacks
-from prefork._system.signals import IGNORE, forget_handlers, set_action, unblock
+from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
 from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
 
 __all__ = ["main"]
@@ -31,10 +31,15 @@ __all__ = ["main"]
 _EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
-def main(end: WorkerEnd, options: WorkerOptions) -> None:
+def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+    """
+    Args:
+        options: the same for all workers of a pool.
+        max_tasks: after so many it leaves, to be replaced by another one.
+    """
     stacks.install(end.open())
     try:
-        _Worker(end, options).run()
+        _Worker(options, end, max_tasks).run()
     finally:
         stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
@@ -47,9 +52,10 @@ def _exit_code(exc: BaseException) -> int:
 
 
 class _Worker:
-    def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
-        self._end = end
+    def __init__(self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
         self._options = options
+        self._end = end
+        self._max_tasks = max_tasks
         self._calls = CallUnpickler()
         self._fds: list[int] = []  # duplicates that belong to the result, until it is sent
         self._items: Iterator[Any] = iter(())  # of the chunk that runs, those that are left
@@ -63,7 +69,7 @@ class _Worker:
         self._initialise()
         set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         self._end.report(Kind.READY)
-        tasks_left = self._options.max_tasks
+        tasks_left = self._max_tasks
         memory = None
         if self._options.max_memory:
             from prefork._system.resources import ResidentMemory  # as long as all the rest
@@ -88,11 +94,13 @@ class _Worker:
         return True
 
     def _set_signals(self) -> None:
-        """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
+        """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
+        here a forked worker has all signals blocked."""
         signal.set_wakeup_fd(-1)
         forget_handlers()
         set_action(signal.SIGINT, IGNORE)
         set_action(SOFT_SIGNAL, self._on_soft_limit)
+        let_through()
         unblock(SOFT_SIGNAL, signal.SIGTERM)
 
     def _initialise(self) -> None:

@@ -59,10 +59,8 @@ class _PickledInitializer:
 
 
 class WorkerOptions(NamedTuple):
-    """How a worker works. `max_tasks` and `max_memory` (KiB resident, after a task) are when it
-    leaves, to be replaced by another one."""
+    """How the workers of a pool work."""
 
     initializer: Callable[[], None] | None = None
-    max_tasks: int | None = None
-    max_memory: int | None = None
+    max_memory: int | None = None  # KiB resident; with more after a task a worker leaves
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task

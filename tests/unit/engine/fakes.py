@@ -44,7 +44,7 @@ from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
 from prefork._system.log import Log
-from prefork._system.process import Child, Process
+from prefork._system.process import NO_TIES, Child, Process, Ties
 from prefork._system.stacks import LAST_WORDS, LOOK, BlackBox
 
 TIMED = ["dispatcher", "collector", "worker_handle", "supervisor", "spawner", "observer", "roles"]
@@ -316,7 +316,9 @@ class FakeChild(Child):
         name: str,
         target: Callable[..., object],
         args: tuple[Any, ...],
+        fds: tuple[int, ...] = (),
         index: int = 0,
+        ties: Ties = NO_TIES,
     ) -> None:
         self.index = index
         self.name = name
@@ -334,17 +336,23 @@ class FakeChild(Child):
 
     _pids = itertools.count(FIRST_PID)
 
-    def start(self, *fds: int) -> None:
+    def start(self) -> None:
         if self.trouble is not None:
             raise self.trouble
         self.pid = next(self._pids)
         self.end = self.args[0].copy()
 
-    def has_started(self) -> bool:
-        return self.pid != 0
-
     def look_after(self) -> None:
         assert self.pid
+
+    def discard(self, timeout: float) -> None:
+        if self.pid:
+            self.kill()
+            self.collect()
+        self.close()
+
+    def ask_status(self) -> None:
+        assert self.exitcode is not None
 
     def fileno(self) -> int:
         return self._ended.fileno()
@@ -573,9 +581,11 @@ class Nursery:
         name: str,
         target: Callable[..., object],
         args: tuple[Any, ...],
+        fds: tuple[int, ...] = (),
         index: int = 0,
+        ties: Ties = NO_TIES,
     ) -> FakeChild:
-        child = FakeChild(process_class, context, name, target, args, index)
+        child = FakeChild(process_class, context, name, target, args, fds, index, ties)
         child.trouble = self.trouble
         self.children.append(child)
         return child
