@@ -12,7 +12,7 @@ import pytest
 
 from helpers import DEADLINE
 from prefork import Pool
-from prefork._engine import spawner
+from prefork._engine import starts
 from prefork._ipc.channel import Channel
 from prefork._ipc.memfd import Transport
 
@@ -28,7 +28,7 @@ def worker_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Pool]:
     """Makes pools of one worker, with an initializer."""
-    monkeypatch.setattr(spawner, "Channel", functools.partial(Channel, request.param))
+    monkeypatch.setattr(starts, "Channel", functools.partial(Channel, request.param))
     return lambda *init: make_pool(1, *init, context="fork")
 
 

@@ -10,10 +10,11 @@ must not wait for that, so it is had in the background, one worker at a time.
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import math
-import threading
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -24,14 +25,15 @@ from typing import NamedTuple, TypeVar
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.starts import BackgroundStart, PendingWorker
 from prefork._engine.state import PoolPhase, PoolState
-from prefork._engine.templates import Origin, Templates
+from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
-from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
+from prefork._system import resources
 from prefork._system.log import DEBUG, ERROR
-from prefork._system.process import Child, Process, preload
+from prefork._system.process import Process, preload
 from prefork._system.template import TemplateLostError
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
@@ -45,11 +47,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
 each time, up to the longest."""
 
+START_DESCRIPTORS = 12
+"""A worker takes no more than that while it is being started; afterwards half of it."""
+
+SPARE_DESCRIPTORS = 64
+"""So many are left for what comes later, such as large objects."""
+
 QUIET_SECONDS = 0.1
 """How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
-
-LATE_SECONDS = 10.0
-"""How long to wait for the end of a worker whose start has come too late."""
 
 
 class Options(NamedTuple):
@@ -94,112 +99,6 @@ class FailedStart(NamedTuple):
     stack: str
 
 
-class _PendingWorker:
-    """A worker that is being started.
-
-    Attributes:
-        place: see `Process.index`.
-        name: of the process.
-        origin: where it comes from.
-    """
-
-    def __init__(
-        self,
-        options: Options,
-        run: Callable[..., object],
-        name: str,
-        place: int,
-        origin: Origin,
-    ) -> None:
-        self.place = place
-        self.origin = origin
-        self.name = name
-        self._tasks = options.tasks_of_next()
-        self._channel = Channel()
-        self._end = self._channel.take_worker_end()
-        try:
-            self._child = Child(
-                options.process_class,
-                options.context,
-                name,
-                run,
-                (self._end, self._tasks),
-                self._end.fds(),
-                place,
-                origin.ties,
-            )
-        except BaseException:
-            self._close()
-            raise
-
-    def start(self) -> None:
-        self._child.start()
-
-    def worker(self) -> WorkerHandle:
-        """It has been started.
-
-        Raises:
-            TemplateLostError: it is not known whether it has; it has to be discarded.
-        """
-        self._end.close()
-        self._child.look_after()
-        self._channel.open()
-        worker = WorkerHandle(self._channel, self._child, self.name, self.origin.generation)
-        if self._tasks is not None:
-            worker.quota = self._tasks
-        return worker
-
-    def discard(self) -> None:
-        """It is not to be, or has come too late: the pool did not wait for it."""
-        self._close()
-        self._child.discard(LATE_SECONDS)
-
-    def _close(self) -> None:
-        self._end.close()
-        self._channel.close()
-
-
-class _BackgroundStart:
-    """One worker's start, on a thread of its own.
-
-    Args:
-        spawn: starts the worker.
-        done: called on that thread when there is an outcome.
-    """
-
-    def __init__(self, spawn: Callable[[], object], done: Callable[[], object]) -> None:
-        self.began = time.monotonic()
-        self.error: Exception | None = None
-        self._spawn, self._done = spawn, done
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, name="prefork-Start", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._spawn()
-        except Exception as exc:
-            self.error = exc
-        finally:
-            self._ended.set()
-            self._done()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
-    def finish(self, timeout: float | None) -> None:
-        """Wait for its end, at most so many seconds.
-
-        Raises:
-            TimeoutError: it has not ended.
-            Exception: what `spawn` has raised.
-        """
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"no worker process could be started within {timeout:g} s")
-        if self.error is not None:
-            raise self.error
-
-
 class Spawner:
     """
     Args:
@@ -232,7 +131,7 @@ class Spawner:
         self._good_starts = 0
         self._failed_starts = 0  # in a row
         self._pause_until = 0.0  # no worker is started before (monotonic)
-        self._start: _BackgroundStart | None = None  # that is under way
+        self._start: BackgroundStart | None = None  # that is under way
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
 
     def begin_generation(self) -> None:
@@ -252,49 +151,68 @@ class Spawner:
     def spawn(self, count: int = 1) -> None:
         """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
 
-        After a fork, parent and child share all memory; a page that either of them touches is
-        copied then. So as much as possible is done before the first fork or after the last one,
-        where it is not paid for again after each.
-
         Raises:
-            OSError: the system has no process, memory or descriptor left.
+            OSError: the system has no process, memory or descriptor left. If more descriptors are
+                needed than the soft limit allows, that is raised first, up to the hard limit.
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        pending: deque[_PendingWorker] = deque()
+        needed = count * START_DESCRIPTORS + SPARE_DESCRIPTORS
+        try:
+            self._spawn(count)
+        except OSError as exc:
+            if exc.errno != errno.EMFILE:
+                raise
+            used, _ = resources.raise_descriptor_limit(0)  # all that are allowed
+            allowed, hard = resources.raise_descriptor_limit(used + needed)
+            if allowed == used:
+                raise OSError(
+                    errno.EMFILE,
+                    f"{os.strerror(errno.EMFILE)}: the pool needs {used + needed} descriptors, "
+                    f"RLIMIT_NOFILE allows {allowed} (hard limit {hard})",
+                ) from exc
+            self._spawn(count)
+
+    def _spawn(self, count: int) -> None:
+        """After a fork, parent and child share all memory; a page that either of them touches is
+        copied then. So as much as possible is done before the first fork or after the last one,
+        where it is not paid for again after each."""
+        pending: deque[PendingWorker] = deque()
         try:
             # The first one makes a template, perhaps, and is known only when that has answered: it
             # is started first, and admitted last.
             first, *others = self._free_places(count)
             pending.append(self._prepare(first))
+            top = pending[0].highest_descriptor
+            resources.raise_descriptor_limit(top + count * START_DESCRIPTORS + SPARE_DESCRIPTORS)
             for place in reversed(others):
                 pending.appendleft(self._prepare(place))
             with self._quiet(pending):
                 for i in reversed(range(count)):
-                    self._insist(pending, i, _PendingWorker.start)
+                    self._insist(pending, i, PendingWorker.start)
             while pending and self._admit(pending):
                 pass
         finally:
             for start in pending:
                 self._discard(start)
 
-    def _quiet(self, pending: Iterable[_PendingWorker]) -> AbstractContextManager[object]:
+    def _quiet(self, pending: Iterable[PendingWorker]) -> AbstractContextManager[object]:
         if any(start.origin.forks_here for start in pending):
             return self._pausing(QUIET_SECONDS)
         return nullcontext()
 
-    def _prepare(self, place: int) -> _PendingWorker:
+    def _prepare(self, place: int) -> PendingWorker:
         self._spawned += 1
         name = f"{self._options.process_class.kind}-{self._spawned}"
         origin = self._templates.origin(self.generation)
         try:
-            return _PendingWorker(self._options, self._run, name, place, origin)
+            return PendingWorker(self._options, self._run, name, place, origin)
         except BaseException:
             self._templates.has_failed(origin)
             raise
 
     def _insist(
-        self, pending: deque[_PendingWorker], i: int, step: Callable[[_PendingWorker], T]
+        self, pending: deque[PendingWorker], i: int, step: Callable[[PendingWorker], T]
     ) -> T:
         """Take this step; if the template is lost over it, with another one, from the beginning.
         Nothing of the first is used again: somebody may have it."""
@@ -306,18 +224,18 @@ class Spawner:
                 self._state.log.note(DEBUG, text, pending[i].name, str(exc))
                 lost, pending[i] = pending[i], self._prepare(pending[i].place)
                 self._discard(lost)
-                if step is not _PendingWorker.start:
-                    self._insist(pending, i, _PendingWorker.start)
+                if step is not PendingWorker.start:
+                    self._insist(pending, i, PendingWorker.start)
 
-    def _discard(self, start: _PendingWorker) -> None:
+    def _discard(self, start: PendingWorker) -> None:
         start.discard()
         self._templates.has_failed(start.origin)
 
-    def _admit(self, pending: deque[_PendingWorker]) -> bool:
+    def _admit(self, pending: deque[PendingWorker]) -> bool:
         """Make the first one of the pool's workers, if that has not ended meanwhile; whether it
         is. Only then it is not pending any more, whatever happens."""
         state = self._state
-        worker = self._insist(pending, 0, _PendingWorker.worker)
+        worker = self._insist(pending, 0, PendingWorker.worker)
         origin = pending[0].origin
         if self._options.start_timeout is not None:
             worker.deadline = time.monotonic() + self._options.start_timeout
@@ -346,7 +264,7 @@ class Spawner:
             self.spawn(self._options.processes)
             return
         for _ in range(self._options.processes):
-            start = _BackgroundStart(self.spawn, self._state.wake_supervisor)
+            start = BackgroundStart(self.spawn, self._state.wake_supervisor)
             start.finish(self._options.start_timeout)
 
     def _free_places(self, count: int) -> list[int]:
@@ -362,7 +280,7 @@ class Spawner:
         while self._start is None and is_short() and time.monotonic() >= self._pause_until:
             try:
                 if self._in_background:
-                    self._start = _BackgroundStart(self.spawn, self._state.wake_supervisor)
+                    self._start = BackgroundStart(self.spawn, self._state.wake_supervisor)
                 else:
                     self.spawn()
             except Exception as exc:
@@ -380,7 +298,7 @@ class Spawner:
             limit = self._options.start_timeout
             self._lifecycle.break_down(f"no worker process could be started within {limit:g} s")
 
-    def _is_overdue(self, start: _BackgroundStart) -> bool:
+    def _is_overdue(self, start: BackgroundStart) -> bool:
         limit = self._options.start_timeout
         return limit is not None and time.monotonic() >= start.began + limit
 

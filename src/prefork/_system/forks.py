@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from prefork._system import at_fork, resources, signals
 from prefork._system.lifeline import LifelineEnd
 from prefork._system.selector import MAX_TIMEOUT, is_readable
-from prefork._system.template import Born, Order, Template
+from prefork._system.template import Born, Template
+from prefork._system.template_main import Order, become_template
 
 if TYPE_CHECKING:
     from prefork._system.process import Process
@@ -212,7 +213,8 @@ class Fork(_Launched):
             at_fork.forget_imports()
             process = self._process
             if self._template is not None:
-                order = self._template.branch(self._workers_fds)
+                fd = self._template.newborn_fd
+                order = become_template(fd, self._lifeline, self._workers_fds)
                 if order is not None:
                     process = process.twin(*_unpickle(order))
             self._theirs.hand_over()

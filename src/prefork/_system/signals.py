@@ -129,8 +129,14 @@ class Hold:
                 set_action(signum, handler)
 
     def _unblock(self) -> None:
-        if self._mask is not None:
+        if self._mask is None:
+            return
+        try:
             _signal.pthread_sigmask(_SET_MASK, self._mask)
+        finally:
+            # Python looks for signals in here. If a handler has raised, it may forget to look for
+            # the others that have come at the same time, until something else happens.
+            _signal.pthread_sigmask(_BLOCK, ())
 
     def _handle_noted(self) -> None:
         try:

@@ -24,22 +24,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
-import pickle
 import signal
 import socket
 import threading
 import time
-from array import array
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 from prefork._system import at_fork
 from prefork._system.lifeline import LifelineEnd, is_shareable
 from prefork._system.selector import is_readable
+from prefork._system.template_wire import (
+    CLOEXEC,
+    DONT_WAIT,
+    FIRST,
+    REAP,
+    START,
+    STATUS,
+    Answer,
+    Question,
+    receive,
+    send,
+)
 
-__all__ = ["Born", "Order", "Template", "TemplateLostError", "is_supported"]
+__all__ = ["Born", "Template", "TemplateLostError", "is_supported"]
 
 ANSWER_SECONDS = 10.0
 """How long a start may take: to fork a process of many GiB takes a while."""
@@ -54,11 +62,6 @@ after twice as long, and so on."""
 END_SECONDS = 5.0
 """How long to wait for the end of a template that was killed."""
 
-_MAX_MESSAGE: Final = 1 << 16
-_MAX_FDS: Final = 64
-_BLOCKING_OFF: Final = getattr(socket, "MSG_DONTWAIT", 0)
-_CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # `socket.recv_fds` drops its flags
-
 
 class TemplateLostError(ConnectionError):
     """The template has died, or does not answer."""
@@ -71,65 +74,9 @@ class Born(NamedTuple):
     pidfd: at_fork.Descriptors
 
 
-class Order(NamedTuple):
-    """In a process that the template has just forked: what that was told to start."""
-
-    detail: bytes
-    fds: list[int]
-
-
-class _Question(NamedTuple):
-    number: int
-    what: str  # one of those below
-    pid: int = 0
-    detail: bytes = b""
-
-
-START, STATUS, REAP = "start", "status", "reap"
-_FIRST: Final = 0  # the number of the answer that tells of the first worker, unasked
-
-
-class _Answer(NamedTuple):
-    number: int
-    pid: int = 0
-    status: int | None = None  # as in `multiprocessing.Process.exitcode`
-    error: int = 0  # errno
-
-
 def is_supported() -> bool:
     """Whether this system has what it takes."""
-    return _CLOEXEC != 0 and hasattr(os, "pidfd_open") and is_shareable()
-
-
-# --- what both sides need
-
-
-@contextlib.contextmanager
-def _socket(fd: int) -> Iterator[socket.socket]:
-    """As an object that does not close the descriptor, not in a forked child either."""
-    borrowed = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
-    try:
-        yield borrowed
-    finally:
-        borrowed.detach()
-
-
-def _send(fd: int, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-    with _socket(fd) as sock:
-        sock.sendmsg([pickle.dumps(tuple(message))], ancillary, socket.MSG_NOSIGNAL | _BLOCKING_OFF)
-
-
-def _receive(fd: int, flags: int = 0) -> tuple[tuple[Any, ...] | None, list[int]]:
-    """A message and the descriptors that have come along; None at the end."""
-    fds = array("i")
-    with _socket(fd) as sock:
-        room = socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
-        data, ancillary, _, _ = sock.recvmsg(_MAX_MESSAGE, room, _CLOEXEC | flags)
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
-    return (pickle.loads(data) if data else None), fds.tolist()
+    return CLOEXEC != 0 and hasattr(os, "pidfd_open") and is_shareable()
 
 
 class Template:
@@ -155,8 +102,8 @@ class Template:
         self._children = 0  # whose ends are still to be told
         self._lock = threading.RLock()
         self._asked = 0
-        self._awaited = {_FIRST}
-        self._answers: dict[int, tuple[_Answer, at_fork.Descriptors]] = {}
+        self._awaited = {FIRST}
+        self._answers: dict[int, tuple[Answer, at_fork.Descriptors]] = {}
         self._ours, self._theirs = at_fork.Descriptors(), at_fork.Descriptors()
         with at_fork.creating():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -256,7 +203,7 @@ class Template:
             TemplateLostError: it has not.
             OSError: no descriptor, or no process, is left.
         """
-        return self._born(_FIRST)
+        return self._born(FIRST)
 
     def start(self, detail: bytes, fds: tuple[int, ...]) -> Born:
         """Have a process forked that is given this `Order`, once it is released: a byte is to be
@@ -300,13 +247,13 @@ class Template:
             self._asked += 1
             number = self._asked
             try:
-                _send(self._fd, _Question(number, what, pid, detail), fds)
+                send(self._fd, Question(number, what, pid, detail), fds)
             except (ConnectionError, BlockingIOError) as exc:
                 self.kill()
                 raise TemplateLostError("the template process has ended") from exc
         return number
 
-    def _await(self, number: int, seconds: float) -> tuple[_Answer, at_fork.Descriptors]:
+    def _await(self, number: int, seconds: float) -> tuple[Answer, at_fork.Descriptors]:
         """The answer to this question. One to a question further up the stack, which a signal's
         handler has interrupted, is kept."""
         deadline = time.monotonic() + seconds
@@ -325,7 +272,7 @@ class Template:
     def _take_answer(self) -> None:
         try:
             with at_fork.creating():
-                message, fds = _receive(self._fd, _BLOCKING_OFF)
+                message, fds = receive(self._fd, DONT_WAIT)
                 received = at_fork.Descriptors(*fds)
         except BlockingIOError:
             return
@@ -334,7 +281,7 @@ class Template:
         if message is None:
             self.kill()
             raise TemplateLostError(f"the template process {self.pid} has died")
-        answer = _Answer(*message)
+        answer = Answer(*message)
         if answer.number in self._awaited:
             self._answers[answer.number] = answer, received
         else:
@@ -348,107 +295,6 @@ class Template:
                 return False
             pause *= 2
         return True
-
-    # ---- in the new process
-
-    def branch(self, fds: tuple[int, ...]) -> Order | None:
-        """In the process that was forked to be the template: fork the first worker, which is to
-        keep these descriptors, and go on as the template. Returns in each process that is forked:
-        None in the first worker, its order in all others."""
-        self.lifeline.keep()
-        pid = at_fork.keeping(fds, os.fork)
-        if pid == 0:
-            return None
-        at_fork.Descriptors(*fds).close()
-        self._theirs = at_fork.Descriptors(self.newborn_fd)
-        try:
-            self._tell_born(_FIRST, pid)
-            self._tie()
-            gc.freeze()
-            return self._serve()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-
-    def _tie(self) -> None:
-        """It ends with the pool's process; but the workers get none of the descriptors by which it
-        does, since they have their own."""
-        with at_fork.creating():
-            end = LifelineEnd(at_fork.Descriptors(os.dup(self.lifeline.fd)))
-            at_fork.Descriptors(*end.hold())
-
-    def _serve(self) -> Order:
-        while True:
-            message, fds = _receive(self.newborn_fd)
-            if message is None:
-                os._exit(0)
-            question = _Question(*message)
-            if question.what == START:
-                if self._fork(question.number):
-                    return _released(Order(question.detail, fds))
-            elif question.what == STATUS:
-                status = _peek(question.pid)
-                self._answer(_Answer(question.number, status=status))
-            else:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(question.pid, os.WNOHANG)
-            _close(fds)
-
-    def _fork(self, number: int) -> bool:
-        """Whether this is the new process."""
-        try:
-            pid = os.fork()
-        except OSError as exc:
-            self._answer(_Answer(number, error=exc.errno or errno.EAGAIN))
-            return False
-        if pid == 0:
-            return True
-        self._tell_born(number, pid)
-        return False
-
-    def _tell_born(self, number: int, pid: int) -> None:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as exc:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            self._answer(_Answer(number, error=exc.errno or errno.EMFILE))
-            return
-        self._answer(_Answer(number, pid), (pidfd,))
-        os.close(pidfd)
-
-    def _answer(self, answer: _Answer, fds: tuple[int, ...] = ()) -> None:
-        try:
-            _send(self.newborn_fd, answer, fds)
-        except OSError:  # nobody wants to know
-            os._exit(0)
-
-
-def _released(order: Order) -> Order:
-    """Wait for the release; there is none if the pool does not know of this process."""
-    release, *fds = order.fds
-    if not os.read(release, 1):
-        os._exit(0)
-    os.close(release)
-    return Order(order.detail, fds)
-
-
-def _peek(pid: int) -> int | None:
-    """How a child has ended; it stays a zombie, so that its number is not used again."""
-    try:
-        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return None
-    if result is None:
-        return None
-    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -68,7 +68,10 @@ class _Worker:
         self._set_signals()
         self._initialise()
         set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
-        self._end.report(Kind.READY)
+        try:
+            self._end.report(Kind.READY)
+        except BrokenPipeError:  # the pool has not waited for it, or does not know of it
+            return
         tasks_left = self._max_tasks
         memory = None
         if self._options.max_memory:
