@@ -77,9 +77,10 @@ class Collector:
 
     def _read_reports(self, worker: WorkerHandle) -> bool:
         """Account for what a worker says; False if it says nothing now."""
+        had_ended = worker.channel.eof
         reports = worker.channel.receive()
         if reports is None:
-            if worker.channel.eof:
+            if worker.channel.eof and not had_ended:  # once: the supervisor looks here, too
                 self._state.outboxes.discard(worker.channel)
                 self._state.wake_supervisor()
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 from collections.abc import Callable
 
@@ -228,6 +229,29 @@ def test_one_that_not_even_the_kernel_ends_is_given_up(pool: FakePool) -> None:
     assert worker.handle.phase is Phase.REAPED
     assert isinstance(pool.told.error(job), Terminated)
     assert len(pool.state.workers) == 2
+
+
+def test_nobody_looks_again_and_again_at_one_that_is_killed_and_has_closed_its_channel(
+    pool: FakePool,
+) -> None:
+    (job,) = pool.submit(1, timeout=5.0)
+    worker = pool.worker_of(job)
+    worker.begin()
+    worker.child.survives = {LAST_WORDS, signal.SIGKILL}
+    pool.clock.passes(5.0)
+    pool.run_due()
+    worker.end.close()
+    pool.collect()
+    for _ in range(3):
+        wait = pool.supervise()
+    assert wait is not None
+    assert wait > 0.0
+    poll = select.poll()
+    poll.register(pool.state.exits.fileno(), select.POLLIN)
+    assert poll.poll(0) == []
+    pool.clock.passes(wait)
+    pool.supervise()
+    assert worker.child.signals[-1] == signal.SIGKILL
 
 
 def test_the_end_of_one_that_was_given_up_harms_nothing(pool: FakePool) -> None:
