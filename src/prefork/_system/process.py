@@ -185,6 +185,8 @@ def _has(status: dict[str, str], signals: str, signum: int) -> bool:
 
 def _run_tied(end: LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
     end.hold()
+    # Right before the standard library would wait for them.
+    util.Finalize(None, orderly_end.part, exitpriority=0)
     at_fork.forget_imports()
     target(*args)
 

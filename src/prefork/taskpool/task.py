@@ -26,8 +26,8 @@ class TaskOwner(Protocol):
     def translate(self, task: Task, error: BaseException) -> object:
         """What the `error_callback` is called with."""
 
-    def limit_of(self, task: Task, error: TimeLimitExceeded) -> float:
-        """What the `timeout_callback` is told of a hard limit."""
+    def note_timeout(self, task: Task, error: TimeLimitExceeded) -> None:
+        """A hard limit has passed: say where the task was stuck."""
 
     def name_of(self, task: Task) -> str:
         """What a task is called, for people."""
@@ -55,6 +55,7 @@ class Task:
         target, args: what is called.
         accept_callback: called when it has started.
         id: the caller's own name for it (`correlation_id`).
+        soft_timeout, timeout: its limits, as the user gave them: seconds, None or 0: none.
         pid: the process that has started it; None: none yet.
         since: when (`time.monotonic`, seconds).
         signum: the last signal that was asked for, to terminate it.
@@ -76,7 +77,9 @@ class Task:
         "pid",
         "signum",
         "since",
+        "soft_timeout",
         "target",
+        "timeout",
     )
 
     def __init__(
@@ -89,10 +92,13 @@ class Task:
         accept_callback: Callback,
         timeout_callback: Callback,
         id: object,
+        soft_timeout: float | None,
+        timeout: float | None,
     ) -> None:
         self.target = target
         self.args = args
         self.id = id
+        self.soft_timeout, self.timeout = soft_timeout, timeout
         self.pid: int | None = None
         self.since = 0.0
         self.signum: int | None = None
@@ -142,7 +148,7 @@ class Task:
     def expired(self, soft: bool, timeout: float) -> None:
         """A limit has passed. A hard one is told with the error, when more is known."""
         if soft and self._timeout_callback is not None:
-            self._timeout_callback(soft=True, timeout=timeout)
+            self._timeout_callback(soft=True, timeout=self.soft_timeout)
 
     def failed(self, error: BaseException) -> None:
         dropped = self._pool.drops(self, error) or (
@@ -152,8 +158,10 @@ class Task:
             self._end(None, None)
             return
         try:
-            if isinstance(error, TimeLimitExceeded) and self._timeout_callback is not None:
-                self._timeout_callback(soft=False, timeout=self._pool.limit_of(self, error))
+            if isinstance(error, TimeLimitExceeded):
+                self._pool.note_timeout(self, error)
+                if self._timeout_callback is not None:
+                    self._timeout_callback(soft=False, timeout=self.timeout)
         finally:
             self._end(self._error_callback, self._pool.translate(self, error))
 
