@@ -204,10 +204,6 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
     def translate(self, task: Task, error: BaseException) -> object:
         return failures.exception_info(failures.translate(error, task, self.name_of(task)))
 
-    def note_timeout(self, task: Task, error: errors.TimeLimitExceeded) -> None:
-        text = "%s was running in process %s, until its time limit of %s s had passed\n%s"
-        logger.error(text, self.name_of(task), error.pid, task.timeout, error.stack)
-
     def name_of(self, task: Task) -> str:
         name = next(iter(task.args), "?")
         return f"{name}[{task.id}]"

@@ -18,7 +18,7 @@ from prefork._describe import function_name
 from prefork._engine.drivers import Loop
 from prefork._results.protocols import Callback
 from prefork._system.resources import available_cpus
-from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded
+from prefork.errors import PoolBrokenError, Terminated
 from prefork.statistics import WorkerState, WorkerStatistics
 from prefork.taskpool.initializer import process_initializer
 from prefork.taskpool.task import Slots, Task
@@ -240,9 +240,6 @@ class TaskPool:
     def translate(self, task: Task, error: BaseException) -> object:
         """What the `error_callback` is called with."""
         return error
-
-    def note_timeout(self, task: Task, error: TimeLimitExceeded) -> None:
-        """A hard limit has passed: say where the task was stuck."""
 
     def name_of(self, task: Task) -> str:
         """What a task is called, for people."""

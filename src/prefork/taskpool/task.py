@@ -26,9 +26,6 @@ class TaskOwner(Protocol):
     def translate(self, task: Task, error: BaseException) -> object:
         """What the `error_callback` is called with."""
 
-    def note_timeout(self, task: Task, error: TimeLimitExceeded) -> None:
-        """A hard limit has passed: say where the task was stuck."""
-
     def name_of(self, task: Task) -> str:
         """What a task is called, for people."""
 
@@ -158,10 +155,8 @@ class Task:
             self._end(None, None)
             return
         try:
-            if isinstance(error, TimeLimitExceeded):
-                self._pool.note_timeout(self, error)
-                if self._timeout_callback is not None:
-                    self._timeout_callback(soft=False, timeout=self.timeout)
+            if isinstance(error, TimeLimitExceeded) and self._timeout_callback is not None:
+                self._timeout_callback(soft=False, timeout=self.timeout)
         finally:
             self._end(self._error_callback, self._pool.translate(self, error))
 
