@@ -148,9 +148,12 @@ class Threads:
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self.is_busy_here():
+        if self.is_busy_here() or self._is_lock_held():
             raise RuntimeError(WAIT_INSIDE)
         return condition.wait(predicate, timeout)
+
+    def _is_lock_held(self) -> bool:
+        return self._roles is not None and self._roles.state.is_lock_held()
 
     def is_busy_here(self) -> bool:
         if (roles := self._roles) is None:
@@ -329,10 +332,10 @@ class EventLoop:
         Raises:
             RuntimeError: the caller is called by what would handle it.
         """
-        if self._handling:
-            raise RuntimeError(WAIT_INSIDE)
         if (roles := self._running()) is None:
             return
+        if self._handling or roles.state.is_lock_held():
+            raise RuntimeError(WAIT_INSIDE)
         self._read_inputs(roles)  # somebody may have taken results since
         times = [time for time in (timeout, self._delay()) if time is not None]
         try:
@@ -349,7 +352,7 @@ class EventLoop:
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self._handling:
+        if self._handling or (self._roles is not None and self._roles.state.is_lock_held()):
             raise RuntimeError(WAIT_INSIDE)
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():

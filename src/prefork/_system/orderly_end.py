@@ -25,7 +25,7 @@ from collections.abc import Callable
 from multiprocessing import process
 from typing import Any
 
-__all__ = ["LEFTOVER_SECONDS", "begin", "end", "part"]
+__all__ = ["LEFTOVER_SECONDS", "begin", "end", "must_end", "part"]
 
 LEFTOVER_SECONDS = 1.0
 """So long the end of a worker waits for the threads and child processes that its tasks have left
@@ -59,6 +59,7 @@ def part() -> None:
     processes of `multiprocessing`. Those that are there then are not waited for any more: the
     threads end with this process, and the processes with its group.
     """
+    global _has_parted  # noqa: PLW0603
     if not _leftovers():
         return
     # Aside, as it may take for ever. The standard library's own way tells idle executors to end.
@@ -70,8 +71,18 @@ def part() -> None:
     else:
         waiting.join(LEFTOVER_SECONDS)
     if waiting.is_alive() or _leftovers():
+        _has_parted = True
         _children().clear()
         threading._shutdown = _do_nothing  # type: ignore[attr-defined]
+
+
+def must_end() -> bool:
+    """Whether threads that go on have been left behind. The end of an interpreter of its own would
+    be none for what they refer to."""
+    return _has_parted
+
+
+_has_parted = False
 
 
 def _children() -> set[Any]:
@@ -97,7 +108,8 @@ def _do_nothing() -> None:
 
 
 def end(code: int) -> None:
-    """To be called last in such a child: run its exit functions, close its files, and exit."""
+    """To be called last, in such a child or if it must end so: run its exit functions, close its
+    files, and exit."""
     global _code  # noqa: PLW0603
     _code = code
     atexit._run_exitfuncs()

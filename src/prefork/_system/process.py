@@ -95,7 +95,7 @@ class Process(BaseProcess):
         if not is_fresh:
             orderly_end.begin()
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
-        if not is_fresh:
+        if not is_fresh or orderly_end.must_end():
             orderly_end.end(code)
         return code
 
