@@ -71,8 +71,12 @@ class CallbackRunner(Role):
                     self._going.release()
 
     def handle_event(self) -> None:
-        while not self._queue.empty():
-            if (call := self._queue.get()) is not None:
+        while True:
+            try:  # not: while there is one. A signal handler may take it in between
+                call = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if call is not None:
                 self._run(call)
 
     def _run(self, call: Callable[[], object]) -> None:

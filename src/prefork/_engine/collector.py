@@ -132,7 +132,8 @@ class Collector:
             if job := self._open_jobs.by_id.get(job_id):
                 self._open_jobs.report_start(job, worker.pid, started)
         elif kind == Kind.READY and worker.start_failure is None:
-            worker.become_ready()
+            seconds = worker.become_ready()
+            self._state.slowest_start = max(self._state.slowest_start, seconds)
             self._scheduler.mark_ready(worker)
             self._dispatcher.expect_start(worker)
             self._state.ready_count += 1

@@ -10,7 +10,6 @@ those parts, it gets when it is started.
 from __future__ import annotations
 
 import contextlib
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system.condition import Condition
 from prefork._system.log import WARNING
-from prefork._system.selector import MAX_TIMEOUT, wait_for
+from prefork._system.selector import MAX_TIMEOUT, Selector
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 
@@ -94,7 +93,8 @@ class Driver(Protocol):
 
 WAIT_INSIDE = (
     "this waits for the pool, but is called by the pool itself, while it reads a result: "
-    "nothing could arrive. Was it an object's own unpickling code?"
+    "nothing could arrive. Was it an object's own unpickling code? Or a signal handler that has "
+    "interrupted the pool: then have it done by `call_soon`"
 )
 
 
@@ -148,9 +148,12 @@ class Threads:
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self.is_busy_here():
+        if self.is_busy_here() or self._is_lock_held():
             raise RuntimeError(WAIT_INSIDE)
         return condition.wait(predicate, timeout)
+
+    def _is_lock_held(self) -> bool:
+        return self._roles is not None and self._roles.state.is_lock_held()
 
     def is_busy_here(self) -> bool:
         if (roles := self._roles) is None:
@@ -191,7 +194,12 @@ class Loop(Protocol):
 
 class EventLoop:
     """No threads: everything happens in the thread that calls `handle_events`, or that runs the
-    loop which this is attached to, and in there also the callbacks."""
+    loop which this is attached to, and in there also the callbacks.
+
+    A signal handler may interrupt who waits here, and wait itself, even until the pool has ended.
+    So what is waited for is a `Selector`: others may be entered twice neither by two threads nor by
+    one, or would go on to wait for descriptors whose numbers have become another's meanwhile.
+    """
 
     def __init__(self) -> None:
         self._roles: Roles | None = None
@@ -199,15 +207,15 @@ class EventLoop:
         self._timer: Timer | None = None
         self._timer_due = 0.0  # monotonic
         self._handling = False
-        self._poll = select.poll()
+        self._events: Selector[Role] = Selector()
         self._fds = (-1, -1)
 
     def start(self, roles: Roles) -> None:
         """Whoever drives this begins when it likes."""
         self._roles = roles
         self._fds = (roles.results.fileno(), roles.supervisor.fileno())
-        for fd in self._fds:
-            self._poll.register(fd, select.POLLIN)
+        self._events.add(roles.results, roles.results)
+        self._events.add(roles.supervisor, roles.supervisor)
 
     def supervises(self) -> bool:
         return False
@@ -321,13 +329,24 @@ class EventLoop:
 
     def handle_events(self, timeout: float | None = None) -> None:
         """Wait at most so many seconds (None: as long as it takes) for something to happen, and
-        handle it."""
+        handle it.
+
+        Raises:
+            RuntimeError: the caller is called by what would handle it.
+        """
         if (roles := self._running()) is None:
             return
+        if self._handling or roles.state.is_lock_held():
+            raise RuntimeError(WAIT_INSIDE)
         self._read_inputs(roles)  # somebody may have taken results since
         times = [time for time in (timeout, self._delay()) if time is not None]
-        wait_for(self._poll, min(times, default=None))
-        self._on_event()
+        try:
+            self._events.ready(min(times) if times else None)
+        except (OSError, ValueError):  # a signal handler has waited for the end, meanwhile
+            if self._running() is not None:
+                raise
+        if self._running() is not None:
+            self._on_event()
 
     def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
         reader.handle_event()
@@ -335,7 +354,7 @@ class EventLoop:
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self._handling:
+        if self._handling or (self._roles is not None and self._roles.state.is_lock_held()):
             raise RuntimeError(WAIT_INSIDE)
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():
@@ -360,6 +379,7 @@ class EventLoop:
         if self._roles is not None:
             self._roles.results.handle_event()
         self.detach()
+        self._events.close()
 
     def join(self, timeout: float | None = None) -> bool:
         if self._roles is not None:

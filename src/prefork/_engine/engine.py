@@ -94,7 +94,7 @@ class Engine:
         memfd_cache = MemfdCache(state.wake_supervisor)
         self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
         self.dispatcher = dispatcher = Dispatcher(
-            state, timers, self.driver.rearm, self.driver.wait
+            state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
         collector = Collector(state, timers, dispatcher)
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)

@@ -70,6 +70,7 @@ class Options(NamedTuple):
     max_memory_per_task: int | None = None  # while it runs one, KiB
     max_restarts: int = 10  # failed starts in a row
     start_timeout: float | None = None  # seconds
+    first_start_timeout: float | None = None  # of the first workers, instead of that
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
     accept_delay: float | None = None  # see `StartTimer`
 
@@ -237,8 +238,7 @@ class Spawner:
         state = self._state
         worker = self._insist(pending, 0, PendingWorker.worker)
         origin = pending[0].origin
-        if self._options.start_timeout is not None:
-            worker.deadline = time.monotonic() + self._options.start_timeout
+        worker.begin(self._start_limit())
         with state.lock:
             if state.phase is PoolPhase.ENDED:
                 return False
@@ -265,7 +265,7 @@ class Spawner:
             return
         for _ in range(self._options.processes):
             start = BackgroundStart(self.spawn, self._state.wake_supervisor)
-            start.finish(self._options.start_timeout)
+            start.finish(self._start_limit())
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
@@ -295,12 +295,25 @@ class Spawner:
             if start.error is not None:
                 self._judge_no_process(start.error)
         elif self._is_overdue(start) and not self._state.workers:
-            limit = self._options.start_timeout
+            limit = self._start_limit()
             self._lifecycle.break_down(f"no worker process could be started within {limit:g} s")
 
     def _is_overdue(self, start: BackgroundStart) -> bool:
-        limit = self._options.start_timeout
+        limit = self._start_limit()
         return limit is not None and time.monotonic() >= start.began + limit
+
+    def _start_limit(self) -> float | None:
+        """How long a worker may take from now until it is ready, in seconds.
+
+        If the first ones were given longer than their successors, and one has needed that, its
+        successors may need as long, and a bit more on a busy machine.
+        """
+        options, slowest = self._options, self._state.slowest_start
+        if not self._state.ready_count:
+            return options.first_start_timeout or options.start_timeout
+        if options.start_timeout is None or slowest <= options.start_timeout:
+            return options.start_timeout
+        return 2.0 * slowest
 
     def has_ended(self) -> bool:
         """Whether the pool can end: a start that is under way is waited for, but not for ever."""
@@ -315,16 +328,14 @@ class Spawner:
         times = []
         if self._start is not None:
             times.append(self._abandon_at)
-            if self._options.start_timeout is not None and not self._is_overdue(self._start):
-                times.append(self._start.began + self._options.start_timeout)
+            limit = self._start_limit()
+            if limit is not None and not self._is_overdue(self._start):
+                times.append(self._start.began + limit)
         elif is_short():
             times.append(self._pause_until)
         return times
 
     # ---- starts that fail (without the lock: texts are made of users' exceptions)
-
-    def text_of_late_start(self) -> str:
-        return f"not ready within {self._options.start_timeout:g} s"
 
     def look_at_start_failures(self) -> None:
         """Give up at once if no worker has ever been ready, and the initializer has failed in one:

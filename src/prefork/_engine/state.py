@@ -207,6 +207,7 @@ class PoolState:
             there.
         slot_free: notified when a worker may have become free.
         ready_count: how many workers have ever become ready.
+        slowest_start: how long one of them took for that, at most; seconds.
         broken: why there are no workers, if the pool has given up.
         is_forked: this is a copy in a child process; the pool is the parent's.
     """
@@ -224,6 +225,7 @@ class PoolState:
         self.open_jobs = OpenJobs(self.outcomes)
         self.slot_free = Condition()
         self.ready_count = 0
+        self.slowest_start = 0.0
         self.broken: PoolBrokenError | None = None
         self.is_forked = False
 

@@ -30,8 +30,8 @@ from prefork.statistics import WorkerExit
 __all__ = ["WorkerSupervisor"]
 
 EXIT_SECONDS = 10.0
-"""A worker that has said goodbye has so long for its own exit: threads and processes that its
-tasks left behind are waited for there. Then it is killed."""
+"""A worker that has nothing to do any more has so long for its own end: for what it runs there, see
+`orderly_end`, and for hearing of it. Then it is killed."""
 
 KEPT_EXITS = 100
 """How many ended workers are remembered."""
@@ -196,7 +196,7 @@ class WorkerSupervisor:
             worker.is_late = True
             self._collector.isolate(worker)
             self._dispatcher.hand_out()
-            worker.ask_for_last_words(self._spawner.text_of_late_start())
+            worker.ask_for_last_words(f"not ready within {worker.start_limit:g} s")
 
     def _reap(self, worker: WorkerHandle) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
@@ -253,8 +253,11 @@ class WorkerSupervisor:
     def _dismiss_surplus(self) -> None:
         """Dismiss those who are too many: all of them, once the pool is done."""
         if self._state.is_done():
-            for worker in self._present():
-                self._dispatcher.dismiss(worker, "the pool is closed, and all is done")
+            for worker in list(self._state.workers):
+                if worker.phase in (Phase.STARTING, Phase.READY, Phase.LEAVING):
+                    why = "the pool is closed, and all is done"
+                    self._dispatcher.dismiss(worker, why)
+                    worker.leave(why, EXIT_SECONDS)
             return
         self._replace_next()
         present = self._present()

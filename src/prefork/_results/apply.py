@@ -77,7 +77,8 @@ class Handle:
 
     __slots__ = ("_callbacks", "_ok", "_pool", "_signal", "_value")
 
-    _making_signals: ClassVar[threading.Lock] = threading.Lock()
+    # Re-entrant, like the other locks that callers take: a signal handler may call, too.
+    _making_signals: ClassVar[Any] = threading.RLock()
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         self._pool: PoolRef | None = pool  # kept alive until the result is here
@@ -170,7 +171,7 @@ class Handle:
 
 
 def _after_in_child() -> None:
-    Handle._making_signals = threading.Lock()
+    Handle._making_signals = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_in_child)

@@ -152,7 +152,7 @@ class Process(BaseProcess):
             is_fresh = self._start_method == "spawn"
         orderly_end.begin(is_fresh)
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
-        if not is_fresh:
+        if not is_fresh or orderly_end.must_end():
             orderly_end.end(code)
         return code
 

@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing import util
 from types import FrameType
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from prefork._ipc.outcome import encode_failure, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
 from prefork._ipc.worker_end import WorkerEnd
-from prefork._system import at_fork, stacks
+from prefork._system import at_fork, orderly_end, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
 from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
 
@@ -37,6 +38,8 @@ def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
         options: the same for all workers of a pool.
         max_tasks: after so many it leaves, to be replaced by another one.
     """
+    # Right before the standard library would wait for what the tasks have left behind.
+    util.Finalize(None, orderly_end.part, exitpriority=0)
     stacks.install(end.open())
     try:
         _Worker(options, end, max_tasks).run()

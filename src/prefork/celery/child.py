@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import billiard.process
 import billiard.util
+from billiard.common import TERM_SIGNAME
 from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
@@ -20,13 +22,15 @@ from celery.worker import state
 from prefork._system import process
 from prefork.taskpool.initializer import set_signals
 
-__all__ = ["FRESH", "Process", "SpawnProcess", "process_initializer"]
+__all__ = ["FRESH", "Process", "SpawnProcess", "has_heeded", "process_initializer"]
 
 FRESH = "FORKED_BY_MULTIPROCESSING"
 """Celery's sign, in the environment, of a child that is a fresh interpreter."""
 
-EXIT_SIGNALS = ("SIGTERM", "SIGQUIT", "SIGHUP")
-"""They end the process in order: `finally` blocks run."""
+EXIT_SIGNALS = frozenset({"SIGTERM", "SIGQUIT", "SIGHUP", TERM_SIGNAME})
+"""They end the process in order: `finally` blocks run. The last one is what celery ends tasks with;
+if that is not SIGTERM, by REMAP_SIGTERM, SIGTERM is for the main process alone, whoever it is sent
+to: hosts that send it to all processes of a worker leave its tasks the time of a soft shutdown."""
 
 _hostname: str | None = None
 
@@ -71,9 +75,9 @@ def process_initializer(app: Any, hostname: str) -> None:
     set_signals()
     for name in EXIT_SIGNALS:
         signal.signal(getattr(signal, name), _leave)
+    if TERM_SIGNAME != "SIGTERM":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _exits_at_fork()
-    if remapped := os.environ.get("REMAP_SIGTERM"):  # it is for the parent alone
-        signal.signal(getattr(signal, remapped), signal.SIG_IGN)
     _appear_in_billiard()
     platforms.set_mp_process_title("celeryd", hostname=hostname)
     app.loader.init_worker()
@@ -91,6 +95,7 @@ def _exits_at_fork() -> None:
     start. It has to wait, or our handler would see it, in a place where what it raises is dropped.
     """
     numbers = [getattr(signal, name) for name in EXIT_SIGNALS]
+    ignored = {number for number in numbers if signal.getsignal(number) is signal.SIG_IGN}
     before = threading.local()
 
     def block() -> None:
@@ -101,7 +106,7 @@ def _exits_at_fork() -> None:
 
     def reset() -> None:
         for number in numbers:
-            if signal.getsignal(number) is _leave:
+            if signal.getsignal(number) is _leave or number in ignored:
                 signal.signal(number, signal.SIG_DFL)
         restore()
 
@@ -109,7 +114,19 @@ def _exits_at_fork() -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signum, signal.SIG_DFL)  # once more, and the process ends at once
     raise SystemExit(128 + signum)  # as a shell would report it
+
+
+def has_heeded(pid: int, signum: int) -> bool:
+    """Whether a process that was sent this signal has begun to leave: it has no handler for it any
+    more. So it is, too, where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            caught = re.search(r"^SigCgt:\s*(\w+)", status.read(), re.MULTILINE)
+    except OSError:  # it has ended
+        return True
+    return caught is None or not int(caught[1], 16) >> (signum - 1) & 1
 
 
 def _appear_in_billiard() -> None:
@@ -122,7 +139,6 @@ def _appear_in_billiard() -> None:
     twin._parent_pid = parent.pid if parent is not None else os.getppid()
     billiard.process._set_current_process(twin)
     multiprocessing.process._current_process = me  # type: ignore[attr-defined]
-    billiard.util._finalizer_registry.clear()  # those are the parent's
     if FRESH not in os.environ:
         billiard.util._run_after_forkers()
 

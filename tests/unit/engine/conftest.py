@@ -34,8 +34,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def nursery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
     """Where the spawner's workers come from."""
     nursery = Nursery()
-    monkeypatch.setattr("prefork._engine.spawner.Channel", nursery.channel)
-    monkeypatch.setattr("prefork._engine.spawner.Child", nursery.child)
+    monkeypatch.setattr("prefork._engine.starts.Channel", nursery.channel)
+    monkeypatch.setattr("prefork._engine.starts.Child", nursery.child)
     yield nursery
     nursery.close()
 

@@ -632,7 +632,7 @@ class FakePool:
         self.is_released = False
         self.state = state = PoolState(self.log, cpus)
         self.timers = timers = Timers(memory_interval, options.accept_delay)
-        self.dispatcher = Dispatcher(state, timers, self._rearm, self._wait)
+        self.dispatcher = Dispatcher(state, timers, self._rearm, self._wait, self._call_soon)
         self.collector = Collector(state, timers, self.dispatcher)
         self.lifecycle = Lifecycle(state, self.collector, self._call_soon)
         self.terminator = Terminator(state, self.dispatcher, self.collector)

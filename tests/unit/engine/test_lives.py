@@ -17,7 +17,7 @@ from prefork._engine.worker_handle import WORKER_LIFE, Phase, WorkerHandle
 from prefork._policy.job import JOB_LIFE, QUEUED, RESOLVED, SENT, Job, WorkerSlot
 from prefork._system.process import Process
 
-Arrow = Callable[[WorkerHandle], None]
+Arrow = Callable[[WorkerHandle], object]
 
 ARROWS: dict[Phase, Arrow] = {
     Phase.READY: lambda worker: worker.become_ready(),

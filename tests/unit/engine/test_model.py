@@ -51,8 +51,8 @@ class Model(RuleBasedStateMachine):
         for name in TIMED:
             self.patch.setattr(f"prefork._engine.{name}.time", self.clock)
         self.nursery = Nursery()
-        self.patch.setattr("prefork._engine.spawner.Channel", self.nursery.channel)
-        self.patch.setattr("prefork._engine.spawner.Child", self.nursery.child)
+        self.patch.setattr("prefork._engine.starts.Channel", self.nursery.channel)
+        self.patch.setattr("prefork._engine.starts.Child", self.nursery.child)
         self.patch.setattr("prefork._engine.state._CHECKS", True)
         options = fork_options(
             2, start_timeout=600.0, max_tasks=self.max_tasks, accept_delay=self.accept_delay

@@ -48,11 +48,15 @@ class Desk:
         assert self.channel.send([ticket])
         return self._jobs
 
-    def run(self, options: WorkerOptions = WorkerOptions()) -> list[Report]:  # noqa: B008
+    def run(
+        self,
+        options: WorkerOptions = WorkerOptions(),  # noqa: B008
+        max_tasks: int | None = None,
+    ) -> list[Report]:
         """Have the worker do all of that, and leave; returns what it has said."""
         self.channel.send_leave()
         with contextlib.suppress(SystemExit):
-            worker.main(self._end, options)
+            worker.main(options, self._end, max_tasks)
         reports: list[Report] = []
         while (more := self.channel.receive()) is not None:
             reports += more
@@ -151,7 +155,7 @@ def test_a_task_that_exits_says_with_which_code_and_nothing_after_it_is_run(
 
 def test_it_leaves_after_its_share(desk: Desk) -> None:
     jobs = [desk.put(len, ("abc",)) for _ in range(3)]
-    reports = desk.run(WorkerOptions(max_tasks=2))
+    reports = desk.run(max_tasks=2)
     assert [job for job, _ in outcomes(reports)] == jobs[:2]
     assert desk.channel.reclaim(9) == jobs[2:]
 
@@ -201,5 +205,5 @@ def mark(text: str) -> None:
 
 def test_options_are_plain() -> None:
     options = WorkerOptions()
-    assert (options.max_tasks, options.max_memory) == (None, None)
+    assert options.max_memory is None
     assert options.soft_limit is SoftTimeLimitExceeded
