@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import itertools
 import multiprocessing
 import os
@@ -21,12 +22,12 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from leftovers import HANG, Possessions, worker_pids
+from leftovers import HANG, Possessions, settle
 from misdeeds import Conduct, Log, Task, answer, make_tasks, open_log, run
 
 from prefork import Pool, Terminated, WorkerLostError
@@ -74,16 +75,17 @@ class Alarm:
         self._is_for_all = for_all
         self._left = times
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), max(seconds, SHORT))
-        while True:
-            try:
-                self._inside(call)
-            except Interrupted:
-                if self._left:
-                    continue
-            break
-        self._left = 0
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        return self.count > before
+        try:
+            while True:
+                try:
+                    self._inside(call)
+                except Interrupted:
+                    if self._left > 0:
+                        continue
+                return self.count > before
+        finally:
+            self._left = 0
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     @staticmethod
     def _inside(call: Callable[[], object]) -> None:
@@ -106,7 +108,8 @@ class Alarm:
             with open(self._log, "a") as log:
                 log.write(f"handler 0 {os.getpid()}\n")
             raise Interrupted
-        if self._left and self._is_inside(frame):
+        is_inside = self._is_inside(frame)  # which may be interrupted, too
+        if self._left > 0 and is_inside:
             self._left -= 1
             self.count += 1
             if not self._left:
@@ -143,19 +146,23 @@ class Interrupts:
         self._handles: list[tuple[list[Task], Any]] = []
         self._iterators: list[tuple[list[Task], Any]] = []
         self._before = self._warm_up()
+        self._known = {thread.ident for thread in threading.enumerate()}
         self._alarm = Alarm(log)
         self._seconds = 0.05  # that a short life takes
 
     def _warm_up(self) -> Possessions:
         """The first pool may start a fork server and the like, which stays."""
+        faulthandler.dump_traceback_later(self._deadline * 2, exit=True)  # it has a thread, too
         with self._make() as pool:
             pool.map(abs, range(10))
         pool.join(self._deadline)
-        return Possessions.now()
+        return settle(None)
 
     @property
     def faults(self) -> int:
         return self._alarm.count
+
+    is_lost = False  # a hang ends the process
 
     # ---- a round
 
@@ -164,11 +171,10 @@ class Interrupts:
             for life in (self._short_life, self._long_life):
                 faulthandler.dump_traceback_later(deadline * 2, exit=True)
                 self.pools += 1
-                life()
-                self._see_the_end(life.__name__.strip("_"))
+                self._see_the_end(life())
         faulthandler.cancel_dump_traceback_later()
 
-    def _short_life(self) -> None:
+    def _short_life(self) -> str:
         rng = self._rng
         began = time.monotonic()
         way = rng.choice(["close", "terminate", "with", "drop"])
@@ -178,6 +184,7 @@ class Interrupts:
         if not self._alarm.run(lambda: self._live(way, tasks), delay, for_all=for_all):
             self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
         self._clean_up(way)
+        return f"short life, {way}"
 
     def _live(self, way: str, tasks: list[Task]) -> None:
         if self._pool is not None:  # it goes on after an interrupt
@@ -196,65 +203,59 @@ class Interrupts:
             with pool:
                 self._handles[0][1].get()
 
-    def _long_life(self) -> None:
+    def _long_life(self) -> str:
         rng = self._rng
         self._pool = self._make()
         calls = self._calls(self._pool)
         for _ in range(CALLS):
-            self._alarm.run(rng.choice(calls), rng.expovariate(1 / SHORT))
+            call, tasks = rng.choice(calls), self._tasks(rng.choice([1, 5, 30]))
+            with contextlib.suppress(Terminated):  # by another one of them
+                self._alarm.run(lambda: call(tasks), rng.expovariate(1 / SHORT))  # noqa: B023
         self._take_all()
-        self._clean_up(rng.choice(["close", "terminate", "with", "drop"]))
+        way = rng.choice(["close", "terminate", "with", "drop"])
+        self._clean_up(way)
+        return f"long life, {way}"
 
-    def _calls(self, pool: Pool) -> list[Callable[[], object]]:
+    def _calls(self, pool: Pool) -> list[Callable[[list[Task]], object]]:
         """One of them will be called; who is interrupted there may not get what it returns."""
-        rng = self._rng
-
-        def hand_in(call: Callable[..., Any], many: bool = True, keep: bool = True) -> Any:
-            tasks = self._tasks(rng.choice([1, 5, 30]) if many else 1)
-            result = call(run, tasks)
-            if keep:
-                kept = self._iterators if hasattr(result, "next") else self._handles
-                kept.append((tasks, result))
+        rng, handles, iterators = self._rng, self._handles, self._iterators
 
         def some_handle() -> Any:
-            return rng.choice(self._handles)[1] if self._handles else None
+            return rng.choice(handles)[1] if handles else None
+
+        def end(how: str) -> None:
+            if (handle := some_handle()) is not None and not handle.ready():
+                getattr(handle, how)()
+
+        def end_on_worker() -> None:
+            if workers := pool.statistics().workers:
+                pool.terminate_job(rng.choice(workers).pid)
 
         def resize() -> None:
             with contextlib.suppress(ValueError):
                 pool.grow() if pool.processes < 3 else pool.shrink(rng.choice([1, 2]))
 
         def read_on() -> None:
-            if self._iterators:
-                for _ in itertools.islice(rng.choice(self._iterators)[1], 3):
-                    pass
-
-        def end(how: str) -> None:
-            handle = some_handle()
-            if handle is not None and not handle.ready():
-                getattr(handle, how)()
-
-        def end_on_worker() -> None:
-            workers = pool.statistics().workers
-            if workers:
-                pool.terminate_job(rng.choice(workers).pid)
+            if iterators:
+                deque(itertools.islice(rng.choice(iterators)[1], 3), 0)
 
         return [
-            *[lambda: hand_in(pool.apply_async, many=False)] * 6,
-            lambda: hand_in(pool.map_async),
-            lambda: hand_in(pool.map_async),
-            lambda: hand_in(pool.map, keep=False),
-            lambda: hand_in(pool.imap),
-            lambda: hand_in(pool.imap_unordered),
-            lambda: (handle := some_handle()) and handle.wait(0.01),
-            read_on,
-            lambda: end("cancel"),
-            lambda: end("terminate"),
-            end_on_worker,
-            resize,
-            pool.restart,
-            pool.statistics,
-            pool.dump_stacks,
-            lambda: repr(pool),
+            *[lambda t: handles.append((t[:1], pool.apply_async(run, (t[0],))))] * 6,
+            *[lambda t: handles.append((t, pool.map_async(run, t)))] * 2,
+            lambda t: pool.map(run, t),
+            lambda t: pool.apply(run, t[:1]),
+            lambda t: iterators.append((t, pool.imap(run, t))),
+            lambda t: iterators.append((t, pool.imap_unordered(run, t))),
+            lambda _: (handle := some_handle()) and handle.wait(0.01),
+            lambda _: read_on(),
+            lambda _: end("cancel"),
+            lambda _: end("terminate"),
+            lambda _: end_on_worker(),
+            lambda _: resize(),
+            lambda _: pool.restart(),
+            lambda _: pool.statistics(),
+            lambda _: pool.dump_stacks(),
+            lambda _: repr(pool),
         ]
 
     def _tasks(self, count: int) -> list[Task]:
@@ -341,11 +342,13 @@ class Interrupts:
         """Nothing of the pool is left, in a moment."""
         self._handles.clear()
         self._iterators.clear()
+        gc.collect()  # an exception's traceback may hold the pool, in a cycle
         until = time.monotonic() + self._deadline / 2
-        while left := _left(self._before):
+        while left := self._left():
             if time.monotonic() > until:
                 self._blame("wrong", f"left after a {life}: {left}")
                 self._before = Possessions.now()
+                self._known = {thread.ident for thread in threading.enumerate()}
                 break
             time.sleep(0.002)
         self.log.read()
@@ -357,6 +360,14 @@ class Interrupts:
         self.log.started.clear()
         self.log.ended.clear()
         self._alarm.places.clear()
+
+    def _left(self) -> str:
+        """What there is more than before."""
+        threads = [t.name for t in threading.enumerate() if t.ident not in self._known]
+        now = Possessions.now()
+        changes = zip(Possessions._fields, self._before, now, strict=True)
+        left = [f"{what} {had} -> {has}" for what, had, has in changes if has > had]
+        return ", ".join(left + threads)
 
     def _blame(self, what: str, text: str) -> None:
         setattr(self, what, getattr(self, what) + 1)
@@ -382,13 +393,3 @@ class Interrupts:
             "replaced": 0,
             "breaches": self.breaches[:20],
         }
-
-
-def _left(before: Possessions) -> str:
-    """What there is more than before."""
-    threads = [t.name for t in threading.enumerate() if t.name.startswith("prefork-")]
-    if threads or (workers := worker_pids()):
-        return f"threads {threads}" if threads else f"processes {workers}"
-    now = Possessions.now()
-    changes = zip(Possessions._fields, before, now, strict=True)
-    return ", ".join(f"{what} {had} -> {has}" for what, had, has in changes if has > had)

@@ -283,7 +283,7 @@ class Large(Setting):
     """With few descriptors, more large results are kept than there are descriptors."""
 
     conducts = frozenset(ORDINARY) | {Conduct.BULKY, Conduct.KEEPER}
-    DESCRIPTORS = 256
+    DESCRIPTORS = 160
     MOST = 200 << 20  # bytes that are kept
 
     def __init__(self, path: str) -> None:

@@ -37,6 +37,7 @@ from settings import SETTINGS, Setting, remove_files
 
 ROUND = 60  # jobs
 LONGEST_STOP = 0.1  # seconds
+MOST_REPLACED = 3  # pools, of those that should never have to be
 
 
 class Entry(NamedTuple):
@@ -82,6 +83,11 @@ class Storm:
     @property
     def faults(self) -> int:
         return self.ledger.faults.total() + self.deeds.counts.total()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether more would only take time: its pools hang, one after another."""
+        return self.kind.strict and self.replaced >= MOST_REPLACED
 
     # ---- one round
 
@@ -290,7 +296,9 @@ def main(argv: list[str]) -> None:
         logging.getLogger("prefork").propagate = False
         logging.getLogger("concurrent.futures").disabled = True
         try:
-            while storm.faults < faults and time.monotonic() < began + seconds:
+            while (
+                storm.faults < faults and time.monotonic() < began + seconds and not storm.is_lost
+            ):
                 storm.round(deadline, storm.faults / faults)
                 write(path, storm.summary() | {"seconds": time.monotonic() - began})
             ended = storm.close(deadline)

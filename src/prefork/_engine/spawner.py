@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,8 +27,11 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, WorkerHandle
 from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
+from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Child, Process, preload
+from prefork._system.threads import BackgroundThread
+from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
@@ -148,8 +150,9 @@ class _BackgroundStart:
         self.began = time.monotonic()
         self.error: Exception | None = None
         self._spawn, self._done = spawn, done
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, name="prefork-Start", daemon=True).start()
+        self.ended = False
+        self._end = Condition()
+        BackgroundThread(self._run, "prefork-Start").start()
 
     def _run(self) -> None:
         try:
@@ -157,12 +160,9 @@ class _BackgroundStart:
         except Exception as exc:
             self.error = exc
         finally:
-            self._ended.set()
+            self.ended = True
+            self._end.notify_all()
             self._done()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
 
     def finish(self, timeout: float | None) -> None:
         """Wait for its end, at most so many seconds.
@@ -171,7 +171,7 @@ class _BackgroundStart:
             TimeoutError: it has not ended.
             Exception: what `spawn` has raised.
         """
-        if not self._ended.wait(timeout):
+        if not self._end.wait(lambda: self.ended, timeout):
             raise TimeoutError(f"no worker process could be started within {timeout:g} s")
         if self.error is not None:
             raise self.error
@@ -231,15 +231,14 @@ class Spawner:
         pending: deque[_PendingWorker] = deque()
         try:
             for place in self._free_places(count):
-                pending.append(self._prepare(place))
+                uninterrupted(lambda: pending.append(self._prepare(place)))  # noqa: B023
             with self._pausing(QUIET_SECONDS):
                 for start in pending:
                     start.start()
-            while pending and self._admit(pending):
+            while pending and uninterrupted(lambda: self._admit(pending)):
                 pass
         finally:
-            for start in pending:
-                start.discard()
+            uninterrupted(lambda: deque(map(_PendingWorker.discard, pending), 0))
 
     def _prepare(self, place: int) -> _PendingWorker:
         self._spawned += 1

@@ -198,8 +198,13 @@ class WorkerSupervisor:
         stack = worker.channel.black_box.text()
         exitcode = worker.process.collect()
         note = self._note(worker, exitcode)
+        may_begin = worker.phase is not Phase.EXITED or worker.kill_reason is not None
+        begun, _ = worker.running()
         for job in list(worker.sent.values()):
-            self._collector.lose_job(worker, job, exitcode, stack, note)
+            if may_begin or job.id == begun:
+                self._collector.lose_job(worker, job, exitcode, stack, note)
+        # What it has not even noted on its board it has not begun, and nobody else has it.
+        self._state.scheduler.return_jobs(worker, list(worker.sent))
         self._dispatcher.remove_worker(worker)
         self._state.exits.discard(worker.process)
         worker.channel.close()

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from prefork._ipc.memfd import BEST, MemfdCache, MemoryFile, Transport, above_stdio
 from prefork._system import at_fork
+from prefork._system.uninterrupted import uninterrupted
 
 __all__ = ["FdSocket", "Payload", "receive_payload", "send_payload"]
 
@@ -121,9 +122,14 @@ class FdSocket:
 
     def socket(self) -> socket.socket:
         if self._socket is None:
-            self._socket = socket.socket(fileno=self._fd)
-            self._socket.setblocking(self._blocking)
+            # As a whole: an object that nobody has closes the descriptor.
+            uninterrupted(self._make)
+        assert self._socket is not None
         return self._socket
+
+    def _make(self) -> None:
+        self._socket = socket.socket(fileno=self._fd)
+        self._socket.setblocking(self._blocking)
 
     def detach(self) -> None:
         """The descriptor is closed by somebody else."""

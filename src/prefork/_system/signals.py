@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["DEFAULT", "IGNORE", "forget_handlers", "set_action", "unblock"]
+__all__ = ["DEFAULT", "IGNORE", "forget_handlers", "get_action", "set_action", "unblock"]
 
 Action = Callable[[int, FrameType | None], object] | int
 try:
@@ -21,6 +21,8 @@ DEFAULT, IGNORE = _signal.SIG_DFL, _signal.SIG_IGN
 _UNBLOCK = int(signal.SIG_UNBLOCK)
 set_action: Callable[[int, Action], object] = _signal.signal
 """What happens at a signal: a function is called, or DEFAULT, or IGNORE."""
+get_action: Callable[[int], Action | None] = _signal.getsignal
+"""The same; None: what that is was not said in Python."""
 
 
 def unblock(*signums: int) -> None:
@@ -30,5 +32,5 @@ def unblock(*signums: int) -> None:
 def forget_handlers(signums: Iterable[int] = range(1, signal.NSIG)) -> None:
     """The default instead of each Python function."""
     for signum in signums:
-        if callable(_signal.getsignal(signum)):
+        if callable(get_action(signum)):
             set_action(signum, DEFAULT)
