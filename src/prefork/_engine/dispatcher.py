@@ -182,8 +182,13 @@ class Dispatcher:
             for job_id in jobs:
                 slot.channel.forget(job_id)
             self._scheduler.return_jobs(slot, jobs)
-        elif self._timers.starts.delay is not None:
+            return
+        if self._timers.starts.delay is not None:
             self.expect_start(slot)
+        if self._timers.unread.next_due is None:
+            self._timers.unread.begin(time.monotonic())
+            with contextlib.suppress(RuntimeError):  # it needs a thread, and there is none left
+                self._rearm()
 
     def _watch(self, job: Job) -> None:
         """The job is being sent: something may become due for that."""

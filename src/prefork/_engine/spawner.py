@@ -14,7 +14,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
@@ -138,6 +138,11 @@ class _PendingWorker:
         self._channel.close()
 
 
+def _discard(pending: Iterable[_PendingWorker]) -> None:
+    for start in pending:
+        start.discard()
+
+
 class _BackgroundStart:
     """One worker's start, on a thread of its own.
 
@@ -235,10 +240,11 @@ class Spawner:
             with self._pausing(QUIET_SECONDS):
                 for start in pending:
                     start.start()
-            while pending and uninterrupted(lambda: self._admit(pending)):
-                pass
+            goes_on = True
+            while pending and goes_on:
+                goes_on = uninterrupted(lambda: self._admit(pending))
         finally:
-            uninterrupted(lambda: deque(map(_PendingWorker.discard, pending), 0))
+            uninterrupted(lambda: _discard(pending))
 
     def _prepare(self, place: int) -> _PendingWorker:
         self._spawned += 1

@@ -131,6 +131,7 @@ class WorkerSupervisor:
         self._spawner.fill_up(self._is_short_of_workers)
         with state.lock:
             self._dismiss_surplus()
+            self._hurry_idle()
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
             is_over = state.phase is PoolPhase.TERMINATE or state.is_done()
             if is_over and not state.workers and self._spawner.has_ended():
@@ -258,6 +259,14 @@ class WorkerSupervisor:
         surplus = len(present) - self._wanted()
         for worker in sorted(present, key=lambda w: len(w.sent))[: max(0, surplus)]:
             self._dispatcher.dismiss(worker, "fewer workers are wanted")
+
+    def _hurry_idle(self) -> None:
+        """Who is to leave and has nothing to do leaves now, unless it was stopped, or hangs: then
+        it is continued, and waited for, but not for ever."""
+        for worker in self._state.workers:
+            is_to_leave = worker.is_idle and worker.is_retiring and worker.lost_job is None
+            if is_to_leave and worker.deadline is None:
+                worker.leave(worker.reason, EXIT_SECONDS)
 
     def _replace_next(self) -> None:
         """Dismiss an outdated worker, if there is another one to take its place."""

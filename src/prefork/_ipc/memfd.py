@@ -140,8 +140,8 @@ class MemoryFile:
     def close(self) -> None:
         if self.is_lost():
             self._fds.hand_over()
-        self.fd = -1
         self._fds.close()
+        self.fd = -1
 
     def __del__(self) -> None:
         if hasattr(self, "_inode"):

@@ -4,6 +4,7 @@
     MemoryTimer    looks at the memory of busy workers
     StartTimer     starts of jobs that are still to be reported
     HoldTimer      short jobs that wait for workers which are at work
+    UnreadTimer    jobs that an idle worker does not read
 
 Each knows when it is due next (`next_due`, monotonic seconds; None: there is nothing to wait for),
 and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`).
@@ -29,11 +30,12 @@ __all__ = [
     "MemoryTimer",
     "StartTimer",
     "Timers",
+    "UnreadTimer",
 ]
 
 UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
-does not run: one that was stopped, for instance."""
+does not run: one that was stopped, for instance. One without a limit is looked for as often."""
 MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
 HOLD_SECONDS: Final = 0.001
@@ -221,6 +223,36 @@ class HoldTimer:
         self.next_due = None
 
 
+class UnreadTimer:
+    """Jobs that an idle worker does not read, as it was stopped: somebody else shall run them.
+
+    It is due only while there may be such jobs.
+    """
+
+    def __init__(self) -> None:
+        self.next_due: float | None = None
+        self._seen: dict[WorkerSlot, int] = {}  # the first jobs that were unread at the last look
+
+    def begin(self, now: float) -> None:
+        """A job was sent."""
+        self.next_due = now + UNREAD_SECONDS
+
+    def look(self, slots: Iterable[WorkerSlot], now: float) -> list[tuple[WorkerSlot, Job]]:
+        """What was unread at the last look, too; sets `next_due`."""
+        unread: list[tuple[WorkerSlot, Job]] = []
+        may_come = False
+        for slot in slots:
+            job = slot.first()
+            if job is not None and slot.ready:
+                may_come = may_come or len(slot.sent) > 1
+                if slot.running()[0] not in slot.sent:
+                    unread.append((slot, job))
+        found = [(slot, job) for slot, job in unread if self._seen.get(slot) == job.id]
+        self._seen = {slot: job.id for slot, job in unread}
+        self.next_due = now + UNREAD_SECONDS if unread or may_come else None
+        return found
+
+
 class Timers:
     """All that one pool waits for.
 
@@ -236,6 +268,7 @@ class Timers:
         self.memory = MemoryTimer(memory_interval)
         self.starts = StartTimer(accept_delay)
         self.hold = HoldTimer()
+        self.unread = UnreadTimer()
 
     def next_due(self) -> float | None:
         """The earliest of all (monotonic seconds); None: there is nothing to wait for."""
@@ -244,5 +277,6 @@ class Timers:
             self.memory.next_due,
             self.starts.next_due,
             self.hold.next_due,
+            self.unread.next_due,
         )
         return min((time for time in times if time is not None), default=None)
