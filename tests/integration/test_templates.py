@@ -92,7 +92,9 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     lose_worker(pool)
     assert pool.apply(get_value) == "as it was when the pool was made"
     pool.restart()
+    (old,) = pool.statistics().workers
     eventually(lambda: pool.apply(get_value) == "as it is now", "workers are replaced")
+    eventually(lambda: [pool.apply(abs, (0,)), has_ended(old.pid)][1], "the old one leaves")
     lose_worker(pool)
     assert pool.apply(get_value) == "as it is now"
     assert template_of(pool) is not template

@@ -61,6 +61,7 @@ class Templates:
         self._accepted: _Candidate | None = None
         self._candidate: _Candidate | None = None
         self._all: set[Template] = set()
+        self._is_next_plain = False  # the last template was lost over its first start
 
     def origin(self, generation: int) -> Origin:
         """For one more worker.
@@ -74,6 +75,9 @@ class Templates:
         accepted = self._accepted
         if accepted is not None and accepted.generation == generation:
             return self._from(accepted)
+        if self._is_next_plain and accepted is None:
+            self._is_next_plain = False  # so that there is progress, whatever ends templates here
+            return Origin(Ties(self._lifeline), generation)
         if self._candidate is None:
             assert self._lifeline is not None
             made = Template(self._lifeline.end)
@@ -138,6 +142,7 @@ class Templates:
             and origin.ties.template is candidate.template
         ):
             self._candidate = None
+            self._is_next_plain = True
             self._retire(candidate)
 
     def retire(self) -> None:
