@@ -18,7 +18,7 @@ Start = Callable[..., Worker]
 
 
 SECONDS = 300
-"""Each event has its deadline; a test may wait for several, and for servers and workers to start."""
+"""Each event has a deadline of its own; a test may wait for several, and for servers to start."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
