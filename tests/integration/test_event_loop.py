@@ -226,6 +226,15 @@ def test_get_gives_up_in_time(pool, gate):
         handle.get(0)
 
 
+@pytest.mark.parametrize("seconds", [1e8, 1e300])
+def test_a_wait_and_a_limit_of_any_length(pool, seconds):
+    limited = pool.apply_async(square, (3,), timeout=seconds)
+    assert pool.apply_async(square, (2,)).get(seconds) == 4
+    assert limited.get() == 9
+    pool.terminate()
+    assert pool.join(seconds)
+
+
 def test_handle_events_runs_the_callbacks(pool):
     calls = []
     pool.apply_async(square, (3,), callback=calls.append)

@@ -20,7 +20,7 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, eventually, marked, stop
-from prefork import Terminated
+from prefork import Terminated, WorkerState
 
 kept: list[object] = []
 
@@ -103,6 +103,7 @@ def test_let_go(make_pool, tmp_path, how):
 
 def test_only_the_worker_that_runs_a_task_is_killed(make_pool, tmp_path, gate):
     pool = make_pool(2, hold, (tmp_path,))
+    eventually(lambda: {w.state for w in pool.statistics().workers} == {WorkerState.IDLE}, "idle")
     pids = set(pool.map(fill, range(50), 1))
     running = pool.apply_async(enter, (gate,))
     busy = gate.arrival().pid

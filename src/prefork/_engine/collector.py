@@ -16,7 +16,7 @@ from typing import Final
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._ipc.outcome import decode_exit, decode_reason
+from prefork._ipc.outcome import Large, decode_exit, decode_reason
 from prefork._ipc.wire import Kind
 from prefork._policy.job import Job
 from prefork._policy.timers import Timers
@@ -77,9 +77,10 @@ class Collector:
 
     def _read_reports(self, worker: WorkerHandle) -> bool:
         """Account for what a worker says; False if it says nothing now."""
+        had_ended = worker.channel.eof
         reports = worker.channel.receive()
         if reports is None:
-            if worker.channel.eof:
+            if worker.channel.eof and not had_ended:  # once: the supervisor looks here, too
                 self._state.outboxes.discard(worker.channel)
                 self._state.wake_supervisor()
             return False
@@ -113,6 +114,8 @@ class Collector:
         worker.channel.forget(job.id)
         worker.tasks += 1
         worker.kill_reason = None  # if it was for this job, it came too late
+        if type(payload) is Large:
+            job.result_bytes = payload.nbytes
         self._open_jobs.resolve(job, kind, payload)
         if worker.sent and self._timers.starts.delay is not None:
             self._dispatcher.expect_start(worker)

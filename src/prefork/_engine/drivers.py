@@ -22,7 +22,7 @@ from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system.condition import Condition
 from prefork._system.log import WARNING
-from prefork._system.selector import Selector
+from prefork._system.selector import MAX_TIMEOUT, Selector
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 
@@ -274,11 +274,13 @@ class EventLoop:
         return True
 
     def _delay(self) -> float | None:
-        """Seconds until a role wants to be called in any case."""
+        """Seconds until a role wants to be called in any case; or until this is to be asked again:
+        neither poll nor every loop takes any number."""
         if (roles := self._roles) is None:
             return None
         times = (roles.limits.timeout(), roles.supervisor.timeout())
-        return min((time for time in times if time is not None), default=None)
+        known = [time for time in times if time is not None]
+        return min(*known, MAX_TIMEOUT) if known else None
 
     def _on_timer(self) -> None:
         """Telling is left to the readers. Kombu's hub fires timers right before it waits: what a

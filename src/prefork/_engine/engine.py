@@ -92,7 +92,7 @@ class Engine:
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_payload, memfd_cache)
+        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )

@@ -93,7 +93,7 @@ class Role:
         """Wait for the thread; a role that calls this on itself returns at once. Whether it has
         ended, or never was."""
         if self._thread is not None and self.is_running and not self.is_current:
-            self._thread.join(timeout)
+            self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
             return not self.is_running
         return True
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from prefork._engine.worker_handle import WorkerHandle
-from prefork._ipc.outcome import decode
-from prefork._ipc.wire import INLINE, Kind
+from prefork._ipc.outcome import Large, decode
+from prefork._ipc.wire import Kind
 from prefork._policy.job import NULL_SINK, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.timers import Expiry
@@ -39,8 +39,8 @@ __all__ = [
     "PoolState",
 ]
 
-MAX_OPEN_PAYLOADS: Final = 128
-"""Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
+MAX_OPEN_FILES: Final = 128
+"""Large jobs that wait in files; more wait in memory, so that descriptors are left."""
 
 # What an outcome may be, beside the kinds of reports that end a job.
 ERROR: Final = -1  # the job has failed; the detail is the exception
@@ -86,7 +86,7 @@ class OutcomeQueue:
                 condition = _deliver(job, kind, detail)
                 if condition is not None:
                     waiting[condition] = None
-                    if type(detail) is list:
+                    if type(detail) is Large:
                         condition.notify_all()  # large ones take their time
         finally:
             for condition in waiting:
@@ -126,13 +126,12 @@ class OpenJobs:
         self.failed = 0
         self.retried = 0
         self._outcomes = outcomes
-        self._open_payloads = 0  # unresolved large jobs that have a file
-        self._bare_payloads = 0  # unresolved large jobs that have none yet
+        self._files = 0  # open jobs that have one
 
     def add(self, job: Job) -> None:
         self.by_id[job.id] = job
-        if job.payload is not None or len(job.pickled) > INLINE:
-            self._count_payload(job, +1)
+        if job.payload is not None and job.payload.is_file:
+            self._files += 1
 
     def resolve(self, job: Job, kind: int, payload: object) -> None:
         """The outcome is known: a report's kind and payload, or ERROR and an exception.
@@ -145,8 +144,8 @@ class OpenJobs:
             self.failed += 1
         else:
             self.finished += 1
-        if job.payload is not None or len(job.pickled) > INLINE:
-            self._count_payload(job, -1)
+        if job.payload is not None and job.payload.is_file:
+            self._files -= 1
         job.resolve()
         self._outcomes.add(job, kind, payload)
 
@@ -162,20 +161,9 @@ class OpenJobs:
         job.start_unreported = False
         self._outcomes.add(job, ACCEPTED, Accepted(pid, started))
 
-    def may_open_payload(self) -> bool:
-        """Whether the file of a large job may be made before a worker is free for it.
-
-        Not if jobs that came before have none: where descriptors are short, those that become
-        free are for them.
-        """
-        return self._bare_payloads == 0 and self._open_payloads < MAX_OPEN_PAYLOADS
-
-    def _count_payload(self, job: Job, change: int) -> None:
-        """A large job has come or gone."""
-        if job.payload is not None:
-            self._open_payloads += change
-        else:
-            self._bare_payloads += change
+    def may_open_file(self) -> bool:
+        """Whether one more large job may wait in a file."""
+        return self._files < MAX_OPEN_FILES
 
 
 class PoolPhase(enum.Enum):

@@ -74,7 +74,7 @@ class WorkerSupervisor:
         self._at_end = at_end
         self._end = Condition()
         self._termination = ""  # has been asked for, and why
-        self._memory_kills = OutOfMemoryKills()
+        self._memory_kills: OutOfMemoryKills | None = None  # from the first look on
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
 
     # ---- how many
@@ -111,10 +111,15 @@ class WorkerSupervisor:
             When it wants to be called again, in seconds; None: when it is woken, or a worker ends.
         """
         state = self._state
+        if self._memory_kills is None:  # not before the start, which should not wait for it
+            self._memory_kills = OutOfMemoryKills()
         if self._termination:
             text = f"{self._termination} before this job had finished"
             self._lifecycle.stop(Terminated(text))
         self._spawner.look_at_start_failures()
+        exited = list(exited)
+        for worker in exited:
+            worker.process.ask_status()  # without the lock: it may have to be waited for
         with state.lock:
             for worker in exited:
                 if worker.phase is not Phase.REAPED:
@@ -129,6 +134,8 @@ class WorkerSupervisor:
         for start in failed:
             self._spawner.judge(start)
         self._spawner.fill_up(self._is_short_of_workers)
+        if state.phase is PoolPhase.TERMINATE or state.is_done():
+            self._spawner.no_more()
         with state.lock:
             self._dismiss_surplus()
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
@@ -210,7 +217,8 @@ class WorkerSupervisor:
 
     def _note(self, worker: WorkerHandle, exitcode: int | None) -> str:
         was_us = worker.has_been(Phase.KILLED)
-        if exitcode == -signal.SIGKILL and not was_us and self._memory_kills.any_new():
+        kills = self._memory_kills
+        if exitcode == -signal.SIGKILL and not was_us and kills is not None and kills.any_new():
             return "the kernel was out of memory"
         return ""
 
@@ -311,6 +319,7 @@ class WorkerSupervisor:
     def release(self) -> None:
         """There are no workers any more: end the other roles, free the descriptors."""
         self._at_end()
+        self._spawner.close()
         self._memfd_cache.close()
         self._state.outboxes.close()
         self._state.exits.close()

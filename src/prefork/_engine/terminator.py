@@ -133,6 +133,7 @@ class Terminator:
         self._collector.isolate(worker)
         if job.id in worker.sent or worker.has_exited:  # it reads, after all
             self._collector.reopen(worker)
+            self._dispatcher.hand_out()
             return
         why = f"it did not read job {job.id} ({job.function})"
         self._dispatcher.dismiss(worker, why)

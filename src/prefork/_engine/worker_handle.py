@@ -164,7 +164,10 @@ class WorkerHandle(WorkerSlot):
         self.process.signal(signal.SIGCONT)
 
     def kill(self, why: str = "") -> None:
-        """SIGKILL to it and to its group."""
+        """SIGKILL to it and to its group; nothing once it is reaped, as its number may be another
+        process's by then."""
+        if self.phase is Phase.REAPED:
+            return
         if not self.was_killed:
             self.reason = why or self.reason
         if self._move(Phase.KILLED):

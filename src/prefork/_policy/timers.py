@@ -112,6 +112,8 @@ class LimitTimer:
         expired: list[Expiry],
         looks: list[float],
     ) -> None:
+        if job.size > 1 and (limit := _first_limit(job)) is not None:
+            looks.append(now + limit)  # for the chunk's next item, which may begin any moment
         if job.timeout:
             if now >= started + job.timeout:
                 expired.append(Expiry(slot, job, False, job.timeout, started))
@@ -123,8 +125,6 @@ class LimitTimer:
                 expired.append(Expiry(slot, job, True, job.soft_timeout, started))
             else:
                 looks.append(started + job.soft_timeout)
-        if job.size > 1 and (limit := _first_limit(job)) is not None:
-            looks.append(now + limit)  # for the chunk's next item
 
     def forget(self, slot: WorkerSlot) -> None:
         self._interrupted.pop(slot, None)

@@ -3,7 +3,6 @@
 The standard library ends a child of the start methods fork and forkserver by `os._exit`: functions
 that were registered with `atexit` in it do not run, and what is in the buffers of its files is
 lost. Here they run, and the files are closed; not what it has inherited, which is its parent's.
-A child of the start method spawn is an interpreter of its own, and ends as one.
 
 The end waits for threads and child processes, as the standard library does, but not for ever: what
 a task has left behind holds nobody up. See `part`.
@@ -32,12 +31,19 @@ LEFTOVER_SECONDS = 1.0
 behind, all together."""
 
 
-def begin() -> None:
-    """To be called first in a child that shares its parent's memory.
+def begin(is_fresh: bool) -> None:
+    """To be called first in a child.
 
-    What there is now is not looked at again by the garbage collector: to look at an object means to
-    write to it, and so to copy its page.
+    Args:
+        is_fresh: it is an interpreter of its own (spawn), which runs its exit functions by itself,
+            but leaves files open that it cannot tell to be garbage.
+
+    What a child shares with its parent is not looked at again by the garbage collector: to look at
+    an object means to write to it, and so to copy its page.
     """
+    if is_fresh:
+        atexit.register(_close_files)  # the first to be registered, and so the last to run
+        return
     gc.freeze()
     _disarm_finalizers()
     # Exit functions run in the reverse order of their registration. So those of this process run
@@ -108,8 +114,8 @@ def _do_nothing() -> None:
 
 
 def end(code: int) -> None:
-    """To be called last, in such a child or if it must end so: run its exit functions, close its
-    files, and exit."""
+    """To be called last, in a child that is not fresh or if it must end so: run its exit functions,
+    close its files, and exit."""
     global _code  # noqa: PLW0603
     _code = code
     atexit._run_exitfuncs()

@@ -3,7 +3,6 @@ billiard expect one to be, in the places where they look."""
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import re
@@ -19,19 +18,11 @@ from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
 from celery.worker import state
-from kombu.utils.objects import cached_property
 
 from prefork._system import process
 from prefork.taskpool.initializer import set_signals
 
-__all__ = [
-    "FRESH",
-    "Process",
-    "SpawnProcess",
-    "has_heeded",
-    "note_properties",
-    "process_initializer",
-]
+__all__ = ["FRESH", "Process", "SpawnProcess", "has_heeded", "process_initializer"]
 
 FRESH = "FORKED_BY_MULTIPROCESSING"
 """Celery's sign, in the environment, of a child that is a fresh interpreter."""
@@ -42,7 +33,6 @@ if that is not SIGTERM, by REMAP_SIGTERM, SIGTERM is for the main process alone,
 to: hosts that send it to all processes of a worker leave its tasks the time of a soft shutdown."""
 
 _hostname: str | None = None
-_properties: list[cached_property] = []  # see `note_properties`
 
 
 class Process(process.Process):
@@ -72,28 +62,6 @@ class SpawnProcess(Process):
     kind = "SpawnPoolWorker"
 
 
-def note_properties() -> None:
-    """To be called before workers are forked beside threads.
-
-    Kombu's cached properties have a lock each, which whoever reads one holds for a moment; if a
-    thread of the parent does so at the time of a fork, nobody in the child would ever release it.
-    So a child renews them; they are looked for in the parent, as there are thousands of classes.
-    """
-    classes: set[type[Any]] = set()
-    found: list[type[Any]] = [object]
-    while found:
-        classes.update(found)
-        subclasses = itertools.chain.from_iterable(map(type.__subclasses__, found))
-        found = [cls for cls in subclasses if cls not in classes]
-    values = (value for cls in classes for value in vars(cls).values())
-    _properties[:] = [value for value in values if isinstance(value, cached_property)]
-
-
-def _renew_property_locks() -> None:
-    for cached in _properties:
-        cached.lock = threading.RLock()
-
-
 def process_initializer(app: Any, hostname: str) -> None:
     """Make a new process one that can run celery's tasks.
 
@@ -103,7 +71,6 @@ def process_initializer(app: Any, hostname: str) -> None:
     """
     global _hostname  # noqa: PLW0603
     _hostname = hostname
-    _renew_property_locks()
     _set_task_join_will_block(True)
     set_signals()
     for name in EXIT_SIGNALS:
@@ -168,7 +135,8 @@ def _appear_in_billiard() -> None:
     me = multiprocessing.current_process()
     twin = billiard.process.BaseProcess(name=me.name)
     twin.index = getattr(me, "index", 0)
-    twin._parent_pid = os.getppid()
+    parent = multiprocessing.parent_process()
+    twin._parent_pid = parent.pid if parent is not None else os.getppid()
     billiard.process._set_current_process(twin)
     multiprocessing.process._current_process = me  # type: ignore[attr-defined]
     if FRESH not in os.environ:

@@ -106,8 +106,6 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
             self.Pool = SpawnPool
         else:
             self.Pool = Pool
-            if self.threads:
-                child.note_properties()
         super().on_start()
         if self.slots is not None and self.limit < 1:  # as with --autoscale=10,0
             self.slots.grow(1 - self.limit)
