@@ -17,12 +17,14 @@ What a victim was doing when it was hit is told by the log that the tasks write,
 *storm*: tasks that raise, exit, crash, kill or stop themselves, pass their limits, ignore signals
 or keep memory (`misdeeds.py`); SIGKILL and SIGSTOP from outside, jobs that are cancelled or
 terminated, grow, shrink and restart meanwhile; workers replaced after 50 tasks and above a size.
+All this in one kind of surroundings after another (`settings.py`), or in those of `--kinds`; and
+pools that are interrupted, over and over again, by a signal whose handler raises (`interrupts.py`).
 Each job gets the one outcome that its history allows (`ledger.py`):
 
     innocent   lost, though nothing had happened to its worker
     silent     no answer within the deadline
     doubled    started or reported twice
-    wrong      another value or error than it deserves
+    wrong      another value or error than it deserves, or too late a callback
     replaced   pools that had to be given up, since they were broken or hung
 
 With `--peer`, the same is done to other pools, without what they have no call for: `--peer all`.
@@ -37,203 +39,24 @@ Exits with 1 and says why when a promise is broken. A hang prints the stacks of 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
-import functools
-import itertools
 import logging
-import multiprocessing
-import os
 import random
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from accounts import Accounts, Batch, BrokenPromise, Log, make_tasks, open_log, run
-from leftovers import Possessions, kill_owner, leak, worker_pids
+from accounts import Accounts, BrokenPromise, Log
+from kills import bombard
+from leftovers import HANG, Possessions, kill_owner, leak
 from rivals import RIVALS
-from trials import Trial, recycle, storm
+from trials import KINDS, Trial, recycle, storm
 
-from prefork import Pool, TimeoutError, WorkerLostError
-
-HANG = 60.0
-"""Seconds without an answer that count as a hang. No task here runs longer than milliseconds."""
-NEVER = 3600.0
-"""For `lost_worker_timeout`: no task here leaves a process that could still answer, so that a
-wait for one would be a bug, and shall be seen as a hang."""
+from prefork import TimeoutError
 
 # --- kills -------------------------------------------------------------------------------------
-
-
-def load_by_apply(pool: Pool, batch: Batch) -> None:
-    """One `apply_async` each; each has exactly one of two callbacks called."""
-    results = []
-    for task in batch.tasks:
-        called = functools.partial(batch.called, task.number)
-        results.append(pool.apply_async(run, (task,), callback=called, error_callback=called))
-    for task, result in zip(batch.tasks, results, strict=True):
-        try:
-            batch.take(result.get(HANG))
-        except WorkerLostError as exc:
-            batch.fail(exc, task)
-
-
-def load_by_map(pool: Pool, batch: Batch) -> None:
-    try:
-        values = pool.map_async(run, batch.tasks, batch.chunk).get(HANG)
-    except WorkerLostError as exc:
-        batch.fail(exc)
-    else:
-        for value in values:
-            batch.take(value)
-
-
-def load_by_imap(pool: Pool, batch: Batch) -> None:
-    results = pool.imap(run, batch.tasks, batch.chunk)
-    for task in batch.tasks:
-        try:
-            batch.take(results.next(HANG))
-        except WorkerLostError as exc:
-            batch.fail(exc, task)
-    if next(results, None) is not None:
-        raise BrokenPromise("imap: more results than tasks")
-
-
-def load_by_imap_unordered(pool: Pool, batch: Batch) -> None:
-    results = pool.imap_unordered(run, batch.tasks, batch.chunk)
-    while True:
-        try:
-            batch.take(results.next(HANG))
-        except StopIteration:
-            return
-        except WorkerLostError as exc:
-            batch.fail(exc)
-
-
-LOADS: list[Callable[[Pool, Batch], None]] = [
-    load_by_apply,
-    load_by_map,
-    load_by_imap,
-    load_by_imap_unordered,
-]
-
-
-class Killer(threading.Thread):
-    """Sends SIGKILL to one worker after another, in bursts too: several victims within the time
-    that it takes to replace one.
-
-    Args:
-        pause: the seconds between two kills, on average.
-    """
-
-    def __init__(self, rng: random.Random, kills: int, pause: float) -> None:
-        super().__init__(name="killer", daemon=True)
-        self.killed: list[int] = []
-        self._rng = rng
-        self._kills = kills
-        self._pause = pause
-
-    def run(self) -> None:
-        while len(self.killed) < self._kills:
-            pause = self._rng.choice([0.0, 1.0, 2.0]) * self._pause
-            time.sleep(self._rng.expovariate(1.0) * pause)
-            victims = list(worker_pids() - set(self.killed[-100:]))
-            multiprocessing.active_children()  # polls all children, as user code may at any time
-            if victims:
-                victim = self._rng.choice(victims)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-                    self.killed.append(victim)
-
-
-class Manager(threading.Thread):
-    """Has the pool come and go with its workers meanwhile: `restart`, `grow` and `shrink`."""
-
-    def __init__(self, rng: random.Random, pool: Pool, pause: float) -> None:
-        super().__init__(name="manager", daemon=True)
-        self._rng = rng
-        self._pool = pool
-        self._pause = pause
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        few = self._pool.processes
-        while not self._stopped.wait(self._rng.expovariate(1.0) * self._pause):
-            match self._rng.randrange(3):
-                case 0:
-                    self._pool.restart()
-                case 1 if self._pool.processes < few + 2:
-                    self._pool.grow()
-                case 2 if self._pool.processes > few:
-                    self._pool.shrink()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
-
-
-def start_seconds(method: str) -> float:
-    """How long it takes to replace a worker."""
-    with Pool(1, context=multiprocessing.get_context(method)) as pool:
-        pool.apply_async(abs, (1,)).get(HANG)
-        pool.restart()
-        started = time.monotonic()
-        pool.apply_async(abs, (1,)).get(HANG)
-        return time.monotonic() - started
-
-
-class Bombardment(NamedTuple):
-    batches: list[Batch]
-    killed: list[int]
-    slowest: float  # batch, seconds
-    seconds: float
-
-
-def bombard(args: argparse.Namespace, method: str, log: str) -> Bombardment:
-    """Load a pool until so many of its workers have been killed. Nothing is judged here, except
-    that every call returns."""
-    rng = random.Random(f"{args.seed} {method}")
-    pause = start_seconds(method)
-    killer = Killer(random.Random(rng.random()), args.number, pause)
-    numbers = itertools.count()
-    batches: list[Batch] = []
-    slowest, started = 0.0, time.monotonic()
-    pool = Pool(
-        args.processes,
-        open_log,
-        (log,),
-        lost_worker_timeout=NEVER,
-        maxtasksperchild=200 if args.turmoil else None,
-        context=multiprocessing.get_context(method),
-    )
-    manager = Manager(random.Random(rng.random()), pool, pause * args.processes)
-    if args.turmoil:
-        manager.start()
-    killer.start()
-    while killer.is_alive():
-        faulthandler.dump_traceback_later(3 * HANG, exit=True)  # for the calls without a timeout
-        load = rng.choice(LOADS)
-        chunk = 1 if load is load_by_apply else rng.choice([1, 1, 3, 10])
-        tasks = make_tasks(rng, numbers, rng.choice([1, 10, 100, 300]))
-        batch = Batch(load.__name__.removeprefix("load_by_"), tasks, chunk)
-        batches.append(batch)
-        began = time.monotonic()
-        load(pool, batch)
-        slowest = max(slowest, time.monotonic() - began)
-        if rng.random() < 0.3:
-            time.sleep(rng.random() * 0.02)  # a time for victims that are idle
-    if args.turmoil:
-        manager.stop()
-    pool.close()
-    if not pool.join(HANG):
-        raise TimeoutError("the closed pool does not end")
-    faulthandler.cancel_dump_traceback_later()
-    return Bombardment(batches, killer.killed, slowest, time.monotonic() - started)
-
 
 PHASES = ["idle", "receiving", "running", "sending"]
 
@@ -243,7 +66,7 @@ def kills(args: argparse.Namespace) -> list[str]:
     say_row("start method", "kills", "jobs", "failed", *PHASES, "slowest batch", "all")
     for method in args.methods:
         with tempfile.NamedTemporaryFile(prefix="prefork-chaos-") as log:
-            done = bombard(args, method, log.name)
+            done = bombard(method, args.number, args.seed, args.processes, args.turmoil, log.name)
             accounts = Accounts(done.batches, done.killed, Log(log.name))
         breaches += [f"{method}: {breach}" for breach in accounts.breaches]
         say_row(
@@ -265,19 +88,30 @@ WRONGS = ["innocent", "silent", "doubled", "wrong", "replaced"]
 
 def run_storms(args: argparse.Namespace) -> list[str]:
     breaches = []
-    trial = Trial(args.number, args.seed, args.processes, args.deadline, args.seconds)
-    say_row("pool", "start method", "faults", "jobs", *WRONGS, "left", "all")
+    say_row("pool", "start method", "kind", "faults", "jobs", *WRONGS, "left", "all")
     for name in args.peers:
         for method in args.methods if name != "loky" else ["loky"]:
-            found = storm(name, method, trial)
-            counts = [found.get(what, "?") for what in ("faults", "jobs", *WRONGS)]
-            end = f"{found['seconds']:.0f} s" if found["ended"] else "hangs at its end"
-            say_row(name, method, *counts, found["left"], end)
-            if args.details:
-                print({what: found.get(what) for what in ("kinds", "fates", "breaches")})
-            if name == "prefork":
-                breaches += [f"{method}: {breach}" for breach in judge(found)]
+            for kind, faults in shares(args.kinds, args.number, name):
+                trial = Trial(faults, args.seed, args.processes, args.deadline, args.seconds)
+                found = storm(kind, name, method, trial)
+                counts = [found.get(what, "?") for what in ("faults", "jobs", *WRONGS)]
+                end = f"{found['seconds']:.0f} s" if found["ended"] else "hangs at its end"
+                say_row(name, method, kind, *counts, found["left"], end)
+                if args.details:
+                    print({what: found.get(what) for what in ("kinds", "fates", "breaches")})
+                if name == "prefork":
+                    print(found.get("stderr", ""), end="", file=sys.stderr)
+                    breaches += [f"{method}, {kind}: {breach}" for breach in judge(found)]
     return breaches
+
+
+def shares(kinds: Sequence[str], faults: int, name: str) -> list[tuple[str, int]]:
+    """How many of the faults are of each kind. What surrounds a pool, other than its tasks, is made
+    for this one."""
+    if name != "prefork":
+        return [("tasks", faults)]
+    total = sum(KINDS[kind] for kind in kinds)
+    return [(kind, -(-faults * KINDS[kind] // total)) for kind in kinds]
 
 
 def judge(found: dict[str, Any]) -> list[str]:
@@ -368,6 +202,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"storm: which pools, with commas ({', '.join(RIVALS)}, or all)",
     )
     parser.add_argument(
+        "--kinds",
+        type=lambda text: text.split(","),
+        default=list(KINDS),
+        help=f"storm: which kinds, with commas (all: {', '.join(KINDS)})",
+    )
+    parser.add_argument(
         "--deadline", type=float, default=HANG, help="storm: what counts as a hang (60 seconds)"
     )
     parser.add_argument(
@@ -376,6 +216,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--details", action="store_true", help="storm: counts by kind")
     parser.add_argument("--processes", type=int, default=4, help="of each pool (4)")
     args = parser.parse_args(argv)
+    if unknown := {*args.kinds} - {*KINDS} or {*args.peers} - {*RIVALS}:
+        parser.error(f"unknown: {', '.join(unknown)}")
     args.number = args.number or COMMANDS[args.command][1]
     args.seed = random.randrange(10**6) if args.seed is None else args.seed
     return args

@@ -23,9 +23,7 @@ class Fate(enum.StrEnum):
     SILENCE = "silence"  # no answer within the deadline
 
 
-DESERVED = {
-    Conduct.GOOD: Fate.VALUE,
-    Conduct.HOG: Fate.VALUE,
+DESERVED = dict.fromkeys(Conduct, Fate.VALUE) | {
     Conduct.RAISE: Fate.RAISED,
     Conduct.EXIT: Fate.LOST,
     Conduct.SUICIDE: Fate.LOST,
@@ -99,7 +97,7 @@ class Ledger:
             else:
                 self.wrong += 1
             self.breaches.append(f"{what}: {told.fate} instead of {sorted(may)}: {told.text}")
-        elif told.fate is Fate.VALUE and (ended != started[-1:] or len(ended) != 1):
+        elif told.fate is Fate.VALUE and not self._has_run_to_its_end(started, ended, deeds):
             self.wrong += 1
             self.breaches.append(f"{what}: has a value, but did not run to its end once")
         elif told.fate is Fate.LOST and (other := self._charge(told)) != task.number:
@@ -112,6 +110,12 @@ class Ledger:
         elif DESERVED[task.conduct] is not Fate.LOST and not deeds.killed.issuperset(started[:-1]):
             self.doubled += 1
             self.breaches.append(f"{what}: again, though nobody had killed its worker")
+
+    def _has_run_to_its_end(self, started: list[int], ended: list[int], deeds: Deeds) -> bool:
+        """Once, in the worker that was the last to start it. It may have done so before in workers
+        that were killed between its last line and their report, and so be run again."""
+        *unreported, last = ended or [0]
+        return started[-1:] == [last] and deeds.killed.issuperset(unreported)
 
     def _charge(self, told: Told) -> int:
         """The task that this one's worker has cost."""

@@ -18,7 +18,8 @@ from accounts import BrokenPromise
 from prefork import Pool
 
 GONE_WITHIN = 1.0  # seconds
-HANG = 60.0  # seconds
+HANG = 60.0
+"""Seconds without an answer that count as a hang. No task here runs longer than milliseconds."""
 TOKEN = "PREFORK_CHAOS"
 """A variable in the environment of all that belongs to one run, by which survivors are found."""
 

@@ -58,6 +58,10 @@ class Rival:
         """Cancel or terminate a job; whether that may have had an effect."""
         raise NotImplementedError
 
+    def end_on(self, pid: int) -> bool:
+        """Terminate the job that this worker runs; whether it was running any."""
+        raise NotImplementedError
+
     def manage(self, deed: str, few: int) -> bool:
         """`grow`, `shrink` or `restart`."""
         raise NotImplementedError
@@ -100,6 +104,10 @@ class Prefork(Rival):
             context=method,
             max_restarts=1000,  # random kills hit workers that are starting, too
         )
+
+    @property
+    def is_broken(self) -> bool:
+        return bool(self.pool.is_broken)
 
     def submit(self, task: Task, called: Callable[[object], None]) -> Any:
         return self.pool.apply_async(
@@ -291,6 +299,41 @@ class Pebble(Executor):
         return True
 
 
+class Deadpool(Pebble):
+    """It limits memory, the number of tasks and, by job, the time; the limit kills the worker."""
+
+    conducts = frozenset(set(Conduct) - {Conduct.LATE})
+
+    def __init__(self, processes: int, method: str, log: str) -> None:
+        deadpool = importlib.import_module("deadpool")
+        self.fates = {
+            deadpool.ProcessError: Fate.LOST,
+            concurrent.futures.CancelledError: Fate.ENDED,
+        }
+        self.pool = deadpool.Deadpool(
+            processes,
+            max_tasks_per_child=RECYCLED_AFTER,
+            max_worker_memory_bytes=RESTING_MEMORY << 10,
+            initializer=misdeeds.open_log,
+            initargs=(log,),
+            mp_context=multiprocessing.get_context(method),
+        )
+
+    def submit(self, task: Task, called: Callable[[object], None]) -> Any:
+        timeout = limits(task).get("timeout")
+        future = self.pool.submit(run, task, deadpool_timeout=timeout)
+        future.add_done_callback(called)
+        return future
+
+    @property
+    def is_broken(self) -> bool:
+        return bool(self.pool.closed)
+
+    def close(self, timeout: float) -> bool:
+        self.pool.shutdown()
+        return True
+
+
 class _Silence(Exception):
     pass
 
@@ -301,5 +344,6 @@ RIVALS: dict[str, type[Rival]] = {
     "billiard": Billiard,
     "executor": Executor,
     "pebble": Pebble,
+    "deadpool": Deadpool,
     "loky": Loky,
 }

@@ -1,10 +1,11 @@
 """The part of `chaos.py storm` that runs in a process of its own, for one pool and start method.
 
-    python storm.py POOL METHOD FAULTS SEED PROCESSES DEADLINE SECONDS FILE
+    python storm.py KIND POOL METHOD FAULTS SEED PROCESSES DEADLINE SECONDS FILE
 
-Jobs are handed in, some of which misbehave; meanwhile things are done to the pool from outside.
-Then all answers are waited for and booked; and again, until there were so many faults, or the time
-is up. FILE tells the state after each round, as JSON.
+Jobs are handed in, some of which misbehave; meanwhile things are done to the pool from outside, in
+the surroundings that belong to the kind of storm (`settings.py`). Then all answers are waited for
+and booked; and again, until there were so many faults, or the time is up. FILE tells the state
+after each round, as JSON. The kind "interrupts" is of its own: `interrupts.py`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from interrupts import Interrupts
 from ledger import Deeds, Fate, Ledger, Told
 from leftovers import Possessions, running, settle
-from misdeeds import Log, Task, answer, make_tasks
+from misdeeds import ORDINARY, Log, Task, answer, make_tasks
 from rivals import RIVALS, Rival
+from settings import SETTINGS, Setting, remove_files
 
 ROUND = 60  # jobs
 LONGEST_STOP = 0.1  # seconds
+MOST_REPLACED = 3  # pools, of those that should never have to be
 
 
 class Entry(NamedTuple):
@@ -41,9 +45,25 @@ class Entry(NamedTuple):
     handle: Any
 
 
+class NotTaken:
+    """A job that the pool did not take: it has raised an error instead of returning a handle."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class Storm:
-    def __init__(self, name: str, method: str, rng: random.Random, processes: int, log: str):
-        self.kind = RIVALS[name]
+    def __init__(
+        self,
+        setting: Setting,
+        kind: type[Rival],
+        method: str,
+        rng: random.Random,
+        processes: int,
+        log: str,
+    ) -> None:
+        self.setting = setting
+        self.kind = kind
         self._make = lambda: self.kind(processes, method, log)
         self.rng = rng
         self.few = processes
@@ -51,9 +71,12 @@ class Storm:
         self.ledger = Ledger(self.kind.strict)
         self.deeds = Deeds()
         self.replaced = 0  # pools that were given up
+        self._late = 0  # results that came before their callbacks had run
         self._given_up: list[Rival] = []
         self.callbacks: Counter[int] = Counter()
+        setting.prepare()
         self.pool: Rival = self._make()
+        setting.begin(self.pool)
         self._stopped: list[tuple[float, int]] = []  # until when, pid
         self._numbers = itertools.count(1)
 
@@ -61,19 +84,29 @@ class Storm:
     def faults(self) -> int:
         return self.ledger.faults.total() + self.deeds.counts.total()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether more would only take time: its pools hang, one after another."""
+        return self.kind.strict and self.replaced >= MOST_REPLACED
+
     # ---- one round
 
-    def round(self, deadline: float) -> None:
+    def round(self, deadline: float, progress: float) -> None:
+        """`progress`: which part of the storm is over."""
         entries: list[Entry] = []
-        for task in make_tasks(self.rng, self._numbers, ROUND, self.kind.conducts):
-            entries.append(Entry(task, self._submit(task)))
+        handles: dict[int, Any] = {}
+        self.setting.begin_round(progress)
+        for task in make_tasks(self.rng, self._numbers, ROUND, self.setting.conducts):
+            if task.conduct in ORDINARY and task.conduct not in self.kind.conducts:
+                continue
+            handles[task.number] = handle = self._submit(task, handles)
+            entries.append(Entry(task, handle))
             if self.rng.random() < 0.2:
                 time.sleep(self.rng.expovariate(1.0) * 0.005)
                 self._do_something(entries)
-            self._continue(time.monotonic())
-        while self._stopped:
+            self._undo()
+        while self._undo():
             time.sleep(0.01)
-            self._continue(time.monotonic())
         told = self._hear(entries, deadline)
         self.ledger.book(told, self.log, self.deeds)
         silent = any(each.fate is Fate.SILENCE for each in told)
@@ -81,21 +114,23 @@ class Storm:
             faulthandler.dump_traceback(all_threads=True)
         if silent or self.pool.is_broken:
             self._replace()
+        self.setting.end_round()
 
-    def _submit(self, task: Task) -> Any:
-        called = lambda _: self.callbacks.update([task.number])  # noqa: E731
+    def _submit(self, task: Task, handles: dict[int, Any]) -> Any:
+        called = self.setting.callback(task, handles, self.callbacks)
         try:
             return self.pool.submit(task, called)
-        except Exception:
-            if self.kind.strict:
-                raise
+        except Exception as exc:
+            if self.kind.strict and not self.pool.is_broken:
+                return NotTaken(exc)
             self._replace()
             return self.pool.submit(task, called)
 
     def _hear(self, entries: list[Entry], deadline: float) -> list[Told]:
         ends = time.monotonic() + deadline
         told = [self._ask(entry, ends) for entry in entries]
-        for each in told:  # callbacks may come a moment later
+        for each in told:
+            # Where the setting does not ask for more, callbacks may come a moment later.
             while (
                 not self.callbacks[each.task.number]
                 and each.fate is not Fate.SILENCE
@@ -109,12 +144,18 @@ class Storm:
 
     def _ask(self, entry: Entry, ends: float) -> Told:
         task = entry.task
+        if isinstance(entry.handle, NotTaken):
+            return Told(task, Fate.WRONG, f"it was not taken: {entry.handle.error!r}")
         try:
             value = self.pool.result(entry.handle, max(0.05, ends - time.monotonic()))
         except self.pool.silence as exc:
             return Told(task, Fate.SILENCE, repr(exc))
         except BaseException as exc:
             return Told(task, self.pool.fate(exc), repr(exc)[:300], _pid_in(exc))
+        finally:
+            late = self.setting.has_prompt_callbacks and not self.callbacks[task.number]
+            self._late += late
+        self.setting.keep(value)
         return Told(task, Fate.VALUE if value == answer(task) else Fate.WRONG, "its value")
 
     def _replace(self) -> None:
@@ -126,14 +167,22 @@ class Storm:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         self._stopped.clear()
+        self.setting.suspend()
         self.pool = self._make()
+        self.setting.begin(self.pool)
 
     # ---- what is done from outside
 
     def _do_something(self, entries: list[Entry]) -> None:
-        deed = self.rng.choice(self.kind.deeds)
+        own = self.setting.deeds if self.kind.strict else ()
+        deed = self.rng.choice([*self.kind.deeds, *own])
         done = False
-        if deed in ("kill", "stop", "end on"):
+        if deed in own:
+            with contextlib.suppress(ProcessLookupError):
+                done = self.setting.do(deed, self)
+        elif not self.setting.may_do(deed):
+            pass
+        elif deed in ("kill", "stop", "end on"):
             done = self._do_to_worker(deed)
         elif deed == "end":
             entry = self.rng.choice(entries)
@@ -145,7 +194,7 @@ class Storm:
         self.deeds.counts[deed] += done
 
     def _do_to_worker(self, deed: str) -> bool:
-        pid = self._victim()
+        pid = self.victim()
         if pid is None:
             return False
         try:
@@ -156,7 +205,7 @@ class Storm:
                 os.kill(pid, signal.SIGSTOP)
                 until = time.monotonic() + self.rng.random() * LONGEST_STOP
                 self._stopped.append((until, pid))
-            elif self.pool.end_on(pid):  # type: ignore[attr-defined]
+            elif self.pool.end_on(pid):
                 self.deeds.ended_on.add(pid)
             else:
                 return False
@@ -164,7 +213,7 @@ class Storm:
             return False
         return True
 
-    def _victim(self) -> int | None:
+    def victim(self) -> int | None:
         """A worker: it has run a task or, if that tells this pool's workers, leads a group."""
         self.log.read()
         processes = running()
@@ -177,11 +226,14 @@ class Storm:
         ]
         return self.rng.choice(workers) if workers else None
 
-    def _continue(self, now: float) -> None:
+    def _undo(self) -> bool:
+        """Undo what was done for a while, and is over; whether there is more that will be."""
+        now = time.monotonic()
         for until, pid in [each for each in self._stopped if each[0] <= now]:
             self._stopped.remove((until, pid))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        return self.setting.tick(self) or bool(self._stopped)
 
     # ---- the end
 
@@ -193,12 +245,16 @@ class Storm:
         )
         closer.start()
         closer.join(timeout)
+        self.setting.end()
         doubled = sum(count > 1 for count in self.callbacks.values())
         self.ledger.doubled = max(self.ledger.doubled, doubled)
         return ended == [True]
 
     def summary(self) -> dict[str, Any]:
         ledger = self.ledger
+        breaches = ledger.breaches + self.setting.breaches
+        if self._late:
+            breaches = [f"{self._late} results came before their callbacks had run", *breaches]
         return {
             "faults": self.faults,
             "kinds": dict(ledger.faults + self.deeds.counts),
@@ -207,9 +263,9 @@ class Storm:
             "innocent": ledger.innocent,
             "silent": ledger.silent,
             "doubled": ledger.doubled,
-            "wrong": ledger.wrong,
+            "wrong": ledger.wrong + self._late + len(self.setting.breaches),
             "replaced": self.replaced,
-            "breaches": ledger.breaches[:20],
+            "breaches": breaches[:20],
         }
 
 
@@ -222,21 +278,35 @@ def _pid_in(error: BaseException) -> int | None:
 
 
 def main(argv: list[str]) -> None:
-    name, method, *numbers, path = argv
+    kind, name, method, *numbers, path = argv
     faults, seed, processes = map(int, numbers[:3])
     deadline, seconds = map(float, numbers[3:])
-    logging.disable()
     multiprocessing.set_forkserver_preload(["storm", "prefork.pool", "prefork._worker.main"])
     began = time.monotonic()
     before = Possessions.now()
+    rng = random.Random(f"{seed} {kind} {method}")
     with tempfile.NamedTemporaryFile(prefix="prefork-storm-") as log:
-        storm = Storm(name, method, random.Random(f"{seed} {method}"), processes, log.name)
-        while storm.faults < faults and time.monotonic() < began + seconds:
-            storm.round(deadline)
-            write(path, storm.summary() | {"seconds": time.monotonic() - began})
-        ended = storm.close(deadline)
+        storm: Storm | Interrupts
+        if kind == "interrupts":
+            storm = Interrupts(method, rng, processes, log.name, deadline)
+        else:
+            setting = SETTINGS[kind](log.name)
+            storm = Storm(setting, RIVALS[name], method, rng, processes, log.name)
+        logging.getLogger("prefork").addHandler(logging.NullHandler())
+        logging.getLogger("prefork").propagate = False
+        logging.getLogger("concurrent.futures").disabled = True
+        try:
+            while (
+                storm.faults < faults and time.monotonic() < began + seconds and not storm.is_lost
+            ):
+                storm.round(deadline, storm.faults / faults)
+                write(path, storm.summary() | {"seconds": time.monotonic() - began})
+            ended = storm.close(deadline)
+        finally:
+            remove_files(log.name)
+            storm.log.close()
     left = None
-    if storm.kind.strict:
+    if RIVALS[name].strict:
         after = settle(before)
         # A fork server and its resource tracker stay, with their descriptors.
         spare = 0 if method == "fork" else 2

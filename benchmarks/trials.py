@@ -20,6 +20,19 @@ from prefork import Pool
 
 PROGRAM = Path(__file__).with_name("storm.py")
 
+KINDS = {
+    "tasks": 6,
+    "threads": 2,
+    "logging": 2,
+    "large": 2,
+    "descriptors": 2,
+    "callbacks": 2,
+    "stopped": 2,
+    "interrupts": 2,
+}
+"""The kinds of storms, and how the faults of all kinds are shared out."""
+
+LINES = 200  # of the error output, that are shown: stacks, if it hangs
 LAST = 30.0  # seconds that a trial has for its end, when its time is up
 
 
@@ -33,15 +46,15 @@ class Trial(NamedTuple):
     seconds: float  # after which it is over in any case
 
 
-def storm(name: str, method: str, trial: Trial) -> dict[str, Any]:
+def storm(kind: str, name: str, method: str, trial: Trial) -> dict[str, Any]:
     """Try one pool in a process of its own, which is killed with all that it has left."""
     token = f"{os.getpid()}-{time.monotonic_ns()}"
     with tempfile.TemporaryDirectory(prefix="prefork-storm-") as folder:
-        state = Path(folder, "state")
+        state, errors = Path(folder, "state"), Path(folder, "errors")
         process = subprocess.Popen(
-            [sys.executable, PROGRAM, name, method, *map(str, trial), state],
+            [sys.executable, PROGRAM, kind, name, method, *map(str, trial), state],
             stdin=subprocess.DEVNULL,
-            stderr=None if name == "prefork" else subprocess.DEVNULL,
+            stderr=errors.open("wb"),
             start_new_session=True,
             # A fork server finds what it is to import in advance by this alone.
             env={**os.environ, TOKEN: token, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -54,6 +67,8 @@ def storm(name: str, method: str, trial: Trial) -> dict[str, Any]:
         summary = {"ended": False, "seconds": 0.0}
         with contextlib.suppress(FileNotFoundError):
             summary |= json.loads(state.read_text())
+        if process.returncode or summary.get("silent"):
+            summary["stderr"] = "\n".join(errors.read_text().splitlines()[-LINES:])
         return summary | {"left": left, "exitcode": process.returncode}
 
 

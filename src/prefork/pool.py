@@ -12,7 +12,7 @@ from prefork import errors
 from prefork._arguments import check_callables, check_count, check_counts, check_iterable, seconds
 from prefork._engine import callbacks, roles
 from prefork._engine.drivers import EventLoop, Loop
-from prefork._engine.engine import Engine, RoleClasses
+from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.spawner import Options
 from prefork._engine.terminator import Terminator
 from prefork._ipc.outcome import Outcome
@@ -24,6 +24,7 @@ from prefork._results.protocols import Callback
 from prefork._system import process
 from prefork._system.condition import Condition
 from prefork._system.resources import available_cpus
+from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.options import Initializer
 from prefork.results import ApplyResult
 from prefork.statistics import PoolStatistics
@@ -121,32 +122,33 @@ class Pool(MapFamily):
             context = multiprocessing.get_context(context)
         elif not isinstance(context, BaseContext):
             raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
-        self._engine = engine = Engine(
-            Options(
-                processes,
-                context,
-                Initializer(initializer, initargs) if initializer else None,
-                self.Process,
-                maxtasksperchild,
-                maxtasksperchild_jitter,
-                max_memory_per_child,
-                max_memory_per_task,
-                max_restarts,
-                None if start_timeout is None else seconds("start_timeout", start_timeout),
-                self.first_start_timeout,
-                self.SoftTimeLimitExceeded,
-                None if accept_delay is None else seconds("accept_delay", accept_delay),
-            ),
-            Limits().override(timeout, soft_timeout, lost_worker_timeout),
-            RoleClasses(
-                self.ResultHandler,
-                self.TaskHandler,
-                self.TimeoutHandler,
-                self.Supervisor,
-                self.CallbackRunner,
-            ),
-            threads,
+        options = Options(
+            processes,
+            context,
+            Initializer(initializer, initargs) if initializer else None,
+            self.Process,
+            maxtasksperchild,
+            maxtasksperchild_jitter,
+            max_memory_per_child,
+            max_memory_per_task,
+            max_restarts,
+            None if start_timeout is None else seconds("start_timeout", start_timeout),
+            self.first_start_timeout,
+            self.SoftTimeLimitExceeded,
+            None if accept_delay is None else seconds("accept_delay", accept_delay),
         )
+        limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
+        classes = RoleClasses(
+            self.ResultHandler,
+            self.TaskHandler,
+            self.TimeoutHandler,
+            self.Supervisor,
+            self.CallbackRunner,
+        )
+        self._engine = engine = uninterrupted(lambda: Engine(options, limits, classes, threads))
+        # Two, and not a finalizer of the pool's own: a signal handler that raises may keep one of
+        # them from being run, since Python ignores what is raised in there.
+        self._owners = Owner(engine), Owner(engine)
         engine.start()
 
     # ---- one call
@@ -395,10 +397,6 @@ class Pool(MapFamily):
         traceback: TracebackType | None,
     ) -> None:
         self.terminate()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.drop()
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise NotImplementedError("a pool cannot be passed between processes or pickled")

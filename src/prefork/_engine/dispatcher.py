@@ -7,6 +7,7 @@ It carries out what the scheduler decides.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -18,6 +19,7 @@ from prefork._ipc.wire import LIMITED, TICKET
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
+from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import Terminated
 
 __all__ = ["Dispatcher", "Wait"]
@@ -59,6 +61,7 @@ class Dispatcher:
         self.wait_for = wait
         self._call_soon = call_soon
         self._has_vacated = False  # a worker's only job could not be sent, so it has nothing
+        self._target: WorkerSlot | None = None  # a submitted job is on its way there, just now
 
     # ---- from the callers
 
@@ -93,7 +96,7 @@ class Dispatcher:
         try:
             take(job)
         except BaseException:  # a signal handler's, such as KeyboardInterrupt
-            self._give_up(job)
+            uninterrupted(lambda: self._give_up(job))
             raise
 
     def _take(self, job: Job) -> None:
@@ -107,21 +110,32 @@ class Dispatcher:
             return
         slot = self._scheduler.submit(job)
         if slot is not None:
+            self._target = slot
             self._transmit(slot, [job])
+            self._target = None
         if self._timers.hold.next_due is None:
             self._hold()
 
     def _give_up(self, job: Job) -> None:
-        """A submission was interrupted, nobody knows where; the job must not stay behind."""
-        worker = job.slot
-        if worker is None:
+        """A submission was interrupted, nobody knows where; the job must not stay behind, and
+        nobody else may be left waiting for what would have come next."""
+        self._scheduler.mend(self._state.open_jobs.by_id.values())
+        uncertain = (self._target, job.slot)
+        self._target = None
+        if job.slot is None:
             error = Terminated("the submission of this job was interrupted")
             self._state.open_jobs.fail(job, error)
             self._scheduler.drop_resolved()
-        else:
-            # It may have been sent, or not. When that worker has left, it will be known.
-            assert isinstance(worker, WorkerHandle)
-            self.dismiss(worker, "its inbox is uncertain after an interrupted submission")
+        for worker in uncertain:
+            # It may have been sent the job, or not. When it has left, that will be known.
+            if isinstance(worker, WorkerHandle) and not worker.has_exited:
+                self.dismiss(worker, "its inbox is uncertain after an interrupted submission")
+        self.hand_out()
+        self._state.outboxes.wakeup.set()
+        self._state.wake_supervisor()
+        if self._timers.next_due() is not None:
+            with contextlib.suppress(RuntimeError):  # it needs a thread, and there is none left
+                self._rearm()
 
     def submit_when_free(self, job: Job) -> None:
         """The same, once a worker has nothing to do."""
@@ -145,6 +159,9 @@ class Dispatcher:
             self._state.inputs.add(reader)
 
     def end_input(self, reader: InputReader) -> None:
+        uninterrupted(lambda: self._end_input(reader))
+
+    def _end_input(self, reader: InputReader) -> None:
         with self._state.lock:
             self._state.inputs.discard(reader)
         self._state.check_done()

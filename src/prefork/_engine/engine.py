@@ -46,7 +46,7 @@ from prefork._system.log import Log
 from prefork._system.resources import available_cpus
 from prefork.errors import Terminated
 
-__all__ = ["Engine", "RoleClasses"]
+__all__ = ["Engine", "Owner", "RoleClasses"]
 
 LOG_SECONDS = 1.0
 """How long the end of a pool waits for what it had to log; a handler may be slow, or stuck."""
@@ -63,6 +63,17 @@ class RoleClasses(NamedTuple):
     limits: type[TimeoutHandler]
     supervisor: type[Supervisor]
     callbacks: type[CallbackRunner]
+
+
+class Owner:
+    """Held by whoever holds the pool: when nobody does any more, the pool is dropped."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.drop()
 
 
 class Engine:
@@ -187,6 +198,7 @@ class Engine:
             self.dispatcher.begin_input(reader)
             self.driver.feed(reader, here, at_once)
         except BaseException:
+            reader.stop()
             self.dispatcher.end_input(reader)
             raise
 
@@ -230,6 +242,7 @@ class Engine:
             raise ValueError("the pool is still running: call close() or terminate() before join()")
         deadline = None if timeout is None else time.monotonic() + timeout
         self.dispatcher.read_on()
+        self.state.wake_supervisor()  # in case that close() was interrupted before it did
         if not self.supervisor.wait_until_ended(timeout):
             return False
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -17,7 +17,6 @@ Subclasses may override any of these, and are used by a pool whose class names t
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Protocol
@@ -29,6 +28,7 @@ from prefork._engine.worker_handle import WorkerHandle
 from prefork._policy.job import Job
 from prefork._system.condition import Condition
 from prefork._system.selector import Selector
+from prefork._system.threads import BackgroundThread
 
 __all__ = ["ResultHandler", "Role", "Supervisor", "TaskHandler", "TimeoutHandler"]
 
@@ -38,10 +38,14 @@ class Role:
 
     def __init__(self) -> None:
         self._stopped = False
-        self._thread: threading.Thread | None = None
+        self._thread: BackgroundThread | None = None
 
     def start(self, on_crash: Callable[[BaseException], object]) -> None:
-        """Run `body` on a daemon thread; what it raises, a bug, goes to `on_crash`."""
+        """Run `body` on a daemon thread; what it raises, a bug, goes to `on_crash`.
+
+        Raises:
+            RuntimeError: the interpreter is ending, or the system has no thread left.
+        """
 
         def run() -> None:
             try:
@@ -49,29 +53,23 @@ class Role:
             except BaseException as exc:
                 on_crash(exc)
 
-        name = f"prefork-{type(self).__name__}"
-        self._thread = threading.Thread(target=run, name=name, daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:  # the interpreter is ending, or the system has no more
-            if not self.is_running:  # else something has interrupted this
-                self._thread = None
-            raise
+        self._thread = BackgroundThread(run, f"prefork-{type(self).__name__}")
+        self._thread.start()
 
     @property
     def is_started(self) -> bool:
         """Whether it has a thread."""
-        return self._thread is not None
+        return self._thread is not None and self._thread.is_started
 
     @property
     def is_running(self) -> bool:
-        """Whether that thread has begun, and has not ended."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether it has a thread that has not ended."""
+        return self._thread is not None and self._thread.is_running
 
     @property
     def is_current(self) -> bool:
         """Whether this role's thread is what asks."""
-        return self._thread is threading.current_thread()
+        return self._thread is not None and self._thread.is_current
 
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called in any case, or None."""
@@ -92,10 +90,7 @@ class Role:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread; a role that calls this on itself returns at once. Whether it has
         ended, or never was."""
-        if self._thread is not None and self.is_running and not self.is_current:
-            self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-            return not self.is_running
-        return True
+        return self._thread is None or self._thread.join(timeout)
 
 
 class ResultHandler(Role):

@@ -35,6 +35,7 @@ from prefork._system import resources
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Process, preload
 from prefork._system.template import TemplateLostError
+from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
@@ -184,19 +185,23 @@ class Spawner:
             # The first one makes a template, perhaps, and is known only when that has answered: it
             # is started first, and admitted last.
             first, *others = self._free_places(count)
-            pending.append(self._prepare(first))
+            uninterrupted(lambda: pending.append(self._prepare(first)))
             top = pending[0].highest_descriptor
             resources.raise_descriptor_limit(top + count * START_DESCRIPTORS + SPARE_DESCRIPTORS)
             for place in reversed(others):
-                pending.appendleft(self._prepare(place))
+                uninterrupted(lambda: pending.appendleft(self._prepare(place)))  # noqa: B023
             with self._quiet(pending):
                 for i in reversed(range(count)):
                     self._insist(pending, i, PendingWorker.start)
-            while pending and self._admit(pending):
-                pass
+            goes_on = True
+            while pending and goes_on:
+                goes_on = uninterrupted(lambda: self._admit(pending))
         finally:
-            for start in pending:
-                self._discard(start)
+            uninterrupted(lambda: self._discard_all(pending))
+
+    def _discard_all(self, pending: Iterable[PendingWorker]) -> None:
+        for start in pending:
+            self._discard(start)
 
     def _quiet(self, pending: Iterable[PendingWorker]) -> AbstractContextManager[object]:
         if any(start.origin.forks_here for start in pending):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
@@ -11,7 +10,9 @@ from typing import Protocol
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._system.condition import Condition
 from prefork._system.process import Child, Process
+from prefork._system.threads import BackgroundThread
 
 __all__ = ["BackgroundStart", "PendingWorker"]
 
@@ -113,8 +114,9 @@ class BackgroundStart:
         self.began = time.monotonic()
         self.error: Exception | None = None
         self._spawn, self._done = spawn, done
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, name="prefork-Start", daemon=True).start()
+        self.ended = False
+        self._end = Condition()
+        BackgroundThread(self._run, "prefork-Start").start()
 
     def _run(self) -> None:
         try:
@@ -122,12 +124,9 @@ class BackgroundStart:
         except Exception as exc:
             self.error = exc
         finally:
-            self._ended.set()
+            self.ended = True
+            self._end.notify_all()
             self._done()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
 
     def finish(self, timeout: float | None) -> None:
         """Wait for its end, at most so many seconds.
@@ -136,7 +135,7 @@ class BackgroundStart:
             TimeoutError: it has not ended.
             Exception: what `spawn` has raised.
         """
-        if not self._ended.wait(timeout):
+        if not self._end.wait(lambda: self.ended, timeout):
             raise TimeoutError(f"no worker process could be started within {timeout:g} s")
         if self.error is not None:
             raise self.error

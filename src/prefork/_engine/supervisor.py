@@ -138,6 +138,7 @@ class WorkerSupervisor:
             self._spawner.no_more()
         with state.lock:
             self._dismiss_surplus()
+            self._hurry_idle()
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
             is_over = state.phase is PoolPhase.TERMINATE or state.is_done()
             if is_over and not state.workers and self._spawner.has_ended():
@@ -205,8 +206,13 @@ class WorkerSupervisor:
         stack = worker.channel.black_box.text()
         exitcode = worker.process.collect()
         note = self._note(worker, exitcode)
+        may_begin = worker.phase is not Phase.EXITED or worker.kill_reason is not None
+        begun, _ = worker.running()
         for job in list(worker.sent.values()):
-            self._collector.lose_job(worker, job, exitcode, stack, note)
+            if may_begin or job.id == begun:
+                self._collector.lose_job(worker, job, exitcode, stack, note)
+        # What it has not even noted on its board it has not begun, and nobody else has it.
+        self._state.scheduler.return_jobs(worker, list(worker.sent))
         self._dispatcher.remove_worker(worker)
         self._state.exits.discard(worker.process)
         worker.channel.close()
@@ -264,6 +270,14 @@ class WorkerSupervisor:
         surplus = len(present) - self._wanted()
         for worker in sorted(present, key=lambda w: len(w.sent))[: max(0, surplus)]:
             self._dispatcher.dismiss(worker, "fewer workers are wanted")
+
+    def _hurry_idle(self) -> None:
+        """Who is to leave and has nothing to do leaves now, unless it was stopped, or hangs: then
+        it is continued, and waited for, but not for ever."""
+        for worker in self._state.workers:
+            is_to_leave = worker.is_idle and worker.is_retiring and worker.lost_job is None
+            if is_to_leave and worker.deadline is None:
+                worker.leave(worker.reason, EXIT_SECONDS)
 
     def _replace_next(self) -> None:
         """Dismiss an outdated worker, if there is another one to take its place."""

@@ -4,6 +4,9 @@ Nobody but the guilty job can be hit. A worker that is to be interrupted or kill
 *isolated* first: it is sent nothing more, its inbox is taken back, its reports are read. If the job
 has finished meanwhile, nothing happens. Else the worker has nothing but this job, and gets no
 other: after a signal it leaves, if it lives on.
+
+What users call is done as a whole: a signal handler that raises, as that of Ctrl-C does, must not
+come between what was taken back from a worker, or read, and its account.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.job import QUEUED, Job, ResultSink
+from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import Terminated
 
 __all__ = ["Terminator"]
@@ -31,6 +35,27 @@ class Terminator:
 
     def cancel(self, job: Job) -> bool:
         """Have a job never run, unless it has been started; whether that is so."""
+        return uninterrupted(lambda: self._cancel(job))
+
+    def terminate(self, job: Job, signum: int | None = None) -> bool:
+        """End a job, wherever it is; whether there was anything to end.
+
+        Args:
+            signum: what to send to the worker that runs it, which then leaves; None: kill it.
+        """
+        return uninterrupted(lambda: self._terminate(job, signum))
+
+    def terminate_on(self, pid: int, signum: int | None = None) -> bool:
+        """The same for the job that the worker of this process id runs now, if any."""
+        return uninterrupted(lambda: self._terminate_on(pid, signum))
+
+    def cancel_all(self, sink: ResultSink) -> None:
+        uninterrupted(lambda: self._for_all(sink, self._cancel))
+
+    def terminate_all(self, sink: ResultSink) -> None:
+        uninterrupted(lambda: self._for_all(sink, self._terminate))
+
+    def _cancel(self, job: Job) -> bool:
         with self._state.lock:
             worker = self._recall(job)
             cancelled = self._cancel_queued(job)
@@ -39,12 +64,7 @@ class Terminator:
             self._dispatcher.hand_out()
             return cancelled
 
-    def terminate(self, job: Job, signum: int | None = None) -> bool:
-        """End a job, wherever it is; whether there was anything to end.
-
-        Args:
-            signum: what to send to the worker that runs it, which then leaves; None: kill it.
-        """
+    def _terminate(self, job: Job, signum: int | None = None) -> bool:
         with self._state.lock:
             worker = self._recall(job)
             ended = self._cancel_queued(job)
@@ -56,19 +76,12 @@ class Terminator:
             self._dispatcher.hand_out()
             return ended
 
-    def terminate_on(self, pid: int, signum: int | None = None) -> bool:
-        """The same for the job that the worker of this process id runs now, if any."""
+    def _terminate_on(self, pid: int, signum: int | None = None) -> bool:
         with self._state.lock:
             for worker in self._state.workers:
                 if worker.pid == pid and (job := worker.current_job()) is not None:
-                    return self.terminate(job, signum)
+                    return self._terminate(job, signum)
             return False
-
-    def cancel_all(self, sink: ResultSink) -> None:
-        self._for_all(sink, self.cancel)
-
-    def terminate_all(self, sink: ResultSink) -> None:
-        self._for_all(sink, self.terminate)
 
     def _for_all(self, sink: ResultSink, end: Callable[[Job], bool]) -> None:
         with self._state.lock:

@@ -168,7 +168,7 @@ class Channel:
         own, their = socket.socketpair(socket.AF_UNIX, kind)
         self._post = FdSocket(ours.add(own.detach()), blocking=False)
         payloads = theirs.add(their.detach())
-        self._memory_fd = ours.add(memory_file("prefork-channel", MEMORY, self.transport))
+        self._memory_fd = memory_file("prefork-channel", MEMORY, self.transport, ours)
         os.set_blocking(inbox, False)
         os.set_blocking(inbox_writer, False)
         os.set_blocking(self._outbox, False)

@@ -58,21 +58,24 @@ def above_stdio(fd: int) -> int:
         os.close(fd)
 
 
-def memory_file(name: str, size: int, transport: Transport) -> int:
-    """An anonymous file that lives as long as somebody has it open or mapped."""
+def memory_file(name: str, size: int, transport: Transport, owner: at_fork.Descriptors) -> int:
+    """An anonymous file that lives as long as somebody has it open or mapped.
+
+    Args:
+        owner: who has it from the first moment on, and closes it, if this is interrupted, too.
+    """
     if transport.memfd:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        fd = owner.make(os.memfd_create, name, os.MFD_CLOEXEC)
     else:
         import tempfile  # large
 
         fd, path = tempfile.mkstemp(prefix=name)
+        owner.add(fd)
         os.unlink(path)
-    fd = above_stdio(fd)
-    try:
-        os.truncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
+    if fd < _STANDARD_STREAMS:
+        low, fd = fd, owner.make(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
+        owner.remove(low)
+    os.truncate(fd, size)
     return fd
 
 
@@ -87,9 +90,9 @@ class MemoryFile:
     __slots__ = ("_fds", "_inode", "fd", "size")
 
     def __init__(self, name: str, transport: Transport) -> None:
+        self._fds = at_fork.Descriptors()
         with at_fork.creating():
-            self.fd = memory_file(name, 0, transport)
-            self._fds = at_fork.Descriptors(self.fd)
+            self.fd = memory_file(name, 0, transport, self._fds)
         self._inode = os.fstat(self.fd).st_ino
         self.size = 0
 
@@ -107,12 +110,13 @@ class MemoryFile:
         Raises:
             OSError: no descriptor is left; there is no /proc.
         """
-        with at_fork.creating():
-            fd = above_stdio(os.open(f"{_OPENED}/{self.fd}", os.O_RDONLY | os.O_CLOEXEC))
-            lease = at_fork.Descriptors(fd)
+        lease = at_fork.Descriptors()
         try:
+            with at_fork.creating():
+                flags = os.O_RDONLY | os.O_CLOEXEC
+                fd = lease.make(os.open, f"{_OPENED}/{self.fd}", flags)
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BaseException:
             lease.close()
             raise
         return lease
@@ -136,12 +140,14 @@ class MemoryFile:
     def close(self) -> None:
         if self.is_lost():
             self._fds.hand_over()
-        self.fd = -1
         self._fds.close()
+        self.fd = -1
 
     def __del__(self) -> None:
         if hasattr(self, "_inode"):
             self.close()
+        elif hasattr(self, "_fds"):
+            self._fds.close()
 
 
 class MemfdCache:

@@ -20,6 +20,7 @@ from typing import Final
 from prefork._ipc.file_memory import file_memory, read_into
 from prefork._ipc.memfd import BEST, MemfdCache, MemoryFile, Transport, above_stdio
 from prefork._system import at_fork
+from prefork._system.uninterrupted import uninterrupted
 
 __all__ = [
     "FILE",
@@ -270,9 +271,14 @@ class FdSocket:
 
     def socket(self) -> socket.socket:
         if self._socket is None:
-            self._socket = socket.socket(fileno=self._fd)
-            self._socket.setblocking(self._blocking)
+            # As a whole: an object that nobody has closes the descriptor.
+            uninterrupted(self._make)
+        assert self._socket is not None
         return self._socket
+
+    def _make(self) -> None:
+        self._socket = socket.socket(fileno=self._fd)
+        self._socket.setblocking(self._blocking)
 
     def send(self, job: int, what: int, fds: list[int]) -> None:
         """Send these for a job.

@@ -234,6 +234,23 @@ class Scheduler:
         while self.queue and self.queue[0].phase == RESOLVED:
             self.queue.popleft()
 
+    def mend(self, unresolved: Iterable[Job]) -> None:
+        """A signal handler has raised in the midst of `submit`: put in order what it left half
+        done. A job that is neither queued nor sent is queued again, before all others."""
+        for group in (self._idle, self._new, self._low, self._deep):
+            group.clear()
+        for slot in self.slots:
+            slot.group = None
+            self._classify(slot)
+        queued = {job.id for job in self.queue}
+        astray = []
+        for job in unresolved:
+            if job.slot is None or job.id not in job.slot.sent:
+                job.take_back()
+                if job.id not in queued:
+                    astray.append(job)
+        self.queue.extendleft(reversed(astray))
+
     def clear(self) -> list[Job]:
         """Forget all jobs."""
         jobs = list(self.queue)

@@ -12,6 +12,7 @@ from prefork._policy.job import Job, ResultSink
 from prefork._results.apply import Callbacks, Handle
 from prefork._results.protocols import PoolRef
 from prefork._system.condition import Condition
+from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import Terminated
 
 __all__ = ["MapResult"]
@@ -78,6 +79,9 @@ class MapResult(Handle):
         return (pool := self._pool) is not None and self._end(pool.terminator.terminate_all)
 
     def _end(self, end_all: Callable[[ResultSink], None]) -> bool:
+        return uninterrupted(lambda: self._end_now(end_all))
+
+    def _end_now(self, end_all: Callable[[ResultSink], None]) -> bool:
         self.cancelled = True
         self.room.notify_all()
         self.end(error := self._terminated())

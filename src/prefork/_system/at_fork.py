@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import chain, starmap
 from typing import Any, Protocol, TypeVar
 
 __all__ = [
@@ -88,6 +89,21 @@ class Descriptors:
         _open.add(fd)
         return fd
 
+    def make(self, function: Callable[..., int], *args: object) -> int:
+        """Have a new descriptor made, which is added; to be called inside of `creating`."""
+        # All in C: no signal handler that raises comes between its making and its keeping.
+        self.fds.extend(starmap(function, [args]))
+        fd = self.fds[-1]
+        _open.add(fd)
+        return fd
+
+    def remove(self, fd: int) -> None:
+        """Close one of them."""
+        with _guard:
+            self.fds.remove(fd)
+            _open.discard(fd)
+            os.close(fd)
+
     @property
     def are_ours(self) -> bool:
         """Whether this was made by this very process, not by its parent."""
@@ -101,11 +117,10 @@ class Descriptors:
     def close(self) -> None:
         """Close them, once."""
         with _guard:  # nobody forks in between
-            if self.are_ours:
-                _open.difference_update(self.fds)
-                closing = map(os.close, self.fds)
-                self.fds = []
-                deque(closing, 0)  # in C: no signal handler that raises comes in between
+            if self._generation == _generation:
+                fds, self.fds = self.fds, []
+                # In C: no signal handler that raises comes in between.
+                deque(chain(map(_open.discard, fds), map(os.close, fds)), 0)
 
 
 def keeping(fds: Iterable[int], fork: Callable[[], T]) -> T:

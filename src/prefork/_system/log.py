@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import traceback
 from collections import deque
 from typing import Any, NamedTuple
 
 from prefork._system.condition import Condition
+from prefork._system.threads import BackgroundThread
 
 __all__ = ["CRITICAL", "DEBUG", "ERROR", "WARNING", "Log"]
 
@@ -64,7 +64,7 @@ class Log:
         system has none left."""
         self._is_writing = True
         try:
-            threading.Thread(target=self.write, name="prefork-Log", daemon=True).start()
+            BackgroundThread(self.write, "prefork-Log").start()
         except BaseException as exc:
             self._is_writing = False
             if not isinstance(exc, RuntimeError):  # a signal handler's

@@ -21,6 +21,7 @@ __all__ = [
     "IGNORE",
     "Hold",
     "forget_handlers",
+    "get_action",
     "let_through",
     "set_action",
     "threads",
@@ -38,6 +39,8 @@ _SET_MASK = int(signal.SIG_SETMASK)
 _ALL = tuple(sorted(map(int, _signal.valid_signals())))
 set_action: Callable[[int, Action], object] = _signal.signal
 """What happens at a signal: a function is called, or DEFAULT, or IGNORE."""
+get_action: Callable[[int], Action | None] = _signal.getsignal
+"""The same; None: what that is was not said in Python."""
 
 _held: Iterable[int] | None = None
 """In a child that was forked with all signals blocked: the mask that its parent had before."""
@@ -50,7 +53,7 @@ def unblock(*signums: int) -> None:
 def forget_handlers(signums: Iterable[int] = _ALL) -> None:
     """The default instead of each Python function."""
     for signum in signums:
-        if callable(_signal.getsignal(signum)):
+        if callable(get_action(signum)):
             set_action(signum, DEFAULT)
 
 

@@ -47,7 +47,16 @@ from prefork._system.log import Log
 from prefork._system.process import NO_TIES, Child, Process, Ties
 from prefork._system.stacks import LAST_WORDS, LOOK, BlackBox
 
-TIMED = ["dispatcher", "collector", "worker_handle", "supervisor", "spawner", "observer", "roles"]
+TIMED = [
+    "starts",
+    "dispatcher",
+    "collector",
+    "worker_handle",
+    "supervisor",
+    "spawner",
+    "observer",
+    "roles",
+]
 """The modules of the engine that look at the clock; and the drivers."""
 
 FIRST_PID = 1 << 23

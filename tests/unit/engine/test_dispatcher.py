@@ -216,7 +216,7 @@ def test_a_submission_that_is_interrupted_before_it_is_sent_fails_the_job(
     assert not pool.state.scheduler.queue
 
 
-def test_one_that_is_interrupted_while_it_is_sent_is_known_when_its_worker_has_left(
+def test_one_that_is_interrupted_while_it_is_sent_is_run_when_its_worker_has_left(
     pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, other = pool.start(2)
@@ -229,8 +229,7 @@ def test_one_that_is_interrupted_while_it_is_sent_is_known_when_its_worker_has_l
     assert uncertain.told_to_leave
     uncertain.leave()
     pool.supervise()
-    assert pool.told.error(job).pid == uncertain.handle.pid
-    (job,) = pool.submit(1)
+    # It was not begun there, so another one has it now.
     assert job.id in {*worker.waiting, *other.waiting, *pool.workers[-1].waiting}
 
 

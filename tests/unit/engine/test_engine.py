@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from prefork._engine.drivers import EventLoop
 from prefork._engine.engine import Engine, RoleClasses
 from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
+from prefork._system.condition import Condition
 from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 
 MakePool = Callable[..., Pool]
@@ -230,7 +232,7 @@ def test_an_input_that_cannot_be_read_is_none(pool: Driven) -> None:
 
     pool.engine.driver.feed = interrupt  # type: ignore[method-assign, assignment]
     items = pool.engine.factory.items(pool.sink, len, iter("a"), 1, pool.engine.limits)
-    output: Any = None
+    output: Any = SimpleNamespace(room=Condition())
     with pytest.raises(KeyboardInterrupt):
         pool.engine.feed(items, output)
     assert not pool.engine.state.inputs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -300,35 +299,31 @@ class LaterThread:
 
     pending: list[LaterThread]
 
-    def __init__(self, target: Callable[[], None], name: str, daemon: bool) -> None:
-        self.run = target
+    def __init__(self, body: Callable[[], None], name: str) -> None:
+        self.run = body
 
     def start(self) -> None:
         self.pending.append(self)
 
 
-class LaterEvent:
-    def __init__(self) -> None:
-        self.set_ = False
+class LaterCondition:
+    """Who waits for it runs what is pending."""
 
-    def set(self) -> None:
-        self.set_ = True
-
-    def is_set(self) -> bool:
-        return self.set_
-
-    def wait(self, timeout: float | None = None) -> bool:
-        while LaterThread.pending and not self.set_:
+    def wait(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        while LaterThread.pending and not predicate():
             LaterThread.pending.pop().run()
-        return self.set_
+        return predicate()
+
+    def notify_all(self) -> None:
+        pass
 
 
 @pytest.fixture
 def pending(monkeypatch: pytest.MonkeyPatch) -> list[LaterThread]:
     """The starts that are under way, to be run."""
     LaterThread.pending = []
-    later = SimpleNamespace(Thread=LaterThread, Event=LaterEvent)
-    monkeypatch.setattr("prefork._engine.starts.threading", later)
+    monkeypatch.setattr("prefork._engine.starts.BackgroundThread", LaterThread)
+    monkeypatch.setattr("prefork._engine.starts.Condition", LaterCondition)
     return LaterThread.pending
 
 
@@ -355,7 +350,7 @@ def test_the_first_ones_are_waited_for_at_most_so_long(
     make: Make, pending: list[LaterThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(2, in_background=True, start_timeout=60.0)
-    monkeypatch.setattr(LaterEvent, "wait", lambda self, timeout: self.set_)
+    monkeypatch.setattr(LaterCondition, "wait", lambda self, predicate, timeout: predicate())
     with pytest.raises(TimeoutError, match="could be started within 60 s"):
         pool.spawner.spawn_first()
 

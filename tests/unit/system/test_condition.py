@@ -19,13 +19,21 @@ class Interrupted(BaseException):
     """What a signal's handler raises."""
 
 
-def interrupted_at(step: int, call: Callable[[], object], filename: str) -> bool:
-    """Call it, and raise before its `step`th bytecode in this file; False if it has fewer."""
+def interrupted_at(
+    step: int, call: Callable[[], object], filename: str, besides: tuple[str, ...] = ()
+) -> bool:
+    """Call it, and raise before its `step`th bytecode in this file; False if it has fewer.
+
+    Args:
+        besides: functions that are left out: between the last bytecode inside of a `with` and the
+            release of its lock no handler runs, but this would raise.
+    """
     steps = 0
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal steps
-        if not frame.f_code.co_filename.endswith(filename):
+        code = frame.f_code
+        if not code.co_filename.endswith(filename) or code.co_name in besides:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -45,10 +53,12 @@ def interrupted_at(step: int, call: Callable[[], object], filename: str) -> bool
     return False
 
 
-def every_interrupt(call: Callable[[], object], filename: str) -> Iterator[int]:
+def every_interrupt(
+    call: Callable[[], object], filename: str, besides: tuple[str, ...] = ()
+) -> Iterator[int]:
     """The call, interrupted at one point after the other; yields after each."""
     step = 1
-    while interrupted_at(step, call, filename):
+    while interrupted_at(step, call, filename, besides):
         yield step
         step += 1
     assert step > 5  # else it was not traced
