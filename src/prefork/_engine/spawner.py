@@ -132,6 +132,7 @@ class Spawner:
         self._spawned = 0  # workers, so far
         self._good_starts = 0
         self._failed_starts = 0  # in a row
+        self._said_after = -1  # so many good starts: that the pool cannot start more workers
         self._pause_until = 0.0  # no worker is started before (monotonic)
         self._start: BackgroundStart | None = None  # that is under way
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
@@ -390,17 +391,20 @@ class Spawner:
         self, why: str, cause: BaseException | None, is_starting_good: bool = False
     ) -> None:
         """The pool breaks down, unless workers are left that work, or will: those go on, and now
-        and then another start is tried."""
+        and then another start is tried. A job whose worker is ending has an outcome of its own."""
         with self._state.lock:
             is_anybody_left = any(
-                worker.can_work or (is_starting_good and worker.phase is Phase.STARTING)
+                worker.can_work
+                or (worker.ready and worker.sent)
+                or (is_starting_good and worker.phase is Phase.STARTING)
                 for worker in self._state.workers
             )
-        if is_anybody_left:
-            text = "%s; the pool goes on with the workers that it has"
-            self._state.log.note(ERROR, text, why)
-        else:
+        if not is_anybody_left:
             self._lifecycle.break_down(why, cause)
+        elif self._said_after != self._state.ready_count:
+            self._said_after = self._state.ready_count
+            text = "%s; the pool goes on with the workers that it has, and tries again"
+            self._state.log.note(ERROR, text, why)
 
     def _count_failed_start(self) -> None:
         if self._state.ready_count != self._good_starts:
