@@ -96,9 +96,8 @@ class Storm:
         entries: list[Entry] = []
         handles: dict[int, Any] = {}
         self.setting.begin_round(progress)
-        for task in make_tasks(self.rng, self._numbers, ROUND, self.setting.conducts):
-            if task.conduct in ORDINARY and task.conduct not in self.kind.conducts:
-                continue
+        conducts = self.setting.conducts - (ORDINARY - set(self.kind.conducts))
+        for task in make_tasks(self.rng, self._numbers, ROUND, conducts):
             handles[task.number] = handle = self._submit(task, handles)
             entries.append(Entry(task, handle))
             if self.rng.random() < 0.2:
@@ -129,17 +128,13 @@ class Storm:
     def _hear(self, entries: list[Entry], deadline: float) -> list[Told]:
         ends = time.monotonic() + deadline
         told = [self._ask(entry, ends) for entry in entries]
-        for each in told:
+        for entry, each in zip(entries, told, strict=True):
+            if each.fate is Fate.SILENCE or isinstance(entry.handle, NotTaken):
+                continue
             # Where the setting does not ask for more, callbacks may come a moment later.
-            while (
-                not self.callbacks[each.task.number]
-                and each.fate is not Fate.SILENCE
-                and time.monotonic() < ends
-            ):
+            while not self.callbacks[each.task.number] and time.monotonic() < ends:
                 time.sleep(0.001)
             each.callbacks = self.callbacks[each.task.number]
-            if each.fate is Fate.SILENCE:
-                each.callbacks = None
         return told
 
     def _ask(self, entry: Entry, ends: float) -> Told:
@@ -273,7 +268,7 @@ def _pid_in(error: BaseException) -> int | None:
     """Which worker an error names."""
     if hasattr(error, "pid"):
         return int(error.pid)
-    found = re.search(r"worker process (\d+)", str(error))
+    found = re.search(r"(?:worker |Sub)process (\d+)", str(error))
     return int(found[1]) if found else None
 
 
