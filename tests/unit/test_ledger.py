@@ -1,4 +1,4 @@
-"""The ledger of `benchmarks/chaos.py storm`: which outcome a job may have after what has happened."""
+"""The ledger of `chaos.py storm`: which outcome a job may have after what has happened."""
 
 from __future__ import annotations
 
