@@ -23,6 +23,7 @@ class InterruptedHandler(Pool.TaskHandler):
 
     @staticmethod
     def interrupted(job):
+        del job  # else the exception would hold it, with this frame
         raise Interrupted
 
 
