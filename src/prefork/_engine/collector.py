@@ -68,6 +68,18 @@ class Collector:
         if not worker.is_retiring:
             self._scheduler.reopen(worker)
 
+    def replace_unresponsive(self, worker: WorkerHandle, job: Job) -> None:
+        """A worker that idles does not read its job: it has been stopped, or has no chance to
+        run. Another one shall do it."""
+        self.isolate(worker)
+        if job.id in worker.sent or worker.has_exited:  # it reads, after all
+            self.reopen(worker)
+            return
+        why = f"it did not read job {job.id} ({job.function})"
+        self._dispatcher.dismiss(worker, why)
+        worker.ask_for_last_words(why)
+        self._state.wake_supervisor()
+
     def _drain(self, worker: WorkerHandle) -> None:
         """Account for all that a worker has said. If that is being done, further up the stack, it
         goes on there: reports are read in their order."""
@@ -114,8 +126,10 @@ class Collector:
         worker.tasks += 1
         worker.kill_reason = None  # if it was for this job, it came too late
         self._open_jobs.resolve(job, kind, payload)
-        if worker.sent and self._timers.starts.delay is not None:
-            self._dispatcher.expect_start(worker)
+        if worker.sent:
+            self._state.expect_reading()
+            if self._timers.starts.delay is not None:
+                self._dispatcher.expect_start(worker)
 
     def _take_notice(
         self, worker: WorkerHandle, kind: int, job_id: int, started: float, payload: object

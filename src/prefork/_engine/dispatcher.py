@@ -185,10 +185,7 @@ class Dispatcher:
             return
         if self._timers.starts.delay is not None:
             self.expect_start(slot)
-        if self._timers.unread.next_due is None:
-            self._timers.unread.begin(time.monotonic())
-            with contextlib.suppress(RuntimeError):  # it needs a thread, and there is none left
-                self._rearm()
+        self._state.expect_reading()
 
     def _watch(self, job: Job) -> None:
         """The job is being sent: something may become due for that."""

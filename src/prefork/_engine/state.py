@@ -12,6 +12,7 @@ import enum
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
@@ -21,7 +22,7 @@ from prefork._ipc.outcome import decode
 from prefork._ipc.wire import INLINE, Kind
 from prefork._policy.job import NULL_SINK, Job, Wakes
 from prefork._policy.scheduler import Scheduler
-from prefork._policy.timers import Expiry
+from prefork._policy.timers import Expiry, UnreadTimer
 from prefork._system.condition import Condition
 from prefork._system.log import Log
 from prefork._system.selector import Selector
@@ -217,6 +218,7 @@ class PoolState:
             there.
         outboxes: workers, by what becomes readable when they report; the result handler waits
             there.
+        unread: when to look for jobs that idle workers do not read.
         slot_free: notified when a worker may have become free.
         ready_count: how many workers have ever become ready.
         broken: why there are no workers, if the pool has given up.
@@ -234,6 +236,7 @@ class PoolState:
         self.scheduler = Scheduler(cpus)
         self.outcomes = OutcomeQueue(self.outboxes.wakeup.set)
         self.open_jobs = OpenJobs(self.outcomes)
+        self.unread = UnreadTimer()
         self.slot_free = Condition()
         self.ready_count = 0
         self.broken: PoolBrokenError | None = None
@@ -262,6 +265,12 @@ class PoolState:
     def wake_supervisor(self) -> None:
         """There is something for the supervisor to look at."""
         self.exits.wakeup.set()
+
+    def expect_reading(self) -> None:
+        """A worker may be reading a job now: the supervisor looks, a moment later, if it does."""
+        if self.unread.next_due is None:
+            self.unread.begin(time.monotonic())
+            self.wake_supervisor()
 
     # ---- what the phase allows
 

@@ -123,6 +123,7 @@ class WorkerSupervisor:
             for worker in list(state.workers):
                 self._review(worker)
             has_reaped = before > len(state.workers)
+            self._look_for_unread()
         if has_reaped:
             time.sleep(0.0)  # a fork holds the interpreter for long: first the errors are told
         failed, self._failed_starts = self._failed_starts, []
@@ -137,6 +138,15 @@ class WorkerSupervisor:
             if is_over and not state.workers and self._spawner.has_ended():
                 state.phase = PoolPhase.ENDED
             return self._next_time()
+
+    def _look_for_unread(self) -> None:
+        """Who was stopped while it had nothing to do does not read its job: others shall run it."""
+        unread, now = self._state.unread, time.monotonic()
+        if unread.next_due is not None and now >= unread.next_due:
+            for slot, job in unread.look(self._state.workers, now):
+                assert isinstance(slot, WorkerHandle)
+                if slot.process.is_stopped():  # else it has had no turn yet
+                    self._collector.replace_unresponsive(slot, job)
 
     def _note_exit(self, worker: WorkerHandle) -> None:
         """Its process has ended, so it writes no more: all that it has said is read, once."""
@@ -242,6 +252,8 @@ class WorkerSupervisor:
     def _next_time(self) -> float | None:
         times = [w.deadline for w in self._state.workers if w.deadline is not None]
         times += self._spawner.next_times(self._is_short_of_workers)
+        if self._state.unread.next_due is not None:
+            times.append(self._state.unread.next_due)
         if (next_tidying := self._memfd_cache.tidy()) is not None:
             times.append(next_tidying)
         return max(0.0, min(times) - time.monotonic()) if times else None

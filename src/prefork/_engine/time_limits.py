@@ -43,7 +43,6 @@ class TimeLimits:
             (timers.hold, self._end_hold),
             (timers.limits, self._enforce_limits),
             (timers.memory, self._measure),
-            (timers.unread, self._look_for_unread),
         )
 
     def next_due(self) -> float | None:
@@ -71,12 +70,6 @@ class TimeLimits:
             self._terminator.replace_unresponsive(slot, job)
         for expiry in expired:
             self._expire(expiry)
-
-    def _look_for_unread(self, now: float) -> None:
-        for slot, job in self._timers.unread.look(self._state.workers, now):
-            assert isinstance(slot, WorkerHandle)
-            if slot.process.is_stopped():  # else it has had no turn yet
-                self._terminator.replace_unresponsive(slot, job)
 
     def _expire(self, expiry: Expiry) -> None:
         worker, job = expiry.slot, expiry.job

@@ -7,7 +7,8 @@
     UnreadTimer    jobs that an idle worker does not read
 
 Each knows when it is due next (`next_due`, monotonic seconds; None: there is nothing to wait for),
-and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`).
+and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`), except
+for the last one: that is the supervisor's, who is there in any case.
 
 A limit counts from the moment that the worker starts the task, which the worker notes on its
 board. Nobody is told of that moment: a task that was sent at `t` cannot expire before `t` plus its
@@ -36,6 +37,8 @@ __all__ = [
 UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
 does not run: one that was stopped, for instance. One without a limit is looked for as often."""
+FIRST_LOOK_SECONDS: Final = 0.1
+"""How long after a job was sent it is seen whether it was read."""
 MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
 HOLD_SECONDS: Final = 0.001
@@ -226,7 +229,8 @@ class HoldTimer:
 class UnreadTimer:
     """Jobs that an idle worker does not read, as it was stopped: somebody else shall run them.
 
-    It is due only while there may be such jobs.
+    A first look shows soon what is unread, which is nothing as a rule, and then there is no second
+    one: nobody is woken for it once a pool idles.
     """
 
     def __init__(self) -> None:
@@ -234,22 +238,19 @@ class UnreadTimer:
         self._seen: dict[WorkerSlot, int] = {}  # the first jobs that were unread at the last look
 
     def begin(self, now: float) -> None:
-        """A job was sent."""
-        self.next_due = now + UNREAD_SECONDS
+        """A worker may be reading a job now."""
+        self.next_due = now + FIRST_LOOK_SECONDS
 
     def look(self, slots: Iterable[WorkerSlot], now: float) -> list[tuple[WorkerSlot, Job]]:
         """What was unread at the last look, too; sets `next_due`."""
-        unread: list[tuple[WorkerSlot, Job]] = []
-        may_come = False
+        unread: dict[WorkerSlot, Job] = {}
         for slot in slots:
             job = slot.first()
-            if job is not None and slot.ready:
-                may_come = may_come or len(slot.sent) > 1
-                if slot.running()[0] not in slot.sent:
-                    unread.append((slot, job))
-        found = [(slot, job) for slot, job in unread if self._seen.get(slot) == job.id]
-        self._seen = {slot: job.id for slot, job in unread}
-        self.next_due = now + UNREAD_SECONDS if unread or may_come else None
+            if job is not None and slot.ready and slot.running()[0] not in slot.sent:
+                unread[slot] = job
+        found = [(slot, job) for slot, job in unread.items() if self._seen.get(slot) == job.id]
+        self._seen = {slot: job.id for slot, job in unread.items()}
+        self.next_due = now + UNREAD_SECONDS if unread else None
         return found
 
 
@@ -268,7 +269,6 @@ class Timers:
         self.memory = MemoryTimer(memory_interval)
         self.starts = StartTimer(accept_delay)
         self.hold = HoldTimer()
-        self.unread = UnreadTimer()
 
     def next_due(self) -> float | None:
         """The earliest of all (monotonic seconds); None: there is nothing to wait for."""
@@ -277,6 +277,5 @@ class Timers:
             self.memory.next_due,
             self.starts.next_due,
             self.hold.next_due,
-            self.unread.next_due,
         )
         return min((time for time in times if time is not None), default=None)
