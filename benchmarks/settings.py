@@ -94,6 +94,9 @@ class Setting:
     def keep(self, value: object) -> None:
         """A result that has come."""
 
+    def before_close(self, outside: Outside) -> None:
+        """All jobs are answered."""
+
     def end(self) -> None:
         """After the end of the pool."""
 
@@ -319,8 +322,8 @@ class Callbacks(Setting):
 
 
 class Stopped(Setting):
-    """Workers are stopped for longer than anything takes. Then they are continued, or killed; or
-    the job is ended that they run, if they run any: else the pool has to do without them."""
+    """Workers are stopped for longer than anything takes. Then they are continued, or killed, or
+    the job is ended that they run. The pool has to end though one of them is stopped for good."""
 
     deeds = ("freeze",) * 4
     LONGEST = 0.4  # seconds
@@ -356,6 +359,13 @@ class Stopped(Setting):
             outside.deeds.killed.add(pid)
         elif outside.pool.end_on(pid):
             outside.deeds.ended_on.add(pid)
+        else:  # it runs nothing, but may have been sent a job
+            os.kill(pid, signal.SIGCONT)
+
+    def before_close(self, outside: Outside) -> None:
+        if (pid := outside.victim()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
 
     def suspend(self) -> None:
         self._frozen.clear()

@@ -103,10 +103,26 @@ def children() -> list[Running]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The workers of a process's pools: children of it or of a fork server that lead a group."""
+    """The workers of a process's pools: children of it, of a template or of a fork server that lead
+    a group."""
     found = processes()
     families = {pid} | {p.pid for p in found if p.parent == pid}
-    return [p.pid for p in found if p.parent in families and p.group == p.pid]
+    leaders = [p.pid for p in found if p.parent in families and p.group == p.pid]
+    return [leader for leader in leaders if not is_template(leader)]
+
+
+def is_template(pid: int) -> bool:
+    """Whether later workers are forked from this process: it has all signals blocked."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    blocked = dict(line.split(":", 1) for line in status.splitlines())["SigBlk"]
+    return all(int(blocked, 16) >> (signum - 1) & 1 for signum in (signal.SIGTERM, signal.SIGUSR1))
+
+
+def templates_of(pid: int) -> list[int]:
+    return [p.pid for p in processes() if p.parent == pid and is_template(p.pid)]
 
 
 TOKEN = "PREFORK_TEST_TOKEN"

@@ -175,7 +175,7 @@ class MapFamily(PoolRef):
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        engine.feed(jobs, result, here=wait or len(items) <= FIRST_CHUNKS * workers)
+        engine.feed(jobs, result, here=wait, at_once=len(items) <= FIRST_CHUNKS * workers)
         return result
 
     def _imap(

@@ -81,6 +81,9 @@ class Pool(MapFamily):
     CallbackRunner = callbacks.CallbackRunner
     Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
+    first_start_timeout: float | None = None
+    """What a subclass gives the first workers instead of `start_timeout`, in seconds: all of them
+    start at once, and what they load is not in the system's caches yet."""
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class Pool(MapFamily):
             max_memory_per_task,
             max_restarts,
             None if start_timeout is None else seconds("start_timeout", start_timeout),
+            self.first_start_timeout,
             self.SoftTimeLimitExceeded,
             None if accept_delay is None else seconds("accept_delay", accept_delay),
         )

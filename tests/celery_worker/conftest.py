@@ -17,13 +17,19 @@ from servers import RabbitMQ, Redis, Server, missing
 Start = Callable[..., Worker]
 
 
+SECONDS = 300
+"""Each event has a deadline of its own; a test may wait for several, and for servers to start."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.timeout(SECONDS))
     if names := missing():
         reason = f"not installed: {', '.join(names)}"
-        here = Path(__file__).parent
-        for item in items:
-            if here in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Its settings come from the environment, as JSON in `PROJECT_SETTINGS`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -63,8 +64,9 @@ def process_init(**kwargs):
         raise SystemExit("the database is not there")
     if os.environ.get("PROJECT_KILLED"):
         os.kill(os.getpid(), signal.SIGKILL)
-    if os.environ.get("PROJECT_SLOW"):
-        signal.sigwait([signal.SIGUSR2])
+    if os.path.exists(os.environ.get("PROJECT_SLOW", "/nonexistent")):
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        signal.pause()
 
 
 @signals.worker_process_shutdown.connect
@@ -271,3 +273,49 @@ def retry(self):
 @app.task
 def large(size):
     return "x" * size
+
+
+@app.task(acks_late=True)
+def clean_up(address, path, late_address=None):
+    """Its `finally` leaves a mark; before that it waits at the gate once more."""
+    try:
+        wait_at(address)
+        while True:
+            time.sleep(1)
+    finally:
+        if late_address is not None:
+            wait_at(late_address, "cleaning")
+        mark(Path(path), "cleaned up")
+
+
+@app.task(acks_late=True)
+def lock_up(address):
+    """C code that runs no signal handler, and holds the interpreter: it waits for itself."""
+    wait_at(address)
+    libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    for _ in range(2):
+        libc.pthread_mutex_lock(mutex)
+
+
+@app.task
+def shrug(address):
+    """A task that goes on whatever it is sent."""
+    with contextlib.suppress(SystemExit):
+        wait_at(address)
+        time.sleep(3600)
+    time.sleep(3600)
+
+
+@app.task
+def leave_a_thread():
+    """It is no daemon, and never ends."""
+    threading.Thread(target=signal.sigwait, args=([signal.SIGUSR2],)).start()
+    return os.getpid()
+
+
+@app.task
+def end_a_pool():
+    """`multiprocessing` ends its processes by SIGTERM."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply_async(signal.sigwait, ([signal.SIGUSR2],))
+    return "ended"

@@ -25,6 +25,8 @@ from helpers import DEADLINE, eventually, workers_of
 HERE = Path(__file__).resolve().parent
 CELERY = tuple(int(part) for part in celery.__version__.split(".")[:2])
 POOL = "prefork.celery:TaskPool"
+INHERITED = list(filter(None, [os.environ.get("PYTHONPATH")]))
+"""Where this very test run has its modules from, if it was told."""
 
 
 class Client:
@@ -108,7 +110,7 @@ class Worker(Client):
                     "PROJECT_BACKEND": backend,
                     "PROJECT_SETTINGS": json.dumps(settings or {}),
                     "PROJECT_MARKS": str(self.marks),
-                    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+                    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *INHERITED]),
                     "PYTHONUNBUFFERED": "1",
                     **(env or {}),
                 },

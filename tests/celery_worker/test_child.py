@@ -29,7 +29,7 @@ def end_forks(count):
 
 
 def test_a_signal_at_the_moment_of_a_fork_ends_the_child(make_pool):
-    statuses, blocked = make_pool(1).apply_async(end_forks, (300,)).get(DEADLINE)
+    statuses, blocked = make_pool(1).apply_async(end_forks, (100,)).get(DEADLINE)
     assert statuses == {-signal.SIGTERM}
     assert signal.SIGTERM not in blocked
 

@@ -82,6 +82,8 @@ def test_terminate_what_has_ended(worker):
     """Nobody else is hit."""
     results = [worker.send("info") for _ in range(4)]
     pids = {worker.get(result)["pid"] for result in results}
+    # A task stores its result before it reports that it has ended: until then it can be hit.
+    eventually(lambda: not worker.control("active"), "celery knows that they have ended")
     for result in results:
         worker.control("terminate", task_id=result.id, signal="SIGKILL")
     assert worker.run("info")["pid"] in pids

@@ -72,6 +72,9 @@ def test_stats_show_what_runs_since_when(worker, gate):
     assert pool["max-concurrency"] == 2
     assert sorted(pool["processes"]) == sorted(w["pid"] for w in pool["workers"])
     assert pool["put-guarded-by-semaphore"]
+    writes = pool["writes"]
+    assert writes["total"] == sum(map(int, writes["raw"].split(", "))) >= 1
+    assert writes["inqueues"] == {"total": len(pool["processes"]), "active": 1}
     active = worker.control("active")
     assert [(task["id"], task["worker_pid"]) for task in active] == [(result.id, visitor.pid)]
     visitor.go()
@@ -125,6 +128,14 @@ def test_signals_of_celery(worker):
     eventually(lambda: has_ended(pids[0]), "an idle process leaves on SIGTERM")
     assert f"{pids[0]} {pids[0]} 143" in worker.noted("process_shutdown")
     settled(worker, 2)
+
+
+def test_a_thread_of_a_task_does_not_hold_its_process(start_worker):
+    worker = start_worker("--max-tasks-per-child", "1")
+    pids = {worker.run("leave_a_thread") for _ in range(4)}
+    eventually(lambda: all(map(has_ended, pids)), "they leave")
+    exits = {each["pid"]: each["exitcode"] for each in worker.stats["exits"]}
+    assert [exits[pid] for pid in pids] == [0] * 4  # nobody has had to kill them
 
 
 def test_nothing_of_a_task_is_left_with_its_process(worker):

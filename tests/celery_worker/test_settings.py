@@ -29,7 +29,16 @@ def test_limits_of_all_tasks(start_worker):
     assert worker.stats["timeouts"] == [SOON, 1]
     assert worker.run("spin").startswith("caught ")
     assert isinstance(worker.outcome(worker.send("hang")), TimeLimitExceeded)
+    assert "in hang_here" in worker.logged("Task handler raised error: TimeLimitExceeded(")
     worker.logged(f"Soft time limit ({SOON}s) exceeded for project.spin")
+
+
+def test_a_limit_is_told_as_it_was_given(start_worker):
+    worker = start_worker(settings={"task_time_limit": 1})
+    result = worker.send("hang")
+    error = worker.outcome(result)
+    assert (type(error), repr(error.args)) == (TimeLimitExceeded, "(1,)")
+    worker.logged(f"Hard time limit (1s) exceeded for project.hang[{result.id}]")
 
 
 def test_max_tasks_per_child(start_worker):
@@ -140,12 +149,47 @@ def test_processes_that_are_killed_at_their_start_end_the_worker(start_worker):
     assert "could not start" in worker.log
 
 
-def test_processes_that_do_not_start_in_time_end_the_worker(start_worker):
-    worker = start_worker(
-        env={"PROJECT_SLOW": "1"}, settings={"worker_proc_alive_timeout": 0.5}, ready=False
-    )
+def test_first_processes_that_do_not_start_end_the_worker(start_worker):
+    worker = start_worker(env={"PROJECT_SLOW": "/"}, pool="pools:PoolInAHurry", ready=False)
     assert worker.ended() != 0
     assert "not ready within 0.5 s" in worker.log
+
+
+def test_first_processes_may_take_longer_than_their_successors(start_worker):
+    limit = 0.2
+    worker = start_worker(
+        env={"PROJECT_SLOW": "/"},
+        settings={"worker_proc_alive_timeout": limit},
+        concurrency=1,
+        ready=False,
+    )
+    result = worker.send("info")
+    eventually(lambda: worker.noted("process_init"), "a process is starting")
+    later = time.monotonic() + 3 * limit
+    eventually(lambda: time.monotonic() > later, "it takes too long for a successor")
+    (pid,) = worker.noted("process_init")
+    os.kill(int(pid), signal.SIGUSR2)
+    assert worker.get(result)["pid"] == int(pid)
+
+
+def test_successors_that_do_not_start_leave_those_that_work_alone(start_worker, gate, tmp_path):
+    slow = tmp_path / "slow"
+    worker = start_worker(
+        env={"PROJECT_SLOW": str(slow)}, settings={"worker_proc_alive_timeout": 0.05}
+    )
+    result = worker.send("enter", gate._address, "done")
+    busy = gate.arrival()
+    slow.touch()
+    for pid in worker.workers:
+        if pid != busy.pid:
+            os.kill(pid, signal.SIGKILL)
+    worker.logged("failed starts in a row: 11")
+    busy.go()
+    assert worker.get(result) == "done"
+    assert worker.run("info")["pid"] == busy.pid
+    slow.unlink()
+    eventually(lambda: len({worker.run("info")["pid"] for _ in range(4)}) == 2, "it has company")
+    assert worker.stop() == 0
 
 
 # --- a task's memory error stops the worker, as celery wants it

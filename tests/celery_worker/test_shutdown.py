@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
+from pools import HastyPool
 from running import CELERY
 
-from helpers import eventually, has_ended, marked
+from helpers import eventually, has_ended, marked, stop
 
 
 @pytest.fixture
@@ -94,6 +96,40 @@ def test_cold_in_the_moment_of_an_early_acknowledgement(worker, start_worker, br
     assert marked(path) == f"{worker.process.pid}\n"
 
 
+@pytest.mark.skipif(CELERY < (5, 5), reason="nothing but SIGKILL before celery 5.5")
+@pytest.mark.parametrize(
+    ("pool", "name"), [("HastyPool", "lock_up"), ("ImpatientPool", "shrug")], ids=["C", "Python"]
+)
+def test_cold_with_a_task_that_does_not_end(start_worker, broker, gate, pool, name):
+    """It is killed, and accounted for, before those who stop the worker lose patience."""
+    worker = start_worker(broker=broker, pool=f"pools:{pool}")
+    result = worker.send(name, gate._address)
+    visitor = gate.arrival()
+    visitor.go()
+    known(worker, result)
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.ended()
+    assert has_ended(visitor.pid)
+    assert f"project.{name}[{result.id}] does not end" in worker.log
+
+
+@pytest.mark.skipif(CELERY < (5, 5), reason="nothing but SIGKILL before celery 5.5")
+def test_cold_with_a_task_that_cleans_up(start_worker, broker, gate, tmp_path):
+    """It has heeded the signal, so it gets more time."""
+    worker = start_worker(broker=broker, pool="pools:HastyPool")
+    path = tmp_path / "mark"
+    result = worker.send("clean_up", gate._address, str(path), gate._address)
+    gate.arrival().go()
+    known(worker, result)
+    worker.process.send_signal(signal.SIGQUIT)
+    visitor = gate.arrival()
+    later = time.monotonic() + 20 * HastyPool.heed_seconds
+    eventually(lambda: time.monotonic() > later, "the pool has looked at it")
+    visitor.go()
+    worker.ended()
+    assert marked(path) == "cleaned up"
+
+
 @pytest.mark.skipif(CELERY < (5, 5), reason="new in celery 5.5")
 def test_soft(start_worker, broker, gate):
     """A cold shutdown that gives the tasks time first."""
@@ -135,6 +171,30 @@ def test_two_interrupts(worker, gate):
     worker.process.send_signal(signal.SIGINT)
     worker.ended()
     assert has_ended(pid)
+
+
+@pytest.mark.skipif(CELERY < (5, 5), reason="nothing but SIGKILL before celery 5.5")
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_warm_shutdown_that_becomes_a_cold_one(worker, gate, first, tmp_path):
+    """The second signal interrupts the wait for tasks, and waits itself."""
+    path = tmp_path / "mark"
+    result = worker.send("clean_up", gate._address, str(path))
+    gate.arrival().go()
+    known(worker, result)
+    worker.process.send_signal(first)
+    worker.logged("Warm shutdown")
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.ended()
+    assert marked(path) == "cleaned up"
+    assert "Traceback" not in worker.log
+
+
+def test_a_process_that_was_stopped_does_not_hold_up_the_end(worker):
+    worker.run("add", 1, 1)
+    eventually(lambda: not worker.control("active"), "celery knows that it is done")
+    for pid in worker.workers:
+        stop(pid)
+    assert worker.stop() == 0
 
 
 def test_a_task_that_ignores_all_ends_with_a_worker_that_is_killed(worker, gate):

@@ -65,7 +65,9 @@ def test_a_hard_limit_tells_where_the_task_hung(worker):
     result = worker.send("hang", time_limit=SOON)
     error = worker.outcome(result)
     assert isinstance(error, TimeLimitExceeded)
-    assert "in hang_here" in str(error)
+    assert error.args == (SOON,)
+    note = "Task handler raised error: TimeLimitExceeded("
+    assert "in hang_here" in worker.logged(note).partition(note)[2]
     worker.logged(f"Hard time limit ({SOON}s) exceeded for project.hang[{result.id}]")
     assert worker.run("add", 1, 1) == 2
 

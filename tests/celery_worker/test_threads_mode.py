@@ -64,7 +64,7 @@ def test_errors(worker):
     assert isinstance(worker.outcome(crash), WorkerLostError)
     error = worker.outcome(hang)
     assert isinstance(error, TimeLimitExceeded)
-    assert "in hang_here" in str(error)
+    assert "in hang_here" in worker.logged("Task handler raised error: TimeLimitExceeded(")
     assert worker.run("spin", soft_time_limit=SOON).startswith("caught ")
     assert isinstance(worker.outcome(worker.send("fail")), ValueError)
 

@@ -24,6 +24,16 @@ def benchmarks(*args: object) -> str:
     ).stdout
 
 
+def test_the_structure_is_read_from_the_source():
+    script = [sys.executable, ROOT / "benchmarks" / "structure.py", "--static"]
+    table = subprocess.run(script, capture_output=True, text=True, check=True, timeout=DEADLINE)
+    rows = dict(line.strip("| ").split(" | ") for line in table.stdout.splitlines()[2:])
+    assert int(rows["lines of the core"]) > 1000
+    assert int(rows["layer rows"]) > 1
+    assert int(rows["floors of files"]) >= int(rows["floors of rooms"]) > 1
+    assert "(" in rows["others' _privates, per 1000 lines"]
+
+
 def test_a_run_makes_samples_and_tables(tmp_path):
     results = tmp_path / "results.json"
     workloads = ["apply", "imap_unordered", "start_2_fork"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from multiprocessing import TimeoutError
 from queue import SimpleQueue
 
 import pytest
@@ -12,6 +13,7 @@ from gate import enter
 from helpers import DEADLINE, NEVER, eventually
 from prefork import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
 from prefork._engine import spawner
+from prefork._engine.callbacks import CallbackRunner
 
 
 def square(x):
@@ -94,7 +96,70 @@ def test_error_callback_gets_the_error_and_callback_nothing(pool, log):
     assert log.all() == [("failed", caught.value)]
 
 
-def test_a_handle_is_ready_before_its_callback(pool):
+@pytest.mark.parametrize("verb", ["apply_async", "map_async"])
+def test_to_others_a_handle_is_ready_when_its_callback_has_run(pool, verb):
+    begun, go, called = threading.Event(), threading.Event(), []
+
+    def done(value):
+        begun.set()
+        go.wait(DEADLINE)
+        called.append(value)
+
+    handle = getattr(pool, verb)(square, (3,), callback=done)
+    assert begun.wait(DEADLINE)
+    assert not handle.ready()
+    handle.wait(0)
+    with pytest.raises(TimeoutError):
+        handle.get(0)
+    go.set()
+    assert handle.get(DEADLINE) in (9, [9])
+    assert len(called) == 1
+    assert handle.ready()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize("error", [None, LookupError, KeyboardInterrupt])
+def test_what_callbacks_collect_is_there_when_the_handles_are(make_pool, threads, error):
+    pool = make_pool(2, threads=threads)
+    for _ in range(20):
+        got = []
+
+        def collect(value, got=got):
+            got.append(value)
+            if error is not None:
+                raise error
+
+        handles = [pool.apply_async(odd_only, (x,), {}, collect, collect) for x in range(50)]
+        for handle in handles:
+            handle.wait(DEADLINE)
+        assert len(got) == 50
+
+
+def test_without_a_thread_for_its_callback_a_handle_is_ready_all_the_same(pool, monkeypatch):
+    def no_thread(self, on_crash):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(CallbackRunner, "start", no_thread)
+    called = []
+    assert pool.apply_async(square, (3,), callback=called.append).get(DEADLINE) == 9
+    assert not called
+
+
+def test_a_callback_may_wait_for_a_handle_whose_callback_waits_for_it(pool):
+    go, order = threading.Event(), SimpleQueue()
+
+    def first(_):
+        go.wait(DEADLINE)
+        order.put(second.get(DEADLINE))
+
+    pool.apply_async(square, (1,), callback=first)
+    second = pool.apply_async(square, (2,), callback=order.put)
+    go.set()
+    assert [order.get(timeout=DEADLINE) for _ in range(2)] == [4, 4]
+    assert second.get(DEADLINE) == 4
+
+
+def test_in_its_callback_a_handle_is_ready(pool):
     seen = SimpleQueue()
     made = threading.Event()
     handle = None

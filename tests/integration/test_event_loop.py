@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import os
+import random
 import select
 import signal
 import threading
@@ -224,6 +226,15 @@ def test_get_gives_up_in_time(pool, gate):
         handle.get(0)
 
 
+@pytest.mark.parametrize("seconds", [1e8, 1e300])
+def test_a_wait_and_a_limit_of_any_length(pool, seconds):
+    limited = pool.apply_async(square, (3,), timeout=seconds)
+    assert pool.apply_async(square, (2,)).get(seconds) == 4
+    assert limited.get() == 9
+    pool.terminate()
+    assert pool.join(seconds)
+
+
 def test_handle_events_runs_the_callbacks(pool):
     calls = []
     pool.apply_async(square, (3,), callback=calls.append)
@@ -261,22 +272,128 @@ def test_a_pool_with_threads_cannot_be_attached(make_pool):
 class Greedy:
     """Waits for the pool that it comes from while it is unpickled there."""
 
+    def __init__(self, how):
+        self.how = how
+
     def __reduce__(self):
-        return wait_for_the_pool, (os.getpid(),)
+        return wait_for_the_pool, (os.getpid(), self.how)
 
 
-def wait_for_the_pool(made_in):
-    return the_pool.apply_async(square, (3,)).get(NEVER) if os.getpid() != made_in else None
+def wait_for_the_pool(made_in, how):
+    if os.getpid() == made_in:
+        return
+    if how == "get":
+        the_pool.apply_async(square, (3,)).get(NEVER)
+    else:
+        the_pool.handle_events()
 
 
 the_pool = None
 
 
-@pytest.mark.parametrize("threads", [True, False])
-def test_a_result_that_waits_for_the_pool_fails_alone(make_pool, threads):
+@pytest.mark.parametrize(
+    ("threads", "how"), [(True, "get"), (False, "get"), (False, "handle_events")]
+)
+def test_a_result_that_waits_for_the_pool_fails_alone(make_pool, threads, how):
     global the_pool
     the_pool = pool = make_pool(1, threads=threads)
     with pytest.raises(Exception, match="waits for the pool") as caught:
-        pool.apply_async(Greedy).get(DEADLINE)
+        pool.apply_async(Greedy, (how,)).get(DEADLINE)
     assert "RuntimeError" in str(caught.value)
     assert pool.apply(square, (3,)) == 9
+
+
+# --- calls from signal handlers that have interrupted others
+
+
+@contextlib.contextmanager
+def interrupting(call):
+    """Have this called by a signal handler, a moment from now."""
+
+    def handle(signum, frame):
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        call()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, SOON)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_wait_inside_of_a_wait(pool, gate):
+    outer = pool.apply_async(enter, (gate, "outer"))
+    visitor = gate.arrival()
+    inner = []
+
+    def call():
+        inner.append(pool.apply(square, (3,)))
+        visitor.go()
+
+    with interrupting(call):
+        assert outer.get(DEADLINE) == "outer"
+    assert inner == [9]
+
+
+@pytest.mark.parametrize("outer", ["join", "get", "handle_events"])
+@pytest.mark.parametrize("end", ["terminate", "join"])
+def test_the_end_inside_of_a_wait(pool, gate, outer, end):
+    """The descriptors that the outer one waits for are gone then, and their numbers others'."""
+    handle = pool.apply_async(enter, (gate, "value"))
+    visitor = gate.arrival()
+    others = []
+
+    def call():
+        visitor.go()
+        pool.close()
+        getattr(pool, end)()
+        others.extend(os.pipe() for _ in range(10))
+
+    if outer == "join":
+        pool.close()
+    with interrupting(call):
+        if outer == "join":
+            assert pool.join(DEADLINE)
+        elif outer == "get":
+            with contextlib.suppress(Terminated):
+                assert handle.get(DEADLINE) == "value"
+        else:
+            while not others:
+                pool.handle_events(DEADLINE)
+    assert pool.join(DEADLINE)
+    assert handle.ready()
+    for fd in itertools.chain(*others):
+        os.close(fd)
+
+
+def test_signals_at_any_moment(pool):
+    """Their handler does what can be done then: it waits, or is told that nothing could arrive."""
+    told, handles, inner, refused = [], [], [], []
+
+    def call(signum, frame):
+        try:
+            handles.append(pool.apply_async(square, (3,)))
+            pool.handle_events(0)
+            inner.append(pool.apply(square, (3,)))
+        except RuntimeError as exc:
+            refused.append(str(exc))
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.001))
+
+    before = signal.signal(signal.SIGALRM, call)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    try:
+        for x in range(2000):
+            pool.apply_async(square, (x,), callback=told.append)
+            pool.handle_events(0)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert {handle.get(DEADLINE) for handle in handles} == {9}
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert sorted(told) == [x * x for x in range(2000)]
+    assert set(inner) == {9}
+    assert all("this waits for the pool" in text for text in refused)

@@ -23,13 +23,13 @@ GARBAGE = {
     "text": b"hello, world\n",
     "zeros": bytes(1000),
     "more than a read takes": b"\xff" * 100_000,
-    "an unknown kind": REPORT.pack(1, 0.0, 0.0, 0, 200, 0, MARK),
-    "a length of 2**64 - 1": REPORT.pack(1, 0.0, 0.0, 2**64 - 1, Kind.DONE, 0, MARK),
-    "a length above the threshold": REPORT.pack(1, 0.0, 0.0, INLINE + 1, Kind.DONE, 0, MARK),
-    "another's result": REPORT.pack(2**60, 0.0, 0.0, 0, Kind.DONE, 0, MARK),
-    "a reason that is no pickle": REPORT.pack(0, 0.0, 0.0, 3, Kind.LEAVING, 0, MARK) + b"abc",
+    "an unknown kind": REPORT.pack(1, 0.0, 0.0, 0, 200, 0, 0, MARK),
+    "a length of 2**64 - 1": REPORT.pack(1, 0.0, 0.0, 2**64 - 1, Kind.DONE, 0, 0, MARK),
+    "a length above the threshold": REPORT.pack(1, 0.0, 0.0, INLINE + 1, Kind.DONE, 0, 0, MARK),
+    "another's result": REPORT.pack(2**60, 0.0, 0.0, 0, Kind.DONE, 0, 0, MARK),
+    "a reason that is no pickle": REPORT.pack(0, 0.0, 0.0, 3, Kind.LEAVING, 0, 0, MARK) + b"abc",
     "marks": MARK * 100,
-    "half a header": REPORT.pack(1, 0.0, 0.0, 0, Kind.DONE, 0, MARK)[:20],
+    "half a header": REPORT.pack(1, 0.0, 0.0, 0, Kind.DONE, 0, 0, MARK)[:20],
 }
 
 
@@ -53,14 +53,14 @@ def write_out(data: bytes, gate: Door | None = None) -> int:
 def exit_with(payload: bytes, gate: Door) -> None:
     """A task that sends a report of its exit that nobody can read."""
     job = own_end().board[0]
-    header = REPORT.pack(job, 0.0, 0.0, len(payload), Kind.EXITING, 0, MARK)
+    header = REPORT.pack(job, 0.0, 0.0, len(payload), Kind.EXITING, 0, 0, MARK)
     os.write(own_end()._outbox, header + payload)
     gate.enter()
 
 
 def write_parcels(messages: list[bytes], size: int) -> bytes:
     """A task that writes into its socket for large objects, then returns a large one."""
-    with socket.socket(fileno=os.dup(own_end()._payloads.fileno())) as own:
+    with socket.socket(fileno=os.dup(own_end()._post.fileno())) as own:
         for message in messages:
             own.send(message)
         with open(os.devnull, "rb") as null:

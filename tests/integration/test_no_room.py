@@ -12,7 +12,7 @@ import pytest
 
 from helpers import DEADLINE
 from prefork import Pool
-from prefork._engine import spawner
+from prefork._engine import starts
 from prefork._ipc.channel import Channel
 from prefork._ipc.memfd import Transport
 
@@ -28,7 +28,7 @@ def worker_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Pool]:
     """Makes pools of one worker, with an initializer."""
-    monkeypatch.setattr(spawner, "Channel", functools.partial(Channel, request.param))
+    monkeypatch.setattr(starts, "Channel", functools.partial(Channel, request.param))
     return lambda *init: make_pool(1, *init, context="fork")
 
 
@@ -49,9 +49,8 @@ def test_a_worker_without_descriptors(worker_pool: Callable[..., Pool]) -> None:
     large = [pool.apply_async(bytes, (LARGE,)) for _ in range(5)]
     large += [pool.apply_async(len, (bytes(LARGE),)) for _ in range(5)]
     small = [pool.apply_async(bytes, (size,)) for size in range(20)]
-    for handle in large:
-        with pytest.raises(OSError, match=r"descriptor|Too many open files"):
-            handle.get(DEADLINE)
+    assert [len(handle.get(DEADLINE)) for handle in large[:5]] == [LARGE] * 5
+    assert [handle.get(DEADLINE) for handle in large[5:]] == [LARGE] * 5
     assert [len(handle.get(DEADLINE)) for handle in small] == list(range(20))
 
 

@@ -11,14 +11,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, eventually, marked
-from prefork import Terminated
+from helpers import DEADLINE, eventually, marked, stop
+from prefork import Terminated, WorkerState
 
 kept: list[object] = []
 
@@ -101,6 +103,7 @@ def test_let_go(make_pool, tmp_path, how):
 
 def test_only_the_worker_that_runs_a_task_is_killed(make_pool, tmp_path, gate):
     pool = make_pool(2, hold, (tmp_path,))
+    eventually(lambda: {w.state for w in pool.statistics().workers} == {WorkerState.IDLE}, "idle")
     pids = set(pool.map(fill, range(50), 1))
     running = pool.apply_async(enter, (gate,))
     busy = gate.arrival().pid
@@ -187,6 +190,65 @@ def test_an_idle_worker_that_was_stopped_does_not_hold_up_the_end(make_pool, tmp
     pool.terminate()
     (left,) = pool.statistics().exits
     assert left.exitcode == 0
+
+
+def test_an_idle_worker_that_was_stopped_does_not_hold_up_a_closed_pool(make_pool):
+    pool = make_pool(2)
+    pool.map(abs, range(10), 1)
+    for worker in pool.statistics().workers:
+        stop(worker.pid)
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert [left.exitcode for left in pool.statistics().exits] == [0, 0]
+
+
+# --- what tasks leave behind
+
+
+def leave_thread(path):
+    threading.Thread(target=wait_for_ever).start()  # no daemon
+
+
+def leave_executor(path):
+    ThreadPoolExecutor(1).submit(wait_for_ever)
+
+
+def leave_process(path):
+    multiprocessing.get_context("fork").Process(target=wait_for_ever).start()
+
+
+def wait_for_ever():
+    signal.sigwait([signal.SIGUSR2])
+
+
+@pytest.mark.parametrize("leave", [leave_thread, leave_executor, leave_process])
+def test_what_a_task_has_left_does_not_hold_its_worker(context, make_pool, tmp_path, leave):
+    """And all else that is to be done at its end is done."""
+    pool = make_pool(1, hold, (tmp_path,), context=context)
+    pool.apply(leave, (tmp_path,))
+    pool.apply(fill, (0,))
+    pool.close()
+    assert pool.join(DEADLINE)
+    (left,) = pool.statistics().exits
+    assert left.exitcode == 0  # nobody has had to kill it
+    everything_was_done(tmp_path, 1, 1)
+
+
+def leave_short_thread(path):
+    threading.Thread(target=write_soon, args=(path / "soon",)).start()
+
+
+def write_soon(path):
+    threading.Event().wait(0.1)
+    path.write_text("done")
+
+
+def test_what_ends_soon_is_waited_for(context, make_pool, tmp_path):
+    pool = make_pool(1, context=context)
+    pool.apply(leave_short_thread, (tmp_path,))
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert (tmp_path / "soon").read_text() == "done"
 
 
 def test_coverage_of_workers_is_complete(tmp_path):

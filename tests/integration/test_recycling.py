@@ -3,6 +3,7 @@ cannot start."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, eventually, has_ended, log_start, mark
+from helpers import DEADLINE, NEVER, eventually, has_ended, log_start, mark
 from prefork import MemoryLimitExceeded, Pool, PoolBrokenError, WorkerLostError
 from prefork._system.resources import resident
 
@@ -257,6 +258,94 @@ def test_a_later_initializer_that_raises_is_tried_again(make_pool, tmp_path):
         pool.apply(os._exit, (1,))
     with pytest.raises(PoolBrokenError, match=r"the database is away.* in a row: 9"):
         pool.apply_async(square, (3,)).get(DEADLINE)
+
+
+def hang_if(path):
+    if path.exists():
+        signal.pause()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_workers_that_cannot_be_replaced_leave_those_that_work_alone(
+    make_pool, tmp_path, gate, monkeypatch, threads
+):
+    """The pool goes on with them. It breaks down with the last of them, for the jobs that nobody
+    can run any more."""
+    monkeypatch.setattr(Pool, "first_start_timeout", DEADLINE)
+    path = tmp_path / "hang"
+    pool = make_pool(
+        2, hang_if, (path,), start_timeout=0.05, max_restarts=2, context="fork", threads=threads
+    )
+    job = pool.apply_async(enter, (gate, "value"))
+    visitor = gate.arrival()
+    path.touch()
+    for worker in pool.statistics().workers:
+        if worker.pid != visitor.pid:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def failed_starts():
+        if not threads:
+            pool.handle_events(0.01)
+        return len(pool.statistics().exits) - 1
+
+    eventually(lambda: failed_starts() > 4, "more starts fail than are to be tried")
+    visitor.go()
+    assert job.get(DEADLINE) == "value"
+    assert pool.apply(os.getpid) == visitor.pid
+    with pytest.raises(WorkerLostError):
+        pool.apply(os._exit, (1,))
+    with pytest.raises(PoolBrokenError, match="not ready within"):
+        pool.apply(square, (3,))
+
+
+def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path, monkeypatch):
+    """The failed starts are counted anew."""
+    monkeypatch.setattr(Pool, "first_start_timeout", DEADLINE)
+    path = tmp_path / "hang"
+    pool = make_pool(1, hang_if, (path,), start_timeout=0.05, max_restarts=2, context="fork")
+    for _ in range(3):
+        assert pool.apply(square, (3,)) == 9
+        path.touch()
+        count = len(pool.statistics().exits)
+        with pytest.raises(WorkerLostError):
+            pool.apply(os._exit, (1,))
+        handle = pool.apply_async(square, (3,))
+        eventually(lambda count=count: len(pool.statistics().exits) > count + 1, "a start fails")
+        path.unlink()
+        assert handle.get(DEADLINE) == 9
+
+
+def test_a_job_that_ends_with_its_worker_has_an_outcome_of_its_own(
+    make_pool, tmp_path, gate, monkeypatch
+):
+    """Though nobody else can be started: here its result comes from what its worker has forked."""
+    monkeypatch.setattr(Pool, "first_start_timeout", DEADLINE)
+    path = tmp_path / "hang"
+    pool = make_pool(
+        1,
+        hang_if,
+        (path,),
+        start_timeout=0.05,
+        max_restarts=0,
+        context="fork",
+        lost_worker_timeout=NEVER,
+    )
+    pool.apply(abs, (1,))
+    path.touch()
+    handle = pool.apply_async(die_and_leave_a_child, (gate,))
+    visitor = gate.arrival()
+    eventually(lambda: len(pool.statistics().exits) > 2, "starts fail")
+    visitor.go()
+    assert handle.get(DEADLINE) == "late"
+    with pytest.raises(PoolBrokenError, match="not ready within"):
+        pool.apply(square, (3,))
+
+
+def die_and_leave_a_child(gate):
+    """What it has forked, without Python's knowledge, goes on in its place."""
+    if ctypes.PyDLL(None).fork():
+        os._exit(1)
+    return enter(gate, "late")
 
 
 @pytest.mark.parametrize("restarts", [0, 3])

@@ -16,7 +16,7 @@ from typing import Final
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._ipc.outcome import decode_exit, decode_reason
+from prefork._ipc.outcome import Large, decode_exit, decode_reason
 from prefork._ipc.wire import Kind
 from prefork._policy.job import Job
 from prefork._policy.timers import Timers
@@ -68,18 +68,6 @@ class Collector:
         if not worker.is_retiring:
             self._scheduler.reopen(worker)
 
-    def replace_unresponsive(self, worker: WorkerHandle, job: Job) -> None:
-        """A worker that idles does not read its job: it has been stopped, or has no chance to
-        run. Another one shall do it."""
-        self.isolate(worker)
-        if job.id in worker.sent or worker.has_exited:  # it reads, after all
-            self.reopen(worker)
-            return
-        why = f"it did not read job {job.id} ({job.function})"
-        self._dispatcher.dismiss(worker, why)
-        worker.ask_for_last_words(why)
-        self._state.wake_supervisor()
-
     def _drain(self, worker: WorkerHandle) -> None:
         """Account for all that a worker has said. If that is being done, further up the stack, it
         goes on there: reports are read in their order."""
@@ -89,9 +77,10 @@ class Collector:
 
     def _read_reports(self, worker: WorkerHandle) -> bool:
         """Account for what a worker says; False if it says nothing now."""
+        had_ended = worker.channel.eof
         reports = worker.channel.receive()
         if reports is None:
-            if worker.channel.eof:
+            if worker.channel.eof and not had_ended:  # once: the supervisor looks here, too
                 self._state.outboxes.discard(worker.channel)
                 self._state.wake_supervisor()
             return False
@@ -125,11 +114,11 @@ class Collector:
         worker.channel.forget(job.id)
         worker.tasks += 1
         worker.kill_reason = None  # if it was for this job, it came too late
+        if type(payload) is Large:
+            job.result_bytes = payload.nbytes
         self._open_jobs.resolve(job, kind, payload)
-        if worker.sent:
-            self._state.expect_reading()
-            if self._timers.starts.delay is not None:
-                self._dispatcher.expect_start(worker)
+        if worker.sent and self._timers.starts.delay is not None:
+            self._dispatcher.expect_start(worker)
 
     def _take_notice(
         self, worker: WorkerHandle, kind: int, job_id: int, started: float, payload: object
@@ -143,7 +132,8 @@ class Collector:
             if job := self._open_jobs.by_id.get(job_id):
                 self._open_jobs.report_start(job, worker.pid, started)
         elif kind == Kind.READY and worker.start_failure is None:
-            worker.become_ready()
+            seconds = worker.become_ready()
+            self._state.slowest_start = max(self._state.slowest_start, seconds)
             self._scheduler.mark_ready(worker)
             self._dispatcher.expect_start(worker)
             self._state.ready_count += 1

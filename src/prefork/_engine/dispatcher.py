@@ -43,43 +43,67 @@ class Dispatcher:
         timers: told of what is sent.
         rearm: called when one of them is due earlier than it was.
         wait: see `Wait`.
+        call_soon: has something called like the callbacks of jobs.
     """
 
     def __init__(
-        self, state: PoolState, timers: Timers, rearm: Callable[[], object], wait: Wait
+        self,
+        state: PoolState,
+        timers: Timers,
+        rearm: Callable[[], object],
+        wait: Wait,
+        call_soon: Callable[..., object],
     ) -> None:
         self._state = state
         self._scheduler = state.scheduler
         self._timers = timers
         self._rearm = rearm
         self.wait_for = wait
+        self._call_soon = call_soon
         self._has_vacated = False  # a worker's only job could not be sent, so it has nothing
         self._target: WorkerSlot | None = None  # a submitted job is on its way there, just now
 
     # ---- from the callers
 
     def submit(self, job: Job) -> None:
-        """Take a job: from now on it will be resolved exactly once."""
+        """Take a job: from now on it will be resolved exactly once.
+
+        A signal handler that submits may have interrupted whoever has the lock, in the middle of
+        something. Then the job is sent a moment later.
+        """
+        take = self._take_late if self._state.is_lock_held() else self._take
         with self._state.lock:
             self._state.check_running()
-            self._admit(job)
+            self._admit(job, take)
+
+    def _take_late(self, job: Job) -> None:
+        self._state.open_jobs.add(job)
+        self._call_soon(self._send_late, job)
+
+    def _send_late(self, job: Job) -> None:
+        with self._state.lock:
+            if job.id in self._state.open_jobs.by_id:  # else the pool was terminated meanwhile
+                self._admit(job, self._send)
 
     def submit_fed(self, job: Job) -> None:
         """The same with a job of an input; those are read to their ends when the pool is closed."""
         with self._state.lock:
             if self._state.phase is not PoolPhase.CLOSE:
                 self._state.check_running()
-            self._admit(job)
+            self._admit(job, self._take)
 
-    def _admit(self, job: Job) -> None:
+    def _admit(self, job: Job, take: Callable[[Job], None]) -> None:
         try:
-            self._take(job)
+            take(job)
         except BaseException:  # a signal handler's, such as KeyboardInterrupt
             uninterrupted(lambda: self._give_up(job))
             raise
 
     def _take(self, job: Job) -> None:
         self._state.open_jobs.add(job)
+        self._send(job)
+
+    def _send(self, job: Job) -> None:
         job.sink.job_added(job)
         if job.pickling_error is not None:
             self._state.open_jobs.fail(job, job.pickling_error)
@@ -119,7 +143,8 @@ class Dispatcher:
             self.wait_for(self._state.slot_free, self._has_free_slot)
             with self._state.lock:
                 if self._has_free_slot():
-                    self.submit(job)
+                    self._state.check_running()
+                    self._admit(job, self._take)
                     return
 
     def _has_free_slot(self) -> bool:
@@ -182,10 +207,8 @@ class Dispatcher:
             for job_id in jobs:
                 slot.channel.forget(job_id)
             self._scheduler.return_jobs(slot, jobs)
-            return
-        if self._timers.starts.delay is not None:
+        elif self._timers.starts.delay is not None:
             self.expect_start(slot)
-        self._state.expect_reading()
 
     def _watch(self, job: Job) -> None:
         """The job is being sent: something may become due for that."""

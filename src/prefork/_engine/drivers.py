@@ -10,7 +10,6 @@ those parts, it gets when it is started.
 from __future__ import annotations
 
 import contextlib
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system.condition import Condition
 from prefork._system.log import WARNING
+from prefork._system.selector import MAX_TIMEOUT, Selector
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 
@@ -50,8 +50,14 @@ class Driver(Protocol):
     def supervises(self) -> bool:
         """Whether a pool that is told to terminate will do so of itself."""
 
-    def feed(self, reader: TaskHandler, here: bool) -> None:
-        """Have an input read; `here`: by the caller, who will wait for its end in any case."""
+    def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
+        """Have an input read.
+
+        Args:
+            here: by the caller, who will wait for its end in any case.
+            at_once: it is short, and iterating over it does not wait: what there is room for is
+                read by the caller.
+        """
 
     def rearm(self) -> None:
         """Something is due earlier than it was.
@@ -60,8 +66,8 @@ class Driver(Protocol):
             RuntimeError: it needs a thread, and the system has none left.
         """
 
-    def on_call(self) -> None:
-        """A callback is waiting to be run."""
+    def on_call(self) -> bool:
+        """A callback is waiting to be run; False if there is nobody who can."""
 
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
@@ -87,7 +93,8 @@ class Driver(Protocol):
 
 WAIT_INSIDE = (
     "this waits for the pool, but is called by the pool itself, while it reads a result: "
-    "nothing could arrive. Was it an object's own unpickling code?"
+    "nothing could arrive. Was it an object's own unpickling code? Or a signal handler that has "
+    "interrupted the pool: then have it done by `call_soon`"
 )
 
 
@@ -112,13 +119,15 @@ class Threads:
         self._start_once(roles.limits, roles)
         roles.limits.rearm()
 
-    def on_call(self) -> None:
+    def on_call(self) -> bool:
         if (roles := self._roles) is None:
-            return
+            return False
         try:
             self._start_once(roles.callbacks, roles)
         except RuntimeError as exc:
             roles.state.log.note(WARNING, "a callback is not called: %s", str(exc))
+            return False
+        return True
 
     def _start_once(self, role: Role, roles: Roles) -> None:
         if not role.is_started:
@@ -126,20 +135,25 @@ class Threads:
                 if not role.is_started:
                     role.start(roles.lifecycle.crash)
 
-    def feed(self, reader: TaskHandler, here: bool) -> None:
+    def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
         if here:
             reader.body()
-            if reader.error is not None and not isinstance(reader.error, Exception):
-                raise reader.error  # KeyboardInterrupt: it is for this thread
-        elif (roles := self._roles) is not None:
+        elif at_once:
+            reader.handle_event()
+        if (here or at_once) and not isinstance(reader.error, Exception | None):
+            raise reader.error  # KeyboardInterrupt: it is for this thread
+        if not reader.has_ended and (roles := self._roles) is not None:
             reader.start(roles.lifecycle.crash)
 
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self.is_busy_here():
+        if self.is_busy_here() or self._is_lock_held():
             raise RuntimeError(WAIT_INSIDE)
         return condition.wait(predicate, timeout)
+
+    def _is_lock_held(self) -> bool:
+        return self._roles is not None and self._roles.state.is_lock_held()
 
     def is_busy_here(self) -> bool:
         if (roles := self._roles) is None:
@@ -180,7 +194,12 @@ class Loop(Protocol):
 
 class EventLoop:
     """No threads: everything happens in the thread that calls `handle_events`, or that runs the
-    loop which this is attached to, and in there also the callbacks."""
+    loop which this is attached to, and in there also the callbacks.
+
+    A signal handler may interrupt who waits here, and wait itself, even until the pool has ended.
+    So what is waited for is a `Selector`: others may be entered twice neither by two threads nor by
+    one, or would go on to wait for descriptors whose numbers have become another's meanwhile.
+    """
 
     def __init__(self) -> None:
         self._roles: Roles | None = None
@@ -188,15 +207,15 @@ class EventLoop:
         self._timer: Timer | None = None
         self._timer_due = 0.0  # monotonic
         self._handling = False
-        self._poll = select.poll()
+        self._events: Selector[Role] = Selector()
         self._fds = (-1, -1)
 
     def start(self, roles: Roles) -> None:
         """Whoever drives this begins when it likes."""
         self._roles = roles
         self._fds = (roles.results.fileno(), roles.supervisor.fileno())
-        for fd in self._fds:
-            self._poll.register(fd, select.POLLIN)
+        self._events.add(roles.results, roles.results)
+        self._events.add(roles.supervisor, roles.supervisor)
 
     def supervises(self) -> bool:
         return False
@@ -247,16 +266,21 @@ class EventLoop:
             self._timer_due = due
             self._timer = self._loop.call_later(delay, self._on_timer)
 
-    def on_call(self) -> None:
-        if not self._handling and (roles := self._roles) is not None:
-            roles.state.outboxes.wakeup.set()  # else they are run in a moment, anyway
+    def on_call(self) -> bool:
+        if (roles := self._roles) is None:
+            return False
+        if not self._handling:  # else they are run in a moment, anyway
+            roles.state.outboxes.wakeup.set()
+        return True
 
     def _delay(self) -> float | None:
-        """Seconds until a role wants to be called in any case."""
+        """Seconds until a role wants to be called in any case; or until this is to be asked again:
+        neither poll nor every loop takes any number."""
         if (roles := self._roles) is None:
             return None
         times = (roles.limits.timeout(), roles.supervisor.timeout())
-        return min((time for time in times if time is not None), default=None)
+        known = [time for time in times if time is not None]
+        return min(*known, MAX_TIMEOUT) if known else None
 
     def _on_timer(self) -> None:
         """Telling is left to the readers. Kombu's hub fires timers right before it waits: what a
@@ -305,26 +329,40 @@ class EventLoop:
 
     def handle_events(self, timeout: float | None = None) -> None:
         """Wait at most so many seconds (None: as long as it takes) for something to happen, and
-        handle it."""
+        handle it.
+
+        Raises:
+            RuntimeError: the caller is called by what would handle it.
+        """
         if (roles := self._running()) is None:
             return
+        if self._handling or roles.state.is_lock_held():
+            raise RuntimeError(WAIT_INSIDE)
         self._read_inputs(roles)  # somebody may have taken results since
         times = [time for time in (timeout, self._delay()) if time is not None]
-        self._poll.poll(min(times) * 1000 if times else None)
-        self._on_event()
+        try:
+            self._events.ready(min(times) if times else None)
+        except (OSError, ValueError):  # a signal handler has waited for the end, meanwhile
+            if self._running() is not None:
+                raise
+        if self._running() is not None:
+            self._on_event()
 
-    def feed(self, reader: TaskHandler, here: bool) -> None:
+    def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
         reader.handle_event()
 
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self._handling:
+        if self._handling or (self._roles is not None and self._roles.state.is_lock_held()):
             raise RuntimeError(WAIT_INSIDE)
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():
             left = _left(deadline)
-            if left == 0.0 or self._running() is None:
+            if self._running() is None:
+                self.join()
+                return predicate()
+            if left == 0.0:
                 return predicate()
             self.handle_events(left)
         return True
@@ -341,6 +379,7 @@ class EventLoop:
         if self._roles is not None:
             self._roles.results.handle_event()
         self.detach()
+        self._events.close()
 
     def join(self, timeout: float | None = None) -> bool:
         if self._roles is not None:

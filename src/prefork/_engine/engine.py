@@ -103,9 +103,9 @@ class Engine:
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_payload, memfd_cache)
+        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
         self.dispatcher = dispatcher = Dispatcher(
-            state, timers, self.driver.rearm, self.driver.wait
+            state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
         collector = Collector(state, timers, dispatcher)
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
@@ -186,14 +186,17 @@ class Engine:
     # ---- what faces ask for
 
     def feed(
-        self, jobs: Generator[Job, None, None], result: LazyOutput, here: bool = False
+        self,
+        jobs: Generator[Job, None, None],
+        result: LazyOutput,
+        here: bool = False,
+        at_once: bool = False,
     ) -> None:
-        """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
-        who will wait for the result in any case."""
+        """Have the jobs of an input made and submitted as there is room; see `Driver.feed`."""
         reader = self._classes.tasks(jobs, self.dispatcher.submit_fed, result, self.dispatcher)
         try:
             self.dispatcher.begin_input(reader)
-            self.driver.feed(reader, here)
+            self.driver.feed(reader, here, at_once)
         except BaseException:
             reader.stop()
             self.dispatcher.end_input(reader)

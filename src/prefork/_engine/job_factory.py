@@ -7,12 +7,13 @@ from typing import Any
 
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
-from prefork._ipc.payload import Payload
-from prefork._ipc.pickling import CallPickler, dumps
+from prefork._ipc.payload import FILE, FilePayload, Payload
+from prefork._ipc.pickling import CallPickler
 from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
+from prefork._system import at_fork
 from prefork.errors import RemoteTraceback
 
 __all__ = ["JobFactory"]
@@ -22,13 +23,13 @@ class JobFactory:
     """Makes jobs of calls. One that cannot be pickled will fail with its `pickling_error`.
 
     Args:
-        may_open_payload: tells whether a large job's file may be made now; if not, it will be made
-            when a worker is free for the job.
+        may_open_file: tells whether a large job's file may be made now; if not, the job waits in
+            memory, so that descriptors are left.
         memfd_cache: files that can be used again.
     """
 
-    def __init__(self, may_open_payload: Callable[[], bool], memfd_cache: MemfdCache) -> None:
-        self._may_open_payload = may_open_payload
+    def __init__(self, may_open_file: Callable[[], bool], memfd_cache: MemfdCache) -> None:
+        self._may_open_file = may_open_file
         self._memfd_cache = memfd_cache
         self._calls = CallPickler()
 
@@ -96,12 +97,13 @@ class JobFactory:
     ) -> Job:
         job = Job(owner, self._calls.name(func), mode, limits)
         job.size, job.index = size, index
+        fds: list[int] = []
         try:
-            pickled, job.function_length, buffers = self._calls.pickle(func, arguments)
+            pickled, job.function_length, buffers = self._calls.pickle(func, arguments, fds)
             job.nbytes = len(pickled)
-            if buffers or len(pickled) > INLINE:
-                job.nbytes += sum(buffer.nbytes for buffer in buffers)
-                self._wrap(job, func, arguments, pickled, buffers)
+            if buffers or fds or len(pickled) > INLINE:
+                job.payload = self._payload(pickled, buffers, fds)
+                job.nbytes = job.payload.nbytes
             else:
                 job.pickled = pickled
         except Exception as exc:
@@ -111,22 +113,15 @@ class JobFactory:
             job.pickling_error = exc.with_traceback(None)
         return job
 
-    def _wrap(
-        self,
-        job: Job,
-        func: Callable[..., Any],
-        arguments: Any,
-        pickled: bytes,
-        buffers: list[memoryview],
-    ) -> None:
-        """Put a large call into a file, if that can be made now."""
-        if self._may_open_payload():
+    def _payload(self, pickled: bytes, buffers: list[memoryview], fds: list[int]) -> Payload:
+        """What holds a large call until it is resolved: a file, if it is large enough and one can
+        be made now; or a copy in memory."""
+        kept = at_fork.Descriptors(*fds) if fds else None
+        payload = Payload(pickled, buffers, kept)
+        if payload.nbytes > FILE and self._may_open_file():
             try:
-                job.payload = Payload(pickled, buffers, BEST, self._memfd_cache)
-                return
+                return FilePayload(pickled, buffers, kept, BEST, self._memfd_cache)
             except OSError:
-                pass  # no descriptor is left now
-        if buffers:
-            job.function_length = 0
-            pickled = dumps((func, arguments))
-        job.pickled = pickled
+                pass  # no descriptor is left now, or no memory for a file
+        payload.keep()
+        return payload

@@ -22,7 +22,7 @@ class Observer:
     def __init__(self, state: PoolState, supervisor: WorkerSupervisor) -> None:
         self._state = state
         self._supervisor = supervisor
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = threading.RLock()
 
     def statistics(self) -> PoolStatistics:
         state = self._state

@@ -10,27 +10,31 @@ must not wait for that, so it is had in the background, one worker at a time.
 
 from __future__ import annotations
 
+import errno
+import functools
 import itertools
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.context import BaseContext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.starts import BackgroundStart, PendingWorker
 from prefork._engine.state import PoolPhase, PoolState
-from prefork._engine.worker_handle import GIVE_UP_SECONDS, WorkerHandle
-from prefork._ipc.channel import Channel
+from prefork._engine.templates import Templates
+from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
-from prefork._system.condition import Condition
+from prefork._system import resources
 from prefork._system.log import DEBUG, ERROR
-from prefork._system.process import Child, Process, preload
-from prefork._system.threads import BackgroundThread
+from prefork._system.process import Process, preload
+from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
@@ -38,15 +42,20 @@ from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["FailedStart", "Options", "Spawner"]
 
+T = TypeVar("T")
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """From the third failed start in a row on, so many seconds pass before the next one: twice as many
 each time, up to the longest."""
 
+START_DESCRIPTORS = 12
+"""A worker takes no more than that while it is being started; afterwards half of it."""
+
+SPARE_DESCRIPTORS = 64
+"""So many are left for what comes later, such as large objects."""
+
 QUIET_SECONDS = 0.1
 """How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
-
-LATE_SECONDS = 10.0
-"""How long to wait for the end of a worker whose start has come too late."""
 
 
 class Options(NamedTuple):
@@ -62,6 +71,7 @@ class Options(NamedTuple):
     max_memory_per_task: int | None = None  # while it runs one, KiB
     max_restarts: int = 10  # failed starts in a row
     start_timeout: float | None = None  # seconds
+    first_start_timeout: float | None = None  # of the first workers, instead of that
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
     accept_delay: float | None = None  # see `StartTimer`
 
@@ -69,14 +79,18 @@ class Options(NamedTuple):
     def start_method(self) -> str:
         return self.context.get_start_method()
 
-    def for_worker(self) -> WorkerOptions:
-        """What the next worker is to know."""
+    def for_workers(self) -> WorkerOptions:
+        """What all workers are to know."""
+        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit)
+
+    def tasks_of_next(self) -> int | None:
+        """Of the next worker."""
         tasks = self.max_tasks
         if tasks is not None and self.tasks_jitter:
             import random  # has a hook of its own run in each forked child
 
             tasks -= random.randint(0, self.tasks_jitter)
-        return WorkerOptions(self.initializer, tasks, self.max_memory, self.soft_limit)
+        return tasks
 
 
 class FailedStart(NamedTuple):
@@ -87,106 +101,11 @@ class FailedStart(NamedTuple):
     stack: str
 
 
-class _PendingWorker:
-    """A worker that is being started."""
-
-    def __init__(self, options: Options, name: str, place: int, generation: int) -> None:
-        self._name = name
-        self._generation = generation
-        self._options = options.for_worker()
-        self._channel = Channel()
-        self._end = self._channel.take_worker_end()
-        try:
-            self._child = Child(
-                options.process_class,
-                options.context,
-                name,
-                main,
-                (self._end, self._options),
-                place,
-            )
-        except BaseException:
-            self._close()
-            raise
-
-    def start(self) -> None:
-        self._child.start(*self._end.fds())
-
-    def worker(self) -> WorkerHandle:
-        """It has been started."""
-        self._end.close()
-        self._child.look_after()
-        self._channel.open()
-        worker = WorkerHandle(self._channel, self._child, self._name, self._generation)
-        if self._options.max_tasks is not None:
-            worker.quota = self._options.max_tasks
-        return worker
-
-    def discard(self) -> None:
-        """It is not to be, or has come too late: the pool did not wait for it."""
-        self._end.close()
-        if self._child.has_started():
-            self._child.look_after()
-            self._child.kill()
-            if self._child.wait(LATE_SECONDS):
-                self._child.collect()
-        self._child.close()
-        self._close()
-
-    def _close(self) -> None:
-        self._end.close()
-        self._channel.close()
-
-
-def _discard(pending: Iterable[_PendingWorker]) -> None:
-    for start in pending:
-        start.discard()
-
-
-class _BackgroundStart:
-    """One worker's start, on a thread of its own.
-
-    Args:
-        spawn: starts the worker.
-        done: called on that thread when there is an outcome.
-    """
-
-    def __init__(self, spawn: Callable[[], object], done: Callable[[], object]) -> None:
-        self.began = time.monotonic()
-        self.error: Exception | None = None
-        self._spawn, self._done = spawn, done
-        self.ended = False
-        self._end = Condition()
-        BackgroundThread(self._run, "prefork-Start").start()
-
-    def _run(self) -> None:
-        try:
-            self._spawn()
-        except Exception as exc:
-            self.error = exc
-        finally:
-            self.ended = True
-            self._end.notify_all()
-            self._done()
-
-    def finish(self, timeout: float | None) -> None:
-        """Wait for its end, at most so many seconds.
-
-        Raises:
-            TimeoutError: it has not ended.
-            Exception: what `spawn` has raised.
-        """
-        if not self._end.wait(lambda: self.ended, timeout):
-            raise TimeoutError(f"no worker process could be started within {timeout:g} s")
-        if self.error is not None:
-            raise self.error
-
-
 class Spawner:
     """
     Args:
         in_background: workers are started on a thread of their own.
-        pausing: entered for each start, see `CallbackRunner.pausing`.
+        pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -203,6 +122,8 @@ class Spawner:
     ) -> None:
         self.generation = 0
         self._options = options
+        self._run = functools.partial(main, options.for_workers())
+        self._templates = Templates(options.context, state.log)
         self._state = state
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
@@ -211,53 +132,119 @@ class Spawner:
         self._spawned = 0  # workers, so far
         self._good_starts = 0
         self._failed_starts = 0  # in a row
+        self._said_after = -1  # so many good starts: that the pool cannot start more workers
         self._pause_until = 0.0  # no worker is started before (monotonic)
-        self._start: _BackgroundStart | None = None  # that is under way
+        self._start: BackgroundStart | None = None  # that is under way
         self._abandon_at = math.inf  # it is not waited for any longer (monotonic)
 
     def begin_generation(self) -> None:
         """All workers are to be replaced."""
         self.generation += 1
 
+    def no_more(self) -> None:
+        """No more workers are to come: what they are forked from ends beside them."""
+        self._templates.retire()
+
+    def close(self) -> None:
+        """There are no workers any more, and none are to come."""
+        self._templates.close()
+
     # ---- starts
 
     def spawn(self, count: int = 1) -> None:
         """Start so many more worker processes. One takes milliseconds with fork, more with spawn.
 
-        After a fork, parent and child share all memory; a page that either of them touches is
-        copied then. So as much as possible is done before the first fork or after the last one,
-        where it is not paid for again after each.
-
         Raises:
-            OSError: the system has no process, memory or descriptor left.
+            OSError: the system has no process, memory or descriptor left. If more descriptors are
+                needed than the soft limit allows, that is raised first, up to the hard limit.
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        pending: deque[_PendingWorker] = deque()
+        needed = count * START_DESCRIPTORS + SPARE_DESCRIPTORS
         try:
-            for place in self._free_places(count):
-                uninterrupted(lambda: pending.append(self._prepare(place)))  # noqa: B023
-            with self._pausing(QUIET_SECONDS):
-                for start in pending:
-                    start.start()
+            self._spawn(count)
+        except OSError as exc:
+            if exc.errno != errno.EMFILE:
+                raise
+            used, _ = resources.raise_descriptor_limit(0)  # all that are allowed
+            allowed, hard = resources.raise_descriptor_limit(used + needed)
+            if allowed == used:
+                raise OSError(
+                    errno.EMFILE,
+                    f"{os.strerror(errno.EMFILE)}: the pool needs {used + needed} descriptors, "
+                    f"RLIMIT_NOFILE allows {allowed} (hard limit {hard})",
+                ) from exc
+            self._spawn(count)
+
+    def _spawn(self, count: int) -> None:
+        """After a fork, parent and child share all memory; a page that either of them touches is
+        copied then. So as much as possible is done before the first fork or after the last one,
+        where it is not paid for again after each."""
+        pending: deque[PendingWorker] = deque()
+        try:
+            # The first one makes a template, perhaps, and is known only when that has answered: it
+            # is started first, and admitted last.
+            first, *others = self._free_places(count)
+            uninterrupted(lambda: pending.append(self._prepare(first)))
+            top = pending[0].highest_descriptor
+            resources.raise_descriptor_limit(top + count * START_DESCRIPTORS + SPARE_DESCRIPTORS)
+            for place in reversed(others):
+                uninterrupted(lambda: pending.appendleft(self._prepare(place)))  # noqa: B023
+            with self._quiet(pending):
+                for i in reversed(range(count)):
+                    self._insist(pending, i, PendingWorker.start)
             goes_on = True
             while pending and goes_on:
                 goes_on = uninterrupted(lambda: self._admit(pending))
         finally:
-            uninterrupted(lambda: _discard(pending))
+            uninterrupted(lambda: self._discard_all(pending))
 
-    def _prepare(self, place: int) -> _PendingWorker:
+    def _discard_all(self, pending: Iterable[PendingWorker]) -> None:
+        for start in pending:
+            self._discard(start)
+
+    def _quiet(self, pending: Iterable[PendingWorker]) -> AbstractContextManager[object]:
+        if any(start.origin.forks_here for start in pending):
+            return self._pausing(QUIET_SECONDS)
+        return nullcontext()
+
+    def _prepare(self, place: int) -> PendingWorker:
         self._spawned += 1
         name = f"{self._options.process_class.kind}-{self._spawned}"
-        return _PendingWorker(self._options, name, place, self.generation)
+        origin = self._templates.origin(self.generation)
+        try:
+            return PendingWorker(self._options, self._run, name, place, origin)
+        except BaseException:
+            self._templates.has_failed(origin)
+            raise
 
-    def _admit(self, pending: deque[_PendingWorker]) -> bool:
+    def _insist(
+        self, pending: deque[PendingWorker], i: int, step: Callable[[PendingWorker], T]
+    ) -> T:
+        """Take this step; if the template is lost over it, with another one, from the beginning.
+        Nothing of the first is used again: somebody may have it."""
+        while True:
+            try:
+                return step(pending[i])
+            except TemplateLostError as exc:
+                text = "worker %s is started anew: %s"
+                self._state.log.note(DEBUG, text, pending[i].name, str(exc))
+                lost, pending[i] = pending[i], self._prepare(pending[i].place)
+                self._discard(lost)
+                if step is not PendingWorker.start:
+                    self._insist(pending, i, PendingWorker.start)
+
+    def _discard(self, start: PendingWorker) -> None:
+        start.discard()
+        self._templates.has_failed(start.origin)
+
+    def _admit(self, pending: deque[PendingWorker]) -> bool:
         """Make the first one of the pool's workers, if that has not ended meanwhile; whether it
         is. Only then it is not pending any more, whatever happens."""
         state = self._state
-        worker = pending[0].worker()
-        if self._options.start_timeout is not None:
-            worker.deadline = time.monotonic() + self._options.start_timeout
+        worker = self._insist(pending, 0, PendingWorker.worker)
+        origin = pending[0].origin
+        worker.begin(self._start_limit())
         with state.lock:
             if state.phase is PoolPhase.ENDED:
                 return False
@@ -271,6 +258,7 @@ class Spawner:
                     state.exits.discard(worker.process)
             if state.phase is PoolPhase.TERMINATE:
                 worker.kill("the pool was terminated")
+            self._templates.has_worker(origin, worker)
             state.wake_supervisor()  # its start may have to be watched
             state.log.note(DEBUG, "started worker %d (%s)", worker.pid, worker.name)
         return True
@@ -282,8 +270,8 @@ class Spawner:
             self.spawn(self._options.processes)
             return
         for _ in range(self._options.processes):
-            start = _BackgroundStart(self.spawn, self._state.wake_supervisor)
-            start.finish(self._options.start_timeout)
+            start = BackgroundStart(self.spawn, self._state.wake_supervisor)
+            start.finish(self._start_limit())
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
@@ -298,7 +286,7 @@ class Spawner:
         while self._start is None and is_short() and time.monotonic() >= self._pause_until:
             try:
                 if self._in_background:
-                    self._start = _BackgroundStart(self.spawn, self._state.wake_supervisor)
+                    self._start = BackgroundStart(self.spawn, self._state.wake_supervisor)
                 else:
                     self.spawn()
             except Exception as exc:
@@ -313,12 +301,25 @@ class Spawner:
             if start.error is not None:
                 self._judge_no_process(start.error)
         elif self._is_overdue(start) and not self._state.workers:
-            limit = self._options.start_timeout
+            limit = self._start_limit()
             self._lifecycle.break_down(f"no worker process could be started within {limit:g} s")
 
-    def _is_overdue(self, start: _BackgroundStart) -> bool:
-        limit = self._options.start_timeout
+    def _is_overdue(self, start: BackgroundStart) -> bool:
+        limit = self._start_limit()
         return limit is not None and time.monotonic() >= start.began + limit
+
+    def _start_limit(self) -> float | None:
+        """How long a worker may take from now until it is ready, in seconds.
+
+        If the first ones were given longer than their successors, and one has needed that, its
+        successors may need as long, and a bit more on a busy machine.
+        """
+        options, slowest = self._options, self._state.slowest_start
+        if not self._state.ready_count:
+            return options.first_start_timeout or options.start_timeout
+        if options.start_timeout is None or slowest <= options.start_timeout:
+            return options.start_timeout
+        return 2.0 * slowest
 
     def has_ended(self) -> bool:
         """Whether the pool can end: a start that is under way is waited for, but not for ever."""
@@ -333,16 +334,14 @@ class Spawner:
         times = []
         if self._start is not None:
             times.append(self._abandon_at)
-            if self._options.start_timeout is not None and not self._is_overdue(self._start):
-                times.append(self._start.began + self._options.start_timeout)
+            limit = self._start_limit()
+            if limit is not None and not self._is_overdue(self._start):
+                times.append(self._start.began + limit)
         elif is_short():
             times.append(self._pause_until)
         return times
 
     # ---- starts that fail (without the lock: texts are made of users' exceptions)
-
-    def text_of_late_start(self) -> str:
-        return f"not ready within {self._options.start_timeout:g} s"
 
     def look_at_start_failures(self) -> None:
         """Give up at once if no worker has ever been ready, and the initializer has failed in one:
@@ -383,18 +382,29 @@ class Spawner:
             if self._failed_starts <= self._options.max_restarts:
                 return
         self._pause_until = time.monotonic() + LONGEST_PAUSE
-        self._give_up(f"the pool cannot start a worker process: {describe(error)}", error)
+        # One that is starting has a process. If others have got so far before, it will work, too.
+        is_starting_good = self._state.ready_count > 0
+        why = f"the pool cannot start a worker process: {describe(error)}"
+        self._give_up(why, error, is_starting_good)
 
-    def _give_up(self, why: str, cause: BaseException | None) -> None:
-        """The pool breaks down, unless workers are left that work: those go on, and now and then
-        another start is tried."""
+    def _give_up(
+        self, why: str, cause: BaseException | None, is_starting_good: bool = False
+    ) -> None:
+        """The pool breaks down, unless workers are left that work, or will: those go on, and now
+        and then another start is tried. A job whose worker is ending has an outcome of its own."""
         with self._state.lock:
-            is_anybody_left = any(worker.can_work for worker in self._state.workers)
-        if is_anybody_left:
-            text = "%s; the pool goes on with the workers that it has"
-            self._state.log.note(ERROR, text, why)
-        else:
+            is_anybody_left = any(
+                worker.can_work
+                or (worker.ready and worker.sent)
+                or (is_starting_good and worker.phase is Phase.STARTING)
+                for worker in self._state.workers
+            )
+        if not is_anybody_left:
             self._lifecycle.break_down(why, cause)
+        elif self._said_after != self._state.ready_count:
+            self._said_after = self._state.ready_count
+            text = "%s; the pool goes on with the workers that it has, and tries again"
+            self._state.log.note(ERROR, text, why)
 
     def _count_failed_start(self) -> None:
         if self._state.ready_count != self._good_starts:

@@ -12,17 +12,16 @@ import enum
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from prefork._engine.worker_handle import WorkerHandle
-from prefork._ipc.outcome import decode
-from prefork._ipc.wire import INLINE, Kind
+from prefork._ipc.outcome import Large, decode
+from prefork._ipc.wire import Kind
 from prefork._policy.job import NULL_SINK, Job, Wakes
 from prefork._policy.scheduler import Scheduler
-from prefork._policy.timers import Expiry, UnreadTimer
+from prefork._policy.timers import Expiry
 from prefork._system.condition import Condition
 from prefork._system.log import Log
 from prefork._system.selector import Selector
@@ -40,8 +39,8 @@ __all__ = [
     "PoolState",
 ]
 
-MAX_OPEN_PAYLOADS: Final = 128
-"""Large jobs whose files are made in advance; more wait in memory, so that descriptors are left."""
+MAX_OPEN_FILES: Final = 128
+"""Large jobs that wait in files; more wait in memory, so that descriptors are left."""
 
 # What an outcome may be, beside the kinds of reports that end a job.
 ERROR: Final = -1  # the job has failed; the detail is the exception
@@ -87,7 +86,7 @@ class OutcomeQueue:
                 condition = _deliver(job, kind, detail)
                 if condition is not None:
                     waiting[condition] = None
-                    if type(detail) is list:
+                    if type(detail) is Large:
                         condition.notify_all()  # large ones take their time
         finally:
             for condition in waiting:
@@ -127,13 +126,12 @@ class OpenJobs:
         self.failed = 0
         self.retried = 0
         self._outcomes = outcomes
-        self._open_payloads = 0  # unresolved large jobs that have a file
-        self._bare_payloads = 0  # unresolved large jobs that have none yet
+        self._files = 0  # open jobs that have one
 
     def add(self, job: Job) -> None:
         self.by_id[job.id] = job
-        if job.payload is not None or len(job.pickled) > INLINE:
-            self._count_payload(job, +1)
+        if job.payload is not None and job.payload.is_file:
+            self._files += 1
 
     def resolve(self, job: Job, kind: int, payload: object) -> None:
         """The outcome is known: a report's kind and payload, or ERROR and an exception.
@@ -146,8 +144,8 @@ class OpenJobs:
             self.failed += 1
         else:
             self.finished += 1
-        if job.payload is not None or len(job.pickled) > INLINE:
-            self._count_payload(job, -1)
+        if job.payload is not None and job.payload.is_file:
+            self._files -= 1
         job.resolve()
         self._outcomes.add(job, kind, payload)
 
@@ -163,20 +161,9 @@ class OpenJobs:
         job.start_unreported = False
         self._outcomes.add(job, ACCEPTED, Accepted(pid, started))
 
-    def may_open_payload(self) -> bool:
-        """Whether the file of a large job may be made before a worker is free for it.
-
-        Not if jobs that came before have none: where descriptors are short, those that become
-        free are for them.
-        """
-        return self._bare_payloads == 0 and self._open_payloads < MAX_OPEN_PAYLOADS
-
-    def _count_payload(self, job: Job, change: int) -> None:
-        """A large job has come or gone."""
-        if job.payload is not None:
-            self._open_payloads += change
-        else:
-            self._bare_payloads += change
+    def may_open_file(self) -> bool:
+        """Whether one more large job may wait in a file."""
+        return self._files < MAX_OPEN_FILES
 
 
 class PoolPhase(enum.Enum):
@@ -218,9 +205,9 @@ class PoolState:
             there.
         outboxes: workers, by what becomes readable when they report; the result handler waits
             there.
-        unread: when to look for jobs that idle workers do not read.
         slot_free: notified when a worker may have become free.
         ready_count: how many workers have ever become ready.
+        slowest_start: how long one of them took for that, at most; seconds.
         broken: why there are no workers, if the pool has given up.
         is_forked: this is a copy in a child process; the pool is the parent's.
     """
@@ -236,9 +223,9 @@ class PoolState:
         self.scheduler = Scheduler(cpus)
         self.outcomes = OutcomeQueue(self.outboxes.wakeup.set)
         self.open_jobs = OpenJobs(self.outcomes)
-        self.unread = UnreadTimer()
         self.slot_free = Condition()
         self.ready_count = 0
+        self.slowest_start = 0.0
         self.broken: PoolBrokenError | None = None
         self.is_forked = False
 
@@ -265,12 +252,6 @@ class PoolState:
     def wake_supervisor(self) -> None:
         """There is something for the supervisor to look at."""
         self.exits.wakeup.set()
-
-    def expect_reading(self) -> None:
-        """A worker may be reading a job now: the supervisor looks, a moment later, if it does."""
-        if self.unread.next_due is None:
-            self.unread.begin(time.monotonic())
-            self.wake_supervisor()
 
     # ---- what the phase allows
 

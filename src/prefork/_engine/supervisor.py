@@ -30,8 +30,8 @@ from prefork.statistics import WorkerExit
 __all__ = ["WorkerSupervisor"]
 
 EXIT_SECONDS = 10.0
-"""A worker that has said goodbye has so long for its own exit: threads and processes that its
-tasks left behind are waited for there. Then it is killed."""
+"""A worker that has nothing to do any more has so long for its own end: for what it runs there, see
+`orderly_end`, and for hearing of it. Then it is killed."""
 
 KEPT_EXITS = 100
 """How many ended workers are remembered."""
@@ -74,7 +74,7 @@ class WorkerSupervisor:
         self._at_end = at_end
         self._end = Condition()
         self._termination = ""  # has been asked for, and why
-        self._memory_kills = OutOfMemoryKills()
+        self._memory_kills: OutOfMemoryKills | None = None  # from the first look on
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
 
     # ---- how many
@@ -111,10 +111,15 @@ class WorkerSupervisor:
             When it wants to be called again, in seconds; None: when it is woken, or a worker ends.
         """
         state = self._state
+        if self._memory_kills is None:  # not before the start, which should not wait for it
+            self._memory_kills = OutOfMemoryKills()
         if self._termination:
             text = f"{self._termination} before this job had finished"
             self._lifecycle.stop(Terminated(text))
         self._spawner.look_at_start_failures()
+        exited = list(exited)
+        for worker in exited:
+            worker.process.ask_status()  # without the lock: it may have to be waited for
         with state.lock:
             for worker in exited:
                 if worker.phase is not Phase.REAPED:
@@ -123,13 +128,14 @@ class WorkerSupervisor:
             for worker in list(state.workers):
                 self._review(worker)
             has_reaped = before > len(state.workers)
-            self._look_for_unread()
         if has_reaped:
             time.sleep(0.0)  # a fork holds the interpreter for long: first the errors are told
         failed, self._failed_starts = self._failed_starts, []
         for start in failed:
             self._spawner.judge(start)
         self._spawner.fill_up(self._is_short_of_workers)
+        if state.phase is PoolPhase.TERMINATE or state.is_done():
+            self._spawner.no_more()
         with state.lock:
             self._dismiss_surplus()
             self._hurry_idle()
@@ -138,15 +144,6 @@ class WorkerSupervisor:
             if is_over and not state.workers and self._spawner.has_ended():
                 state.phase = PoolPhase.ENDED
             return self._next_time()
-
-    def _look_for_unread(self) -> None:
-        """Who was stopped while it had nothing to do does not read its job: others shall run it."""
-        unread, now = self._state.unread, time.monotonic()
-        if unread.next_due is not None and now >= unread.next_due:
-            for slot, job in unread.look(self._state.workers, now):
-                assert isinstance(slot, WorkerHandle)
-                if slot.process.is_stopped():  # else it has had no turn yet
-                    self._collector.replace_unresponsive(slot, job)
 
     def _note_exit(self, worker: WorkerHandle) -> None:
         """Its process has ended, so it writes no more: all that it has said is read, once."""
@@ -200,7 +197,7 @@ class WorkerSupervisor:
             worker.is_late = True
             self._collector.isolate(worker)
             self._dispatcher.hand_out()
-            worker.ask_for_last_words(self._spawner.text_of_late_start())
+            worker.ask_for_last_words(f"not ready within {worker.start_limit:g} s")
 
     def _reap(self, worker: WorkerHandle) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
@@ -226,7 +223,8 @@ class WorkerSupervisor:
 
     def _note(self, worker: WorkerHandle, exitcode: int | None) -> str:
         was_us = worker.has_been(Phase.KILLED)
-        if exitcode == -signal.SIGKILL and not was_us and self._memory_kills.any_new():
+        kills = self._memory_kills
+        if exitcode == -signal.SIGKILL and not was_us and kills is not None and kills.any_new():
             return "the kernel was out of memory"
         return ""
 
@@ -252,8 +250,6 @@ class WorkerSupervisor:
     def _next_time(self) -> float | None:
         times = [w.deadline for w in self._state.workers if w.deadline is not None]
         times += self._spawner.next_times(self._is_short_of_workers)
-        if self._state.unread.next_due is not None:
-            times.append(self._state.unread.next_due)
         if (next_tidying := self._memfd_cache.tidy()) is not None:
             times.append(next_tidying)
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -263,8 +259,11 @@ class WorkerSupervisor:
     def _dismiss_surplus(self) -> None:
         """Dismiss those who are too many: all of them, once the pool is done."""
         if self._state.is_done():
-            for worker in self._present():
-                self._dispatcher.dismiss(worker, "the pool is closed, and all is done")
+            for worker in list(self._state.workers):
+                if worker.phase in (Phase.STARTING, Phase.READY, Phase.LEAVING):
+                    why = "the pool is closed, and all is done"
+                    self._dispatcher.dismiss(worker, why)
+                    worker.leave(why, EXIT_SECONDS)
             return
         self._replace_next()
         present = self._present()
@@ -334,6 +333,7 @@ class WorkerSupervisor:
     def release(self) -> None:
         """There are no workers any more: end the other roles, free the descriptors."""
         self._at_end()
+        self._spawner.close()
         self._memfd_cache.close()
         self._state.outboxes.close()
         self._state.exits.close()

@@ -141,8 +141,17 @@ class Terminator:
             worker.ask_for_last_words(why)
 
     def replace_unresponsive(self, worker: WorkerHandle, job: Job) -> None:
-        """See there."""
-        self._collector.replace_unresponsive(worker, job)
+        """A worker that idles does not read its job: it has been stopped, or has no chance to
+        run. Another one shall do it."""
+        self._collector.isolate(worker)
+        if job.id in worker.sent or worker.has_exited:  # it reads, after all
+            self._collector.reopen(worker)
+            self._dispatcher.hand_out()
+            return
+        why = f"it did not read job {job.id} ({job.function})"
+        self._dispatcher.dismiss(worker, why)
+        worker.ask_for_last_words(why)
+        self._state.wake_supervisor()
 
     def _condemn(self, worker: WorkerHandle, reason: KillReason, why: str) -> None:
         worker.kill_reason = reason

@@ -82,6 +82,7 @@ class WorkerHandle(WorkerSlot):
         lost_job: the job that was lost with it.
         is_quarantined: a task has written into its channel.
         is_late: it was not ready in time.
+        start_limit: that time, in seconds; None: as long as it takes.
         tasks: how many it has finished.
     """
 
@@ -102,6 +103,8 @@ class WorkerHandle(WorkerSlot):
         self.lost_job: Job | None = None
         self.is_quarantined = False
         self.is_late = False
+        self.start_limit: float | None = None
+        self._began = time.monotonic()
         self.tasks = 0
         self.is_being_read = False  # its reports are being looked at, further up the stack
 
@@ -118,11 +121,18 @@ class WorkerHandle(WorkerSlot):
     def has_been(self, phase: Phase) -> bool:
         return phase in self._passed
 
-    def become_ready(self) -> None:
-        """It has run its initializer; it may have been told to leave meanwhile."""
+    def begin(self, limit: float | None) -> None:
+        """It has so many seconds from now to become ready."""
+        self._began, self.start_limit = time.monotonic(), limit
+        self.deadline = None if limit is None else self._began + limit
+
+    def become_ready(self) -> float:
+        """It has run its initializer; it may have been told to leave meanwhile. Returns how many
+        seconds that took."""
         if self.phase in (Phase.STARTING, Phase.LEAVING):
             self.deadline = None  # it has kept it
         self._move(Phase.READY)
+        return time.monotonic() - self._began
 
     def leave(self, why: str, seconds: float | None = None) -> None:
         """Have it end after what it runs, within so many seconds from now (None: it is waited for
@@ -131,14 +141,16 @@ class WorkerHandle(WorkerSlot):
         if self._move(Phase.LEAVING):
             self.channel.send_leave()
         if seconds is not None and self.phase in (Phase.LEAVING, Phase.CLOSED):
-            self.deadline = time.monotonic() + seconds
+            self._set_latest(time.monotonic() + seconds)
             self.process.signal(signal.SIGCONT)  # one that was stopped could not leave
 
     def close_channel(self, seconds: float) -> None:
         """It has closed its channel; its process has so long for its end, if that is in order."""
         if self._move(Phase.CLOSED):
-            latest = time.monotonic() + (CLOSED_SECONDS if self.sent else seconds)
-            self.deadline = latest if self.deadline is None else min(latest, self.deadline)
+            self._set_latest(time.monotonic() + (CLOSED_SECONDS if self.sent else seconds))
+
+    def _set_latest(self, deadline: float) -> None:
+        self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
 
     def ask_for_last_words(self, why: str) -> None:
         """Have it write its stack and end, even if it is stopped. If it has not by the deadline,
@@ -152,7 +164,10 @@ class WorkerHandle(WorkerSlot):
         self.process.signal(signal.SIGCONT)
 
     def kill(self, why: str = "") -> None:
-        """SIGKILL to it and to its group."""
+        """SIGKILL to it and to its group; nothing once it is reaped, as its number may be another
+        process's by then."""
+        if self.phase is Phase.REAPED:
+            return
         if not self.was_killed:
             self.reason = why or self.reason
         if self._move(Phase.KILLED):

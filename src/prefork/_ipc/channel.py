@@ -21,17 +21,48 @@ box* for the worker's Python stack (`stacks.py`).
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
 import socket
+import struct
 from collections import deque
 from typing import Any, Final
 
-from prefork._ipc.layout import BLACK_BOX, BOARD, MEMORY, RING
+from prefork._ipc.descriptors import ArrivedFds
+from prefork._ipc.layout import BLACK_BOX, BOARD, CALLS, MEMORY, RESULTS, RING
 from prefork._ipc.memfd import BEST, Transport, above_stdio, memory_file
-from prefork._ipc.payload import FdSocket, Payload, receive_payload, send_payload
-from prefork._ipc.wire import INLINE, LARGE, LEAVE, MARK, REPORT, TICKET, Kind, Report, next_report
+from prefork._ipc.outcome import Large
+from prefork._ipc.payload import (
+    FdSocket,
+    FilePayload,
+    Payload,
+    keep_reserve,
+    read_pieces,
+    receive_fds,
+    receive_file,
+    send_fds,
+    send_file,
+)
+from prefork._ipc.wire import (
+    ANNEXED,
+    FILE_SENT,
+    IN_ANNEX,
+    INLINE,
+    INSIDE,
+    LARGE,
+    LEAVE,
+    MARK,
+    POSITION,
+    REPORT,
+    TICKET,
+    UNIT,
+    WITH_FDS,
+    Kind,
+    Report,
+    next_report,
+)
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork
 from prefork._system.stacks import BlackBox
@@ -126,6 +157,8 @@ class Channel:
                 raise
         self._ring = Ring(RING)
         self._unparsed = bytearray()
+        self._annexed: set[int] = set()  # jobs whose calls are in the annex
+        self._annex_end = 0  # of the part that is in use
         self.eof = False
 
     def _make(self, ours: at_fork.Descriptors, theirs: at_fork.Descriptors) -> None:
@@ -133,7 +166,7 @@ class Channel:
         self._outbox, outbox = _pipe(ours, theirs)
         kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
         own, their = socket.socketpair(socket.AF_UNIX, kind)
-        self._payloads = FdSocket(ours.add(own.detach()), blocking=False)
+        self._post = FdSocket(ours.add(own.detach()), blocking=False)
         payloads = theirs.add(their.detach())
         self._memory_fd = memory_file("prefork-channel", MEMORY, self.transport, ours)
         os.set_blocking(inbox, False)
@@ -147,6 +180,7 @@ class Channel:
 
     def open(self) -> None:
         """Raises OSError when there is no memory or descriptor for it."""
+        keep_reserve()
         with at_fork.creating():
             self._memory = mmap.mmap(self._memory_fd, MEMORY)
             self._board = memoryview(self._memory)[:BOARD].cast("Q")
@@ -179,9 +213,9 @@ class Channel:
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
-        Raises OSError when a payload cannot be made (no descriptor, no memory) or sent.
+        Raises OSError when there is no memory for a large one.
         """
-        if payload is None and len(pickled) <= INLINE:
+        if payload is None:
             offset = self._ring.allocate(job, len(pickled))
             if offset is None:
                 return None
@@ -189,19 +223,55 @@ class Channel:
             self._memory[start : start + len(pickled)] = pickled
             length = len(pickled)
             return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
-        own = payload is None
-        payload = payload or Payload(pickled, transport=self.transport)
+        fds = payload.fds.fds if payload.fds is not None else []
         try:
-            send_payload(self._payloads, job, payload)
+            where, offset = self._put_aside(job, payload)
+            flags |= where
+            if fds:
+                flags |= WITH_FDS
+                send_fds(self._post, job, fds)
         except BlockingIOError:
             return None
         except ConnectionError:
             pass  # the worker is dead: its ticket will be taken back
-        finally:
-            if own:
-                payload.close()
         self._ring.allocate(job, 0)
-        return TICKET.pack(job, soft_timeout, 0, 0, function_length, flags | LARGE)
+        return TICKET.pack(job, soft_timeout, offset, len(fds), function_length, flags)
+
+    def _put_aside(self, job: int, payload: Payload) -> tuple[int, int]:
+        """Send a call in its file, or copy it to the annex; what its ticket says of that. What is
+        usually the slower way is taken where the other one cannot be.
+
+        Raises:
+            OSError: neither can be; BlockingIOError and ConnectionError are told as they are.
+        """
+        ways = [self._send_file, self._annex]
+        if not payload.is_file:
+            ways.reverse()
+        try:
+            return ways[0](job, payload)
+        except (BlockingIOError, ConnectionError):
+            raise
+        except OSError:  # too many descriptors are on their way; a limit of the size of files
+            return ways[1](job, payload)
+
+    def _send_file(self, job: int, payload: Payload) -> tuple[int, int]:
+        if isinstance(payload, FilePayload):
+            send_file(self._post, job, payload)
+            return LARGE, 0
+        pickled, *buffers = payload.pieces
+        file = FilePayload(pickled, buffers, None, self.transport)
+        with contextlib.closing(file):
+            send_file(self._post, job, file)
+        return LARGE, 0
+
+    def _annex(self, job: int, payload: Payload) -> tuple[int, int]:
+        if not self._annexed:
+            self._annex_end = 0
+        offset = self._annex_end // UNIT
+        end = payload.write(self._memory_fd, CALLS + self._annex_end) - CALLS
+        self._annex_end = -(-end // UNIT) * UNIT
+        self._annexed.add(job)
+        return IN_ANNEX, offset
 
     def send(self, tickets: list[bytes]) -> bool:
         """Hand over at most `MAX_TICKETS` staged tasks, in one piece; False: no room now."""
@@ -234,6 +304,7 @@ class Channel:
     def forget(self, job: int) -> None:
         """This job's pickle is not needed any more; to be said once per staged job."""
         self._ring.free(job)
+        self._annexed.discard(job)
 
     # ---- receiving
 
@@ -267,7 +338,7 @@ class Channel:
         if len(pending) < _HEADER:
             return False
         length: int
-        *_, length, _, _, mark = REPORT.unpack_from(pending)
+        *_, length, _, _, _, mark = REPORT.unpack_from(pending)
         return bool(mark != MARK) or len(pending) >= _HEADER + min(length, INLINE)
 
     def _parse(self, data: bytes) -> tuple[list[Report], int]:
@@ -277,7 +348,7 @@ class Channel:
         kind: int
         while position + _HEADER <= size:
             header = _unpack_header(data, position)
-            job, started, seconds, length, kind, is_large, mark = header
+            job, started, seconds, length, kind, where, fds, mark = header
             if mark != MARK or length > INLINE or kind >= Kind.CORRUPTED:
                 reports.append((Kind.CORRUPTED, 0, 0.0, 0.0, None))
                 position = next_report(data, position + 1)
@@ -287,14 +358,27 @@ class Channel:
             if end > size:
                 break
             payload: Any = data[start:end]
-            if is_large:
-                try:
-                    payload = receive_payload(self._payloads, job)
-                except OSError as exc:
-                    payload = exc  # its job fails with it
+            if where != INSIDE or fds:
+                payload = self._receive_large(job, where, payload, fds)
             reports.append((kind, job, started, seconds, payload))
             position = end
         return reports, position
+
+    def _receive_large(self, job: int, where: int, inside: bytes, fds: int) -> Large | OSError:
+        """An object that is not in its report; or why it cannot be had: its job fails with it."""
+        try:
+            if where == FILE_SENT:
+                pieces = receive_file(self._post, job)
+            elif where == ANNEXED:
+                try:
+                    pieces = read_pieces(self._memory_fd, RESULTS + POSITION.unpack(inside)[0])
+                finally:
+                    self._board[3] += 1
+            else:
+                pieces = [memoryview(inside)]
+            return Large(pieces, ArrivedFds(receive_fds(self._post, job, fds)) if fds else None)
+        except (OSError, ValueError, OverflowError, struct.error) as exc:
+            return exc if isinstance(exc, OSError) else OSError(f"a result cannot be read: {exc}")
 
     # ---- looking
 
@@ -310,7 +394,7 @@ class Channel:
     def close(self) -> None:
         if self._inbox < 0:
             return
-        self._payloads.detach()
+        self._post.detach()
         if self._is_open:
             at_fork.unregister(self)
             self.black_box.close()

@@ -6,7 +6,8 @@ import traceback
 from typing import Any, Final, NamedTuple
 
 from prefork._describe import describe, type_name
-from prefork._ipc.pickling import dumps, load, pack, unpack
+from prefork._ipc.descriptors import ArrivedFds, arriving
+from prefork._ipc.pickling import dumps, load, pack, pickle_in_band, unpack
 from prefork._ipc.wire import Kind
 from prefork.errors import MaybeDecodingError, PreforkError, RemoteTraceback, SoftTimeLimitExceeded
 
@@ -27,22 +28,28 @@ class Outcome(NamedTuple):
 
 
 def encode_result(
-    value: object, soft_limit: type[BaseException] = SoftTimeLimitExceeded
+    value: object,
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded,
+    fds: list[int] | None = None,
 ) -> tuple[int, bytes, list[memoryview]]:
-    """A task's result as kind and payload of a report; raises only for a soft time limit."""
+    """A task's result as kind and payload of a report; raises only for a soft time limit.
+
+    Args:
+        fds: duplicates of the descriptors that it has are added here.
+    """
     try:
-        return Kind.DONE, *pack(value)
+        return Kind.DONE, *pack(value, fds)
     except soft_limit:
         raise
     except Exception as exc:
         return Kind.FAILED, dumps(encode_failure(_encoding_error(exc, value))), []
 
 
-def encode_failure(exc: BaseException) -> tuple[bytes, str, str]:
-    """The fields of a `PickledError`; never raises."""
+def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[bytes, str, str]:
+    """The fields of a `PickledError`; never raises. `fds`: as in `encode_result`."""
     text = format_traceback(exc)
     try:
-        pickled = dumps(exc)
+        pickled = dumps(exc) if fds is None else pickle_in_band(exc, fds)
     except Exception as reason:
         pickled = dumps(_encoding_error(reason, exc))
     return pickled, type_name(exc), text
@@ -76,14 +83,36 @@ _OWN_MODULES: Final = (
 )
 
 
+class Large:
+    """What has come with a report and is not in it: the pickle, then its out-of-band buffers; and
+    descriptors that belong to the object."""
+
+    __slots__ = ("fds", "nbytes", "pieces")
+
+    def __init__(self, pieces: list[memoryview], fds: ArrivedFds | None = None) -> None:
+        self.pieces = pieces
+        self.fds = fds
+        self.nbytes = sum(piece.nbytes for piece in pieces)
+
+
 def decode(kind: int, payload: Any) -> tuple[bool, Any]:
     """The outcome that a DONE, OUTCOMES or FAILED report carries: whether the job went well, and
     its result or the exception.
 
     Never raises: what cannot be unpickled fails this job alone.
+
+    Args:
+        payload: bytes, or a `Large`; or why it could not be had.
     """
     if isinstance(payload, OSError):
         return False, payload
+    if type(payload) is Large:
+        with arriving(payload.fds):
+            return _decode(kind, payload.pieces)
+    return _decode(kind, payload)
+
+
+def _decode(kind: int, payload: Any) -> tuple[bool, Any]:
     if kind == Kind.DONE:
         return decode_result(payload)
     if kind == Kind.OUTCOMES:

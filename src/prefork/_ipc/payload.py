@@ -1,116 +1,265 @@
-"""Large objects on their way: anonymous files, whose descriptors are passed along.
+"""Large objects on their way, and descriptors that go along with them.
 
-The kernel frees the memory with the last mapping, whoever dies.
+A *payload* is a pickle with its out-of-band buffers. Above `FILE` bytes it is in an anonymous file
+whose descriptor is sent: the receiver maps it, so that it is not copied again, and the kernel frees
+the memory with the last mapping, whoever dies. Below, or where no file can be made or sent, it is
+in memory, and is copied through the channel's own file (its *annex*), which needs no descriptor, no
+mapping and no other file.
 """
 
 from __future__ import annotations
 
 import array
-import mmap
+import contextlib
 import os
 import socket
 import struct
 from collections.abc import Iterable
+from typing import Final
 
+from prefork._ipc.file_memory import file_memory, read_into
 from prefork._ipc.memfd import BEST, MemfdCache, MemoryFile, Transport, above_stdio
 from prefork._system import at_fork
 from prefork._system.uninterrupted import uninterrupted
 
-__all__ = ["FdSocket", "Payload", "receive_payload", "send_payload"]
+__all__ = [
+    "FILE",
+    "FdSocket",
+    "FilePayload",
+    "Payload",
+    "keep_reserve",
+    "read_pieces",
+    "receive_fds",
+    "receive_file",
+    "send_fds",
+    "send_file",
+    "write_pieces",
+]
 
-_ALIGN = 64  # bytes: where a buffer starts in a payload
-_HEADER = struct.Struct("<Q")  # job
+FILE: Final = 1 << 18
+"""Below so many bytes, to copy an object is cheaper than to make, send and map a file; anything
+between 160 and 640 KiB is defensible (measured with two workers on two CPUs)."""
 
+MOST_FDS: Final = 250
+"""Descriptors in one message; the kernel takes 253 (SCM_MAX_FD)."""
 
-class Payload:
-    """A large pickle with its out-of-band buffers, in an anonymous file.
-
-    The receiver maps the file privately: it may write to its arrays, and the kernel frees the
-    memory with the last mapping, whoever dies.
-
-    Args:
-        memfd_cache: where the file may come from, and goes when the payload is closed.
-    """
-
-    def __init__(
-        self,
-        pickled: bytes,
-        buffers: Iterable[memoryview] = (),
-        transport: Transport = BEST,
-        memfd_cache: MemfdCache | None = None,
-    ) -> None:
-        pieces = [memoryview(pickled), *buffers]
-        lengths = array.array("Q", [len(pieces), *[piece.nbytes for piece in pieces]])
-        pieces.insert(0, memoryview(lengths).cast("B"))
-        positions = [0]
-        for piece in pieces:
-            positions.append(_aligned(positions[-1] + piece.nbytes))
-        self._memfd_cache = memfd_cache
-        spare = memfd_cache.take(positions[-1]) if memfd_cache is not None else None
-        self._file = spare or MemoryFile("prefork-payload", transport)
-        try:
-            for piece, position in zip(pieces, positions, strict=False):
-                self._file.write(piece, position)
-        except OSError:
-            self._file.close()
-            raise
-
-    @property
-    def fd(self) -> int:
-        return self._file.fd
-
-    def lease(self) -> at_fork.Descriptors | None:
-        """A descriptor to send, if the file is to be used again; None: send its own."""
-        if self._memfd_cache is None:
-            return None
-        try:
-            return self._file.lease()
-        except OSError:  # no descriptor is left for that
-            self._memfd_cache = None
-            return None
-
-    def close(self) -> None:
-        """It needs not be sent any more."""
-        memfd_cache, self._memfd_cache = self._memfd_cache, None
-        if memfd_cache is None:
-            self._file.close()
-        elif self.fd >= 0:
-            memfd_cache.put(self._file)
-
-    @staticmethod
-    def open(fd: int) -> list[memoryview]:
-        """Map a received payload and close its descriptor: the pickle, then the buffers.
-
-        Raises:
-            OSError: there is no memory for it, or it is none.
-        """
-        try:
-            memory = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-            return Payload._pieces(memoryview(memory))
-        except (ValueError, TypeError) as exc:
-            raise OSError(f"a large object came as a file that holds none: {exc}") from exc
-        finally:
-            os.close(fd)
-
-    @staticmethod
-    def _pieces(view: memoryview) -> list[memoryview]:
-        (count,) = view[:8].cast("Q")
-        position = 8 * (1 + count)
-        pieces = []
-        for length in view[8:position].cast("Q"):
-            position = _aligned(position)
-            pieces.append(view[position : position + length])
-            position += length
-        return pieces
+_ALIGN = 64  # bytes: where a buffer starts
+_HEADER = struct.Struct("<QHH")  # job; what the descriptors are; how many
+_FILE_OF_OBJECT, _PART_OF_OBJECT = 1, 2
 
 
 def _aligned(position: int) -> int:
     return -(-position // _ALIGN) * _ALIGN
 
 
+# ---- in a file: the number of pieces, their lengths, the pieces
+
+
+def write_pieces(fd: int, start: int, pieces: list[memoryview]) -> int:
+    """Write them to a file, from there on; returns the end.
+
+    Raises:
+        OSError: there is no room.
+    """
+    lengths = array.array("Q", [len(pieces), *[piece.nbytes for piece in pieces]])
+    position = start
+    for piece in [memoryview(lengths).cast("B"), *pieces]:
+        _write(fd, piece, position)
+        position = _aligned(position + piece.nbytes)
+    return position
+
+
+def _write(fd: int, data: memoryview, position: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, position)
+        data = data[written:]
+        position += written
+
+
+def read_pieces(fd: int, start: int) -> list[memoryview]:
+    """Copies of them.
+
+    Raises:
+        OSError: there are none; or no memory.
+    """
+    try:
+        (count,) = struct.unpack("=Q", os.pread(fd, 8, start))
+        table = os.pread(fd, 8 * count, start + 8)
+        lengths = array.array("Q", table)
+        pieces = []
+        position = start + 8 + len(table)
+        for length in lengths:
+            position = _aligned(position)
+            piece = memoryview(bytearray(length))
+            read_into(fd, position, piece)
+            pieces.append(piece)
+            position += length
+    except (ValueError, OverflowError, MemoryError, struct.error) as exc:
+        raise OSError(f"a large object has come, but cannot be read: {exc!r}") from exc
+    if not pieces:
+        raise OSError("a large object has come empty")
+    return pieces
+
+
+def _pieces_of(view: memoryview) -> list[memoryview]:
+    """Views of them in a file that is in memory."""
+    (count,) = view[:8].cast("Q")
+    position = 8 * (1 + count)
+    pieces = []
+    for length in view[8:position].cast("Q"):
+        position = _aligned(position)
+        pieces.append(view[position : position + length])
+        position += length
+    return pieces
+
+
+# ---- payloads
+
+
+class Payload:
+    """A pickle, its out-of-band buffers, and descriptors that belong to it: in memory.
+
+    The buffers are views of an object that may change; `keep` makes copies of them.
+    """
+
+    is_file = False
+
+    def __init__(
+        self,
+        pickled: bytes | memoryview,
+        buffers: Iterable[memoryview] = (),
+        fds: at_fork.Descriptors | None = None,
+    ) -> None:
+        self.pieces = [memoryview(pickled), *buffers]
+        self.fds = fds if fds is not None and fds.fds else None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+    def keep(self) -> None:
+        self.pieces = [memoryview(piece.tobytes()) for piece in self.pieces]
+
+    def write(self, fd: int, start: int) -> int:
+        """Copy it into a file; see `write_pieces`."""
+        return write_pieces(fd, start, self.pieces)
+
+    def close(self) -> None:
+        """It needs not be sent any more."""
+        self.pieces = []
+        if self.fds is not None:
+            self.fds.close()
+
+
+class FilePayload(Payload):
+    """The same in a file of its own.
+
+    Args:
+        memfd_cache: where the file may come from, and goes when the payload is closed.
+
+    Raises:
+        OSError: there is no memory, or no descriptor.
+    """
+
+    is_file = True
+
+    def __init__(
+        self,
+        pickled: bytes | memoryview,
+        buffers: Iterable[memoryview] = (),
+        fds: at_fork.Descriptors | None = None,
+        transport: Transport = BEST,
+        memfd_cache: MemfdCache | None = None,
+    ) -> None:
+        super().__init__(pickled, buffers, fds)
+        self._cache = memfd_cache
+        self._nbytes = super().nbytes
+        cached = memfd_cache.take(self._nbytes) if memfd_cache is not None else None
+        self._file = cached or MemoryFile("prefork-payload", transport)
+        try:
+            self._file.size = max(self._file.size, write_pieces(self.fd, 0, self.pieces))
+        except OSError:
+            self._file.close()
+            raise
+        self.pieces = []
+
+    @property
+    def fd(self) -> int:
+        return self._file.fd
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def keep(self) -> None:
+        """The file is a copy."""
+
+    def write(self, fd: int, start: int) -> int:
+        return write_pieces(fd, start, read_pieces(self.fd, 0))
+
+    def lease(self) -> at_fork.Descriptors | None:
+        """A descriptor to send, if the file is to be used again; None: send its own."""
+        if self._cache is None:
+            return None
+        try:
+            return self._file.lease()
+        except OSError:  # no descriptor is left for that
+            self._cache = None
+            return None
+
+    def close(self) -> None:
+        super().close()
+        cache, self._cache = self._cache, None
+        if cache is None:
+            self._file.close()
+        elif self.fd >= 0:
+            cache.put(self._file)
+
+    @staticmethod
+    def open(fd: int) -> list[memoryview]:
+        """Map a received file and close its descriptor: the pickle, then the buffers.
+
+        Raises:
+            OSError: there is no memory for it, or it is none.
+        """
+        try:
+            return _pieces_of(file_memory(fd))
+        except (ValueError, TypeError) as exc:
+            raise OSError(f"a large object came as a file that holds none: {exc}") from exc
+        finally:
+            os.close(fd)
+
+
+# ---- the socket that descriptors go through
+
+
+class _Reserve:
+    """A descriptor of each process, to be given up when one arrives and no other is free."""
+
+    def __init__(self) -> None:
+        self._fds: at_fork.Descriptors | None = None
+
+    def fill(self) -> None:
+        if self._fds is None or not (self._fds.are_ours and self._fds.fds):
+            with contextlib.suppress(OSError), at_fork.creating():  # later, then
+                self._fds = at_fork.Descriptors(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def give_up(self) -> None:
+        if self._fds is not None:
+            self._fds.close()
+
+
+_reserve = _Reserve()
+
+
+def keep_reserve() -> None:
+    """To be called once in each process that receives descriptors."""
+    _reserve.fill()
+
+
 class FdSocket:
-    """An end of the socket that payloads go through. Its object is made for the first payload: many
-    a worker never sees one."""
+    """An end of the socket that descriptors go through. Its object is made for the first message:
+    many a worker never sees one."""
 
     def __init__(self, fd: int, blocking: bool) -> None:
         self._fd = fd
@@ -131,6 +280,73 @@ class FdSocket:
         self._socket = socket.socket(fileno=self._fd)
         self._socket.setblocking(self._blocking)
 
+    def send(self, job: int, what: int, fds: list[int]) -> None:
+        """Send these for a job.
+
+        Raises:
+            BlockingIOError: there is no room now.
+            OSError: they cannot be sent; a user may have so many descriptors on their way as one
+                process may have open, in all.
+        """
+        for start in range(0, len(fds), MOST_FDS):
+            part = fds[start : start + MOST_FDS]
+            header = _HEADER.pack(job, what, len(part))
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", part))
+            self.socket().sendmsg([header], [rights])
+
+    def receive(self, job: int, what: int) -> list[int]:
+        """The next descriptors of this job and kind. Whatever else has come is thrown away: those
+        of jobs that were taken back meanwhile, and what a task may have written there.
+
+        Raises:
+            OSError: they cannot be had.
+        """
+        while True:
+            try:
+                data, fds, is_whole = self._next()
+            except ConnectionResetError:
+                # Said once when the other end has closed with some unread; those to us are here.
+                continue
+            except BlockingIOError:
+                raise OSError("a large object has not come along with its report") from None
+            if not data:
+                raise OSError("the other end closed before a large object had come")
+            if data == _HEADER.pack(job, what, len(fds)) and fds and is_whole:
+                return [above_stdio(fd) for fd in fds]
+            for fd in fds:
+                os.close(fd)
+            if not is_whole and data[:10] == _HEADER.pack(job, what, 0)[:10]:
+                raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
+
+    def _next(self) -> tuple[bytes, list[int], bool]:
+        """The next message: its data, its descriptors, and whether all of these could be had.
+
+        It is looked at first, and taken then: what there is no descriptor for stays, to be looked
+        at again when the reserve was given up.
+        """
+        data, fds, is_whole = self._look()
+        if not is_whole:
+            for fd in fds:
+                os.close(fd)
+            _reserve.give_up()
+            data, fds, is_whole = self._look()
+        # Without room for descriptors: the kernel drops those that are in the message.
+        self.socket().recv(_HEADER.size)
+        return data, fds, is_whole
+
+    def _look(self) -> tuple[bytes, list[int], bool]:
+        # Not `socket.recv_fds`, which takes no flags.
+        data, ancillary, flags, _ = self.socket().recvmsg(
+            _HEADER.size,
+            socket.CMSG_SPACE(4 * MOST_FDS),
+            socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC,
+        )
+        fds = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(content[: len(content) // 4 * 4])
+        return data, list(fds), not flags & socket.MSG_CTRUNC
+
     def detach(self) -> None:
         """The descriptor is closed by somebody else."""
         self._fd = -1
@@ -138,37 +354,50 @@ class FdSocket:
             self._socket.detach()
 
 
-def send_payload(post: FdSocket, job: int, payload: Payload) -> None:
+def send_file(post: FdSocket, job: int, payload: FilePayload) -> None:
+    """Raises OSError, see `FdSocket.send`."""
     lease = payload.lease()
     try:
-        (fd,) = lease.fds if lease is not None else (payload.fd,)
-        socket.send_fds(post.socket(), [_HEADER.pack(job)], [fd])
+        post.send(job, _FILE_OF_OBJECT, lease.fds if lease is not None else [payload.fd])
     finally:
         if lease is not None:
             lease.close()
 
 
-def receive_payload(post: FdSocket, job: int) -> list[memoryview]:
-    """The payload of this job. Whatever else has come is thrown away: payloads of jobs that were
-    taken back meanwhile, and what a task may have written there.
+def receive_file(post: FdSocket, job: int) -> list[memoryview]:
+    """The payload of this job: the pickle, then the buffers.
 
     Raises:
         OSError: it cannot be had.
     """
-    wanted = _HEADER.pack(job)
-    while True:
-        try:
-            data, fds, flags, _ = socket.recv_fds(post.socket(), _HEADER.size, 1)
-        except ConnectionResetError:
-            # Said once when the other end has closed with payloads unread; those to us are here.
-            continue
-        except BlockingIOError:
-            raise OSError("a large object has not come along with its report") from None
-        if data == wanted and fds:
-            return Payload.open(above_stdio(fds[0]))
+    try:
+        fd, *others = post.receive(job, _FILE_OF_OBJECT)
+        for other in others:
+            os.close(other)
+        return FilePayload.open(fd)
+    finally:
+        _reserve.fill()
+
+
+def send_fds(post: FdSocket, job: int, fds: list[int]) -> None:
+    """Send the descriptors of an object; raises OSError, see `FdSocket.send`."""
+    post.send(job, _PART_OF_OBJECT, fds)
+
+
+def receive_fds(post: FdSocket, job: int, count: int) -> list[int]:
+    """So many descriptors that belong to this job's object.
+
+    Raises:
+        OSError: they cannot be had.
+    """
+    fds: list[int] = []
+    try:
+        while len(fds) < count:
+            fds += post.receive(job, _PART_OF_OBJECT)
+    except OSError:
         for fd in fds:
             os.close(fd)
-        if not data:
-            raise OSError("the other end closed before a large object had come")
-        if flags & socket.MSG_CTRUNC:
-            raise OSError("no file descriptor is left to receive a large object (ulimit -n)")
+        raise
+    finally:
+        _reserve.fill()
+    return fds

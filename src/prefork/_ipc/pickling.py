@@ -7,13 +7,17 @@ either side makes or reads it once.
 
 from __future__ import annotations
 
+import copyreg
+import io
 import marshal
 import pickle
 from collections.abc import Callable, Iterable
+from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from prefork._describe import function_name
+from prefork._ipc.descriptors import collecting
 
 __all__ = ["CallPickler", "CallUnpickler"]
 
@@ -31,9 +35,12 @@ class CallPickler:
         return function_name(func) if known is None else known[1]
 
     def pickle(
-        self, func: Callable[..., Any], arguments: Any
+        self,
+        func: Callable[..., Any],
+        arguments: Any,
+        fds: list[int] | None = None,
     ) -> tuple[bytes, int, list[memoryview]]:
-        """May raise whatever pickling raises.
+        """May raise whatever pickling raises; see `pack`.
 
         Returns:
             The pickles of the function and of the arguments, or one of both together; the length
@@ -41,9 +48,9 @@ class CallPickler:
         """
         function = self._by_name(func)
         if function is None:
-            pickled, buffers = pack((func, arguments))
+            pickled, buffers = pack((func, arguments), fds)
             return pickled, 0, buffers
-        pickled, buffers = pack(arguments)
+        pickled, buffers = pack(arguments, fds)
         return function + pickled, len(function), buffers
 
     def _by_name(self, func: Callable[..., Any]) -> bytes | None:
@@ -123,14 +130,27 @@ _loads: Final = marshal.loads
 
 
 def dumps(obj: object) -> bytes:
+    """The pickle of something of ours."""
     return pickle.dumps(obj, PROTOCOL)
 
 
-def pack(obj: object) -> tuple[bytes, list[memoryview]]:
+def pickle_in_band(obj: object, fds: list[int]) -> bytes:
+    """The pickle of something of a user's, with all its buffers in it; see `pack`."""
+    return _pickle(obj, fds, None)
+
+
+def pack(obj: object, fds: list[int] | None = None) -> tuple[bytes, list[memoryview]]:
     """For `unpack`: an object's pickle, or what marshal makes of a plain one; and views of the
     large buffers that were left out of it.
 
     Bytes themselves, or in a tuple such as a call's arguments, are left out, too.
+
+    Args:
+        fds: duplicates of the descriptors that it has are added here, see `descriptors.py`; whoever
+            calls this closes them.
+
+    Raises:
+        Exception: whatever pickling it raises; then nothing was added.
     """
     if type(obj) is tuple:
         for item in obj:
@@ -145,18 +165,78 @@ def pack(obj: object) -> tuple[bytes, list[memoryview]]:
     elif _is_large(obj):
         obj = _Beside(obj)  # type: ignore[arg-type]
     buffers: list[memoryview] = []
+    pickled = _pickle(obj, fds, buffers)
+    return pickled, buffers
+
+
+def _pickle(obj: object, fds: list[int] | None, buffers: list[memoryview] | None) -> bytes:
+    """The pickle that multiprocessing's own pickler makes, which is written in Python; mostly by a
+    shorter way. Large buffers are added to these; None: they are in the pickle."""
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if view.nbytes < OUT_OF_BAND:
+        if buffers is None or view.nbytes < OUT_OF_BAND:
             return True
         buffers.append(view)
         return False
 
-    return pickle.dumps(obj, PROTOCOL, buffer_callback=keep_in_band), buffers
+    if _has_only_known_reducers():
+        try:
+            pickled = pickle.dumps(obj, PROTOCOL, buffer_callback=keep_in_band)
+        except Exception:
+            pass  # perhaps it has a reducer
+        else:
+            if _CONNECTION not in pickled:
+                return pickled
+    if buffers:
+        buffers.clear()
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=keep_in_band)
+    pickler.dispatch_table = {**copyreg.dispatch_table, **_reducers}
+    if fds is None:
+        pickler.dump(obj)
+    else:
+        with collecting(fds):
+            pickler.dump(obj)
+    return file.getvalue()
+
+
+_reducers: Final[dict[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+"""What `multiprocessing.reduction.register` registers."""
+_CONNECTION: Final = b"multiprocessing.connection"
+_KNOWN: Final = frozenset(
+    {
+        "builtins.dict_items",
+        "builtins.dict_keys",
+        "builtins.dict_values",
+        "builtins.method",
+        "builtins.method_descriptor",
+        "builtins.wrapper_descriptor",
+        "functools.partial",
+        "array.array",
+        "socket.socket",
+        "multiprocessing.connection.Connection",
+    }
+)
+"""Types that the standard library has reducers for which an ordinary pickle can do without: either
+it comes to the same, or it fails, or it names the module of `Connection`."""
+
+
+class _Seen:
+    count: ClassVar[int] = -1
+    are_known: ClassVar[bool] = False
+
+
+def _has_only_known_reducers() -> bool:
+    count = len(_reducers)
+    if count != _Seen.count:
+        names = {f"{cls.__module__}.{cls.__qualname__}" for cls in list(_reducers)}
+        _Seen.are_known = names <= _KNOWN
+        _Seen.count = count
+    return _Seen.are_known
 
 
 def load(payload: Any) -> Any:

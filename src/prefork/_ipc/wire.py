@@ -14,8 +14,8 @@ Ticket = tuple[int, float, int, int, int, int]
 
 - the job
 - its soft limit in seconds; 0.0 is none
-- where the pickled call lies in the shared memory
-- its length in bytes; 0 when it comes as a payload
+- where the pickled call lies in the shared memory; or in the annex, in units of `UNIT`
+- its length in bytes; or how many descriptors come with it, if it is not there
 - how many of these are the function's pickle, if that has one of its own
 - flags
 """
@@ -25,6 +25,9 @@ TICKET: Final = struct.Struct("<QdIIII")
 LEAVE: Final = 1  # no task: finish and exit
 ACCEPT: Final = 2  # report the start of the task
 LARGE: Final = 4  # the call travels in a file of its own
+IN_ANNEX: Final = 128  # it lies in the annex
+WITH_FDS: Final = 256  # descriptors come with it; their number is in the length's place
+UNIT: Final = 64  # bytes
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
 
@@ -57,10 +60,17 @@ Report = tuple[int, int, float, float, Any]
 - the job
 - when that was started (monotonic clock of the machine, seconds)
 - how many seconds it ran
-- the payload: bytes; a list of buffers, if it came as a payload; or why it could not come
+- the payload: bytes; a `Large`, if it is not in the report itself; or why it could not come
 """
-REPORT: Final = struct.Struct("<QddQBB2x4s")
-"""A report's header: job, started, seconds, length, kind, 1 if it is a payload, `MARK`."""
+REPORT: Final = struct.Struct("<QddQBBH4s")
+"""A report's header: job, started, seconds, length, kind, where its object is, how many descriptors
+belong to that, `MARK`."""
+
+# Where a report's object is.
+INSIDE: Final = 0
+FILE_SENT: Final = 1  # its descriptor is on its way
+ANNEXED: Final = 2  # the report has its position in the annex (`POSITION`)
+POSITION: Final = struct.Struct("<Q")
 MARK: Final = b"\xc1PF\xfe"
 """Ends each header, so that foreign bytes are told from reports, and the next report is found
 behind them. No task's text in UTF-8 contains it."""

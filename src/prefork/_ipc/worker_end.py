@@ -9,10 +9,37 @@ import select
 from multiprocessing import reduction
 from typing import Any
 
-from prefork._ipc.layout import BOARD, MEMORY
+from prefork._ipc.descriptors import ArrivedFds
+from prefork._ipc.layout import BOARD, CALLS, KEPT, MEMORY, RESULTS
 from prefork._ipc.memfd import CACHE_SECONDS, MemfdCache, Transport
-from prefork._ipc.payload import FdSocket, Payload, receive_payload, send_payload
-from prefork._ipc.wire import INLINE, LARGE, LEAVE, MARK, REPORT, TICKET, Ticket
+from prefork._ipc.payload import (
+    FILE,
+    FdSocket,
+    FilePayload,
+    Payload,
+    keep_reserve,
+    read_pieces,
+    receive_fds,
+    receive_file,
+    send_fds,
+    send_file,
+)
+from prefork._ipc.wire import (
+    ANNEXED,
+    FILE_SENT,
+    IN_ANNEX,
+    INLINE,
+    INSIDE,
+    LARGE,
+    LEAVE,
+    MARK,
+    POSITION,
+    REPORT,
+    TICKET,
+    UNIT,
+    WITH_FDS,
+    Ticket,
+)
 from prefork._system import at_fork
 from prefork._system.selector import wait_for
 
@@ -32,11 +59,14 @@ class WorkerEnd:
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
-        self._payloads = FdSocket(payloads, blocking=True)
+        self._post = FdSocket(payloads, blocking=True)
         self._memory_fd = memory
         self._transport = transport
         self._owned = owned
         self._memfd_cache = MemfdCache()
+        self._inode = 0
+        self._annexed = 0  # results, so far
+        self._annex_end = 0  # of the part that is in use
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Only while a child is being spawned: multiprocessing duplicates the descriptors into it.
@@ -44,7 +74,7 @@ class WorkerEnd:
 
     def fds(self) -> tuple[int, int, int, int]:
         """What the child needs of this process's descriptors."""
-        return self._inbox, self._outbox, self._payloads.fileno(), self._memory_fd
+        return self._inbox, self._outbox, self._post.fileno(), self._memory_fd
 
     @property
     def closed(self) -> bool:
@@ -55,6 +85,8 @@ class WorkerEnd:
         if not self._owned.are_ours:
             self._owned = at_fork.Descriptors(*self.fds())
         at_fork.register(self)
+        keep_reserve()
+        self._inode = os.fstat(self._memory_fd).st_ino
         memory = mmap.mmap(self._memory_fd, MEMORY)
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
@@ -79,14 +111,24 @@ class WorkerEnd:
             ticket: Ticket = TICKET.unpack(data)
             return None if ticket[-1] & LEAVE else ticket
 
-    def read_call(self, ticket: Ticket) -> tuple[memoryview, list[memoryview]]:
-        """The task's pickled call, and its buffers."""
+    def read_call(self, ticket: Ticket) -> tuple[memoryview, list[memoryview], ArrivedFds | None]:
+        """The task's pickled call, its buffers, and descriptors that belong to it.
+
+        Raises:
+            OSError: they cannot be had.
+        """
         job, _, offset, length, _, flags = ticket
+        if not flags & (LARGE | IN_ANNEX):
+            start = BOARD + offset
+            return self._memory[start : start + length], [], None
         if flags & LARGE:
-            pickled, *buffers = receive_payload(self._payloads, job)
-            return pickled, buffers
-        start = BOARD + offset
-        return self._memory[start : start + length], []
+            pickled, *buffers = receive_file(self._post, job)
+        else:
+            pickled, *buffers = read_pieces(self._memory_fd, CALLS + offset * UNIT)
+        fds = None
+        if flags & WITH_FDS:
+            fds = ArrivedFds(receive_fds(self._post, job, length))
+        return pickled, buffers, fds
 
     def report(
         self,
@@ -96,32 +138,75 @@ class WorkerEnd:
         seconds: float = 0.0,
         pickled: bytes = b"",
         buffers: list[memoryview] | None = None,
+        fds: list[int] | None = None,
     ) -> None:
         """Tell the pool; waits while the outbox is full.
 
         The buffers are dropped when they have been copied: they may be in a file of the pool's,
         which can then be used again as soon as it hears of this.
+
+        Args:
+            fds: to be sent along; they stay open here.
+
+        Raises:
+            OSError: the object cannot be sent; nothing was told.
         """
-        payload = bool(buffers) or len(pickled) > INLINE
-        if payload:
-            sent = Payload(pickled, buffers or (), self._transport, self._memfd_cache)
-            if buffers is not None:
-                buffers.clear()
-            with contextlib.closing(sent):
-                send_payload(self._payloads, job, sent)
-            pickled = b""
-        header = REPORT.pack(job, started, seconds, len(pickled), kind, payload, MARK)
+        where = INSIDE
+        if buffers or len(pickled) > INLINE:
+            where, pickled = self._put_aside(job, pickled, buffers or [])
+        if fds:
+            send_fds(self._post, job, fds)
+        count = len(fds) if fds else 0
+        header = REPORT.pack(job, started, seconds, len(pickled), kind, where, count, MARK)
         frame = header + pickled
         written = os.write(self._outbox, frame)
         while written < len(frame):
             written += os.write(self._outbox, frame[written:])
+
+    def _put_aside(self, job: int, pickled: bytes, buffers: list[memoryview]) -> tuple[int, bytes]:
+        """Send an object in a file, or copy it to the annex; what the report says of it. What is
+        usually the slower way is taken where the other one cannot be.
+
+        Raises:
+            OSError: neither can be.
+        """
+        payload = Payload(pickled, buffers)
+        buffers.clear()
+        ways = [self._annex, self._send_file]
+        if payload.nbytes > FILE:
+            ways.reverse()
+        try:
+            return ways[0](job, payload)
+        except OSError:  # no descriptor, no memory for a file, a limit of the size of files
+            return ways[1](job, payload)
+
+    def _send_file(self, job: int, payload: Payload) -> tuple[int, bytes]:
+        pickled, *buffers = payload.pieces
+        file = FilePayload(pickled, buffers, None, self._transport, self._memfd_cache)
+        with contextlib.closing(file):
+            send_file(self._post, job, file)
+        return FILE_SENT, b""
+
+    def _annex(self, job: int, payload: Payload) -> tuple[int, bytes]:
+        """Copy it behind what the pool has not read yet."""
+        fd = self._memory_fd
+        if os.fstat(fd).st_ino != self._inode:
+            raise OSError("a task has closed the descriptors of its process")
+        if self._annexed == self.board[3]:  # all is read
+            if self._annex_end > KEPT:
+                os.ftruncate(fd, RESULTS + KEPT)
+            self._annex_end = 0
+        start = self._annex_end
+        self._annex_end = payload.write(fd, RESULTS + start) - RESULTS
+        self._annexed += 1
+        return ANNEXED, POSITION.pack(start)
 
     def close(self) -> None:
         if self._inbox < 0:
             return
         at_fork.unregister(self)
         self._memfd_cache.close()
-        self._payloads.detach()
+        self._post.detach()
         self._owned.close()
         self._inbox = self._outbox = self._memory_fd = -1
 

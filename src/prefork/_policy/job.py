@@ -106,6 +106,7 @@ class Job:
         "pickled",
         "pickling_error",
         "pid",
+        "result_bytes",
         "retries",
         "seconds",
         "sent_at",
@@ -149,6 +150,7 @@ class Job:
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0
         self.seconds = 0.0
+        self.result_bytes = 0  # of a large one
 
     # ---- its life
 

@@ -149,7 +149,7 @@ class Scheduler:
 
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
-        return job.payload is None
+        return job.payload is None or not job.payload.is_file
 
     def batches(
         self, slots: Iterable[WorkerSlot] | None = None

@@ -4,11 +4,9 @@
     MemoryTimer    looks at the memory of busy workers
     StartTimer     starts of jobs that are still to be reported
     HoldTimer      short jobs that wait for workers which are at work
-    UnreadTimer    jobs that an idle worker does not read
 
 Each knows when it is due next (`next_due`, monotonic seconds; None: there is nothing to wait for),
-and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`), except
-for the last one: that is the supervisor's, who is there in any case.
+and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`).
 
 A limit counts from the moment that the worker starts the task, which the worker notes on its
 board. Nobody is told of that moment: a task that was sent at `t` cannot expire before `t` plus its
@@ -31,14 +29,11 @@ __all__ = [
     "MemoryTimer",
     "StartTimer",
     "Timers",
-    "UnreadTimer",
 ]
 
 UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
-does not run: one that was stopped, for instance. One without a limit is looked for as often."""
-FIRST_LOOK_SECONDS: Final = 0.1
-"""How long after a job was sent it is seen whether it was read."""
+does not run: one that was stopped, for instance."""
 MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
 HOLD_SECONDS: Final = 0.001
@@ -117,6 +112,8 @@ class LimitTimer:
         expired: list[Expiry],
         looks: list[float],
     ) -> None:
+        if job.size > 1 and (limit := _first_limit(job)) is not None:
+            looks.append(now + limit)  # for the chunk's next item, which may begin any moment
         if job.timeout:
             if now >= started + job.timeout:
                 expired.append(Expiry(slot, job, False, job.timeout, started))
@@ -128,8 +125,6 @@ class LimitTimer:
                 expired.append(Expiry(slot, job, True, job.soft_timeout, started))
             else:
                 looks.append(started + job.soft_timeout)
-        if job.size > 1 and (limit := _first_limit(job)) is not None:
-            looks.append(now + limit)  # for the chunk's next item
 
     def forget(self, slot: WorkerSlot) -> None:
         self._interrupted.pop(slot, None)
@@ -224,34 +219,6 @@ class HoldTimer:
 
     def end(self) -> None:
         self.next_due = None
-
-
-class UnreadTimer:
-    """Jobs that an idle worker does not read, as it was stopped: somebody else shall run them.
-
-    A first look shows soon what is unread, which is nothing as a rule, and then there is no second
-    one: nobody is woken for it once a pool idles.
-    """
-
-    def __init__(self) -> None:
-        self.next_due: float | None = None
-        self._seen: dict[WorkerSlot, int] = {}  # the first jobs that were unread at the last look
-
-    def begin(self, now: float) -> None:
-        """A worker may be reading a job now."""
-        self.next_due = now + FIRST_LOOK_SECONDS
-
-    def look(self, slots: Iterable[WorkerSlot], now: float) -> list[tuple[WorkerSlot, Job]]:
-        """What was unread at the last look, too; sets `next_due`."""
-        unread: dict[WorkerSlot, Job] = {}
-        for slot in slots:
-            job = slot.first()
-            if job is not None and slot.ready and slot.running()[0] not in slot.sent:
-                unread[slot] = job
-        found = [(slot, job) for slot, job in unread.items() if self._seen.get(slot) == job.id]
-        self._seen = {slot: job.id for slot, job in unread.items()}
-        self.next_due = now + UNREAD_SECONDS if unread else None
-        return found
 
 
 class Timers:

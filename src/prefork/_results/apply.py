@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from multiprocessing import TimeoutError
 from typing import Any, ClassVar
 
@@ -67,24 +68,31 @@ def callbacks_for(
 class Handle:
     """What all handles share: one outcome, set once; waiters and callbacks told once.
 
+    It is ready when its outcome is known and its callback has run, as in `multiprocessing`. To a
+    callback, any handle is ready whose outcome is known: the other callbacks wait for this one.
+
     It has few attributes, since Python's garbage collector looks at each of them, again and again
     while a million handles wait for their jobs.
     """
 
     __slots__ = ("_callbacks", "_ok", "_pool", "_signal", "_value")
 
-    _making_signals: ClassVar[threading.Lock] = threading.Lock()
+    # Re-entrant, like the other locks that callers take: a signal handler may call, too.
+    _making_signals: ClassVar[Any] = threading.RLock()
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         self._pool: PoolRef | None = pool  # kept alive until the result is here
-        self._callbacks = callbacks
+        self._callbacks = callbacks  # until they have run
         self._ok: bool | None = None  # not known yet
         self._value: Any = None  # the result, or the exception if not ok
         self._signal: Condition | None = None
 
     def ready(self) -> bool:
-        """Whether the result, or the error, is here."""
-        return self._ok is not None
+        """Whether the result, or the error, is here, and the callback for it has run."""
+        if self._ok is None:
+            return False
+        callbacks = self._callbacks
+        return callbacks is None or callbacks.run.is_calling_here()
 
     def successful(self) -> bool:
         """Whether the call completed without an error.
@@ -92,9 +100,10 @@ class Handle:
         Raises:
             ValueError: it is not ready.
         """
-        if self._ok is None:
+        ok = self._ok
+        if ok is None or not self.ready():
             raise ValueError(f"{self!r} is not ready")
-        return self._ok
+        return ok
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is here, at most `timeout` seconds."""
@@ -114,13 +123,19 @@ class Handle:
             Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
                 `PreforkError` that says why the task did not finish.
         """
-        if self._ok is None:
+        if self._ok is None or self._callbacks is not None:
             self.wait(timeout)
-        if self._ok is None:
-            raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
+            if not self.ready():
+                raise self._late(timeout)
         if self._ok:
             return self._value
         raise self._value
+
+    def _late(self, timeout: float | None) -> Exception:
+        """What `get` raises when there is nothing in time."""
+        if timeout is None:
+            return RuntimeError(f"{self!r} will never be ready: its pool has ended")
+        return TimeoutError(f"{self!r} was not ready within {timeout:g} s")
 
     def waiters(self) -> Condition | None:
         return self._signal
@@ -128,23 +143,35 @@ class Handle:
     def _finish(self, ok: bool, value: Any) -> Condition | None:
         """Returns what is to be notified of it."""
         self._value = value
-        self._ok = ok  # now it is ready
-        self._pool = None
-        callbacks, self._callbacks = self._callbacks, None
+        callbacks = self._callbacks
         if callbacks is not None:
             callback = callbacks.done if ok else callbacks.failed
             if callback is not None:
-                callbacks.run(callback, value)
+                self._ok = ok
+                if callbacks.run(self._call_back, callback):
+                    return self._signal  # a callback may be waiting for this
+            self._callbacks = None
+        self._ok = ok  # now it is ready
+        self._pool = None
         return self._signal
 
+    def _call_back(self, callback: Callable[..., object]) -> None:
+        try:
+            callback(self._value)
+        finally:
+            self._callbacks = None  # now it is ready
+            self._pool = None
+            if self._signal is not None:
+                self._signal.notify_all()
+
     def _state(self) -> str:
-        if self._ok is None:
+        if not self.ready():
             return "pending"
         return "successful" if self._ok else f"failed: {self._value!r}"
 
 
 def _after_in_child() -> None:
-    Handle._making_signals = threading.Lock()
+    Handle._making_signals = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_in_child)
@@ -239,6 +266,6 @@ class ApplyResult(Handle):
     def __repr__(self) -> str:
         function = self._job.function if self._job else "?"
         state = self._state()
-        if self._ok is None and self.pid is not None:
+        if not self.ready() and self.pid is not None:
             state = f"running in process {self.pid}"
         return f"<{type(self).__name__} of job {self.job} {function}: {state}>"

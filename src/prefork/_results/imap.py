@@ -48,13 +48,16 @@ class Items:
         self.finished_jobs = 0
         self.bytes = 0  # of all its jobs
         self.finished_bytes = 0  # of those that have finished
+        self.waiting_bytes = 0  # of large results that the consumer has not taken
+        self._large: deque[tuple[int, int]] = deque()
+        """Of these: with how many items taken it will be, and its bytes."""
         self.exhausted = False  # there will be no more jobs
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
         self.on_cancel: Callable[[], object] = lambda: None
         self.room = Condition()
         self.arrivals = Condition()
-        self._early: dict[int, Sequence[Outcome]] = {}  # before that of an earlier job
+        self._early: dict[int, tuple[Sequence[Outcome], int]] = {}  # before that of an earlier job
         self._ready: deque[Outcome] = deque()
         self._next_job = 0
         self._seconds = 0.0  # of the jobs since the buffer was sized
@@ -71,7 +74,7 @@ class Items:
         memory."""
         return self.cancelled or (
             self.sent - self.taken + self.chunksize <= self.buffersize
-            and self.bytes - self.finished_bytes < MOST_BYTES
+            and self.bytes - self.finished_bytes + self.waiting_bytes < MOST_BYTES
         )
 
     def job_added(self, job: Job) -> None:
@@ -107,15 +110,16 @@ class Items:
 
     def job_done(self, job: Job, ok: bool, value: Any) -> Condition:
         outcomes = value if self.chunksize > 1 and ok else ((ok, value),) * job.size
+        self.waiting_bytes += job.result_bytes
         if not self._ordered:
-            self._put(outcomes)
+            self._put(outcomes, job.result_bytes)
         elif job.index != self._next_job:
-            self._early[job.index] = outcomes
+            self._early[job.index] = outcomes, job.result_bytes
         else:
-            self._put(outcomes)
+            self._put(outcomes, job.result_bytes)
             self._next_job += 1
             while self._next_job in self._early:
-                self._put(self._early.pop(self._next_job))
+                self._put(*self._early.pop(self._next_job))
                 self._next_job += 1
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
         self.finished_bytes += job.nbytes
@@ -127,7 +131,9 @@ class Items:
                 self._size_buffer()
         return self.arrivals
 
-    def _put(self, outcomes: Sequence[Outcome]) -> None:
+    def _put(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
+        if nbytes:
+            self._large.append((self.arrived + len(outcomes), nbytes))
         self._ready.extend(outcomes)
         self.arrived += len(outcomes)  # after it: there must never seem to be more room
 
@@ -153,10 +159,18 @@ class Items:
         while (outcome := self._next_outcome()) is None:
             if not self._wait(timeout):
                 return None
+        has_room = self._large and self._release_large()
         # In batches, so that the feeder is not woken for each item.
-        if (self.sent - self.taken) * 2 <= self.buffersize:
+        if has_room or (self.sent - self.taken) * 2 <= self.buffersize:
             self.room.notify_all()
         return outcome
+
+    def _release_large(self) -> bool:
+        """Count no more what the consumer has taken; whether that was anything."""
+        taken, before = self.taken, self.waiting_bytes
+        while self._large and self._large[0][0] <= taken:
+            self.waiting_bytes -= self._large.popleft()[1]
+        return self.waiting_bytes < before
 
     def _next_outcome(self) -> Outcome | None:
         try:

@@ -48,7 +48,7 @@ class MapResult(Handle):
         self._function = function
         self._values: list[Any] = [None] * length
         self._error: BaseException | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call, too
         self._items = length  # that are expected
         self._done = 0  # items
         self._jobs = 0  # on their way

@@ -14,11 +14,13 @@ Callback = Callable[..., object] | None
 
 
 class RunCallback(Protocol):
-    """Who runs a user's callback: a thread of the pool, or an event loop."""
+    """Who runs a user's callbacks: a thread of the pool, or an event loop."""
 
-    def __call__(
-        self, callback: Callable[..., object], *args: object, **kwargs: object
-    ) -> None: ...
+    def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> bool:
+        """Have this called soon; False if it cannot be: the system has no thread left."""
+
+    def is_calling_here(self) -> bool:
+        """Whether the caller is, further up the stack, a callback that it runs."""
 
 
 class JobTerminator(Protocol):

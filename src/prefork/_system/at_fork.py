@@ -16,20 +16,23 @@ import threading
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain, starmap
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 __all__ = [
     "Descriptors",
     "ForkAware",
     "creating",
     "forget_imports",
+    "holding_logging",
     "keeping",
     "register",
     "unregister",
 ]
+
+T = TypeVar("T")
 
 
 class ForkAware(Protocol):
@@ -119,17 +122,13 @@ class Descriptors:
                 # In C: no signal handler that raises comes in between.
                 deque(chain(map(_open.discard, fds), map(os.close, fds)), 0)
 
-    def __del__(self) -> None:
-        if hasattr(self, "fds") and self.fds:  # whoever was to close them was interrupted
-            self.close()
 
-
-def keeping(fds: Iterable[int], fork: Callable[[], object]) -> None:
+def keeping(fds: Iterable[int], fork: Callable[[], T]) -> T:
     """Call `fork`: a child that this thread forks meanwhile keeps these descriptors, for somebody
     there to take over into new `Descriptors`."""
     _kept.fds = fds
     try:
-        fork()
+        return fork()
     finally:
         _kept.fds = ()
 
@@ -148,6 +147,38 @@ def forget_imports() -> None:
             spec = getattr(sys.modules.get(name), "__spec__", None)
             if getattr(spec, "_initializing", False):
                 del sys.modules[name]
+
+
+LOCK_SECONDS = 0.1
+"""How long to wait for each lock of logging; a handler may be slow, or stuck."""
+
+
+@contextmanager
+def holding_logging() -> Iterator[None]:
+    """For a fork: no other thread is writing a log message inside of this.
+
+    A handler's lock is made anew in a child by logging itself, but not those of what it writes to,
+    such as a file's: nobody in the child would ever release them. Who has a handler's lock holds
+    off everybody who is to write there.
+    """
+    held: list[Any] = []
+    try:
+        if (logging := sys.modules.get("logging")) is not None:
+            # In the order in which logging itself takes them, where it takes both.
+            _hold(getattr(logging, "_lock", None), held)
+            for find in list(getattr(logging, "_handlerList", ())):
+                _hold(getattr(find(), "lock", None), held)
+        yield
+    finally:
+        while held:
+            with suppress(RuntimeError):  # it is another one by now, in the child
+                held.pop().release()
+
+
+def _hold(lock: Any, held: list[Any]) -> None:
+    with suppress(Exception):  # none; or somebody's own, which knows no timeout
+        if lock.acquire(timeout=LOCK_SECONDS):
+            held.append(lock)
 
 
 def _after_in_child() -> None:

@@ -3,7 +3,9 @@
 The standard library ends a child of the start methods fork and forkserver by `os._exit`: functions
 that were registered with `atexit` in it do not run, and what is in the buffers of its files is
 lost. Here they run, and the files are closed; not what it has inherited, which is its parent's.
-A child of the start method spawn is an interpreter of its own, and ends as one.
+
+The end waits for threads and child processes, as the standard library does, but not for ever: what
+a task has left behind holds nobody up. See `part`.
 """
 
 from __future__ import annotations
@@ -14,20 +16,34 @@ import gc
 import io
 import os
 import sys
+import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable
+from multiprocessing import process
 from typing import Any
 
-__all__ = ["begin", "end"]
+__all__ = ["LEFTOVER_SECONDS", "begin", "end", "must_end", "part"]
+
+LEFTOVER_SECONDS = 1.0
+"""So long the end of a worker waits for the threads and child processes that its tasks have left
+behind, all together."""
 
 
-def begin() -> None:
-    """To be called first in a child that shares its parent's memory.
+def begin(is_fresh: bool) -> None:
+    """To be called first in a child.
 
-    What there is now is not looked at again by the garbage collector: to look at an object means to
-    write to it, and so to copy its page.
+    Args:
+        is_fresh: it is an interpreter of its own (spawn), which runs its exit functions by itself,
+            but leaves files open that it cannot tell to be garbage.
+
+    What a child shares with its parent is not looked at again by the garbage collector: to look at
+    an object means to write to it, and so to copy its page.
     """
+    if is_fresh:
+        atexit.register(_close_files)  # the first to be registered, and so the last to run
+        return
     gc.freeze()
     _disarm_finalizers()
     # Exit functions run in the reverse order of their registration. So those of this process run
@@ -43,8 +59,63 @@ def _disarm_finalizers() -> None:
     finalize._registered_with_atexit = False  # in here: anew, and so before `_leave`
 
 
+def part() -> None:
+    """To be called at the end of a child of any start method, before the standard library waits:
+    wait a little for the threads that are no daemons, executors' among them, and for the child
+    processes of `multiprocessing`. Those that are there then are not waited for any more: the
+    threads end with this process, and the processes with its group.
+    """
+    global _has_parted  # noqa: PLW0603
+    if not _leftovers():
+        return
+    # Aside, as it may take for ever. The standard library's own way tells idle executors to end.
+    waiting = threading.Thread(target=_wait_for_leftovers, daemon=True)
+    try:
+        waiting.start()
+    except RuntimeError:  # the system has no thread left
+        time.sleep(LEFTOVER_SECONDS)
+    else:
+        waiting.join(LEFTOVER_SECONDS)
+    if waiting.is_alive() or _leftovers():
+        _has_parted = True
+        _children().clear()
+        threading._shutdown = _do_nothing  # type: ignore[attr-defined]
+
+
+def must_end() -> bool:
+    """Whether threads that go on have been left behind. The end of an interpreter of its own would
+    be none for what they refer to."""
+    return _has_parted
+
+
+_has_parted = False
+
+
+def _children() -> set[Any]:
+    return getattr(process, "_children", set())
+
+
+def _leftovers() -> list[object]:
+    """What the standard library would wait for at the end of this process."""
+    main = threading.main_thread()
+    threads = [t for t in threading.enumerate() if not t.daemon and t is not main]
+    return [*threads, *(child for child in process.active_children() if not child.daemon)]
+
+
+def _wait_for_leftovers() -> None:
+    threading._shutdown()  # type: ignore[attr-defined]
+    for child in process.active_children():
+        if not child.daemon:
+            child.join()
+
+
+def _do_nothing() -> None:
+    pass
+
+
 def end(code: int) -> None:
-    """To be called last in such a child: run its exit functions, close its files, and exit."""
+    """To be called last, in a child that is not fresh or if it must end so: run its exit functions,
+    close its files, and exit."""
     global _code  # noqa: PLW0603
     _code = code
     atexit._run_exitfuncs()

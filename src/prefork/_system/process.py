@@ -8,22 +8,22 @@ kernel kills the groups: see `Lifeline`.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context as mp_context
-from multiprocessing import popen_fork, util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
-from typing import Any
+from typing import Any, NamedTuple
 
-from prefork._system import at_fork, orderly_end
+from prefork._system import at_fork, forks, orderly_end
 from prefork._system.lifeline import Lifeline, LifelineEnd
 from prefork._system.selector import is_readable
+from prefork._system.template import Template
 
-__all__ = ["Child", "Process", "preload"]
+__all__ = ["Child", "Process", "Ties", "preload"]
 
 STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
@@ -55,27 +55,85 @@ class Process(BaseProcess):
         self._start_context = context
         # In the child, the default for processes that it starts itself.
         self._start_method = context.get_start_method() if context else None
-        self._fork: _Fork | None = None
+        self._fork: forks.Fork | forks.TemplateFork | None = None
 
-    def prepare(self) -> None:
-        """Do what can be done before it is started, if there is anything; once.
+    def prepare(
+        self, fds: tuple[int, ...], lifeline: LifelineEnd, template: Template | None = None
+    ) -> None:
+        """Make a worker of it, if it is to be forked; before it is started, once.
+
+        Args:
+            fds: of this process, which it is to keep.
+            lifeline: what ties it to this process.
+            template: the process that it is to be forked from. If there is no such process yet,
+                the one that is forked here becomes it.
 
         Raises:
             OSError: no descriptor is left.
         """
-        if getattr(self._start_context, "Process", None) is getattr(mp_context, "ForkProcess", 0):
-            self._fork = _Fork(self)
+        if template is not None and template.pid:
+            self._fork = forks.TemplateFork(self, fds, template)
+        else:
+            self._fork = forks.Fork(self, fds, lifeline, template)
+
+    @staticmethod
+    def forks(context: BaseContext | None) -> bool:
+        """Whether processes are forked in this context."""
+        return getattr(context, "Process", None) is getattr(mp_context, "ForkProcess", 0)
 
     def fds(self) -> tuple[int, ...]:
         """What a process that is prepared needs of this one's descriptors."""
         return self._fork.fds if self._fork is not None else ()
 
+    def twin(self, name: str, identity: tuple[int, ...], index: int, args: Any) -> Process:
+        """In a process that was forked from a template, which has inherited the first worker's
+        object: the object of this process. What makes it differ from the first is told here."""
+        process = type(self).__new__(type(self))
+        vars(process).update(vars(self))
+        process._name = name  # type: ignore[attr-defined]
+        process._identity = identity
+        process.index = index
+        process._args = args  # type: ignore[attr-defined]
+        return process
+
     @property
     def popen(self) -> Any:
         """The process that there is, if there is any, even if its start was interrupted."""
-        if self._fork is not None and self._fork.pid:
+        if self._fork is not None and self._fork.has_started():
             return self._fork
         return self._popen  # type: ignore[attr-defined]
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that is readable once the process has ended."""
+        if self._fork is not None and not self._closed:  # type: ignore[attr-defined]
+            return self._fork.sentinel
+        return super().sentinel
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is started by the standard library's own means."""
+        return self._fork is None
+
+    @property
+    def pidfd(self) -> int:
+        """Of a worker that was forked; -1 if there is none."""
+        return self._fork.pidfd if self._fork is not None else -1
+
+    @property
+    def outlives_its_number(self) -> bool:
+        """Whether somebody else may have reaped it, so that its number may be another's."""
+        return self._fork is not None and self._fork.outlives_its_number
+
+    def ask_status(self) -> None:
+        """It has ended: have its status ready, if that has to be asked for."""
+        if self._fork is not None:
+            self._fork.ask_status()
+
+    def reap(self) -> None:
+        """It has been accounted for."""
+        if self._fork is not None:
+            self._fork.reap()
 
     def tidy(self) -> None:
         """To be called once it has been started."""
@@ -92,10 +150,9 @@ class Process(BaseProcess):
         is_fresh = multiprocessing.get_start_method() == "spawn"
         if self._start_method is not None:
             is_fresh = self._start_method == "spawn"
-        if not is_fresh:
-            orderly_end.begin()
+        orderly_end.begin(is_fresh)
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
-        if not is_fresh:
+        if not is_fresh or orderly_end.must_end():
             orderly_end.end(code)
         return code
 
@@ -106,61 +163,6 @@ class Process(BaseProcess):
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
         return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
-
-
-class _Fork(popen_fork.Popen):
-    """The standard library's way to fork a process, in steps.
-
-    After a fork, parent and child share all memory; a page that either of them touches is copied
-    then. So if several are forked one after another, little is to be done in between.
-    """
-
-    def __init__(self, process: Process) -> None:
-        self._pids: list[int] = []  # of one process, once it has been forked
-        self.returncode = None
-        self.finalizer = None
-        self._process = process
-        self._ours, self._theirs = at_fork.Descriptors(), at_fork.Descriptors()
-        with at_fork.creating():
-            self._add_pipe(self._ours, self._theirs)
-            self._add_pipe(self._theirs, self._ours)
-        self.fds: tuple[int, ...] = tuple(self._theirs.fds)
-        self.sentinel = self._ours.fds[0]
-
-    @staticmethod
-    def _add_pipe(reader_side: at_fork.Descriptors, writer_side: at_fork.Descriptors) -> None:
-        reader, writer = os.pipe()
-        reader_side.add(reader)
-        writer_side.add(writer)
-
-    @property
-    def pid(self) -> int:  # type: ignore[override]
-        """0 until it is launched."""
-        return sum(self._pids)
-
-    def launch(self) -> None:
-        util._flush_std_streams()  # type: ignore[attr-defined]
-        code = 1
-        # All in C: no signal handler that raises comes between the fork and the number.
-        self._pids.extend(itertools.starmap(os.fork, [()]))
-        if self.pid == 0:
-            try:
-                self._theirs.hand_over()
-                _, parent_sentinel = self.fds
-                code = self._process._bootstrap(parent_sentinel)
-            finally:
-                os._exit(code)
-
-    def tidy(self) -> None:
-        self._theirs.close()
-
-    def close(self) -> None:
-        self._theirs.close()
-        self._ours.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_theirs"):
-            self.close()
 
 
 def preload(context: BaseContext, module: str) -> None:
@@ -185,15 +187,35 @@ def _has(status: dict[str, str], signals: str, signum: int) -> bool:
 
 def _run_tied(end: LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
     end.hold()
-    at_fork.forget_imports()
     target(*args)
+
+
+class Ties(NamedTuple):
+    """What processes have to do with the one that they are made by.
+
+    Attributes:
+        lifeline: the one for all, if one is; else each gets its own.
+        template: the process that they are forked from, or that the next one is to become.
+    """
+
+    lifeline: Lifeline | None = None
+    template: Template | None = None
+
+
+NO_TIES = Ties()
 
 
 class Child:
     """A process that runs `target(*args)`: its pid, its end, and the means to end it.
 
     It is made, then started, and then looked after, which are three steps since forks should
-    follow one upon another (see `Recruiter.hire`).
+    follow one upon another (see `Spawner.spawn`).
+
+    Args:
+        target: the same for all children of one template.
+        args: may hold objects that `multiprocessing` can pickle only while it starts a process.
+        fds: of this process, which a forked child is to keep.
+        index: see `Process`.
 
     Raises:
         OSError: the system has no process, memory or descriptor left.
@@ -206,43 +228,63 @@ class Child:
         name: str,
         target: Callable[..., object],
         args: tuple[Any, ...],
+        fds: tuple[int, ...] = (),
         index: int = 0,
+        ties: Ties = NO_TIES,
     ) -> None:
         self.index = index
         self.pid = 0  # until it is started
-        self._pidfd = -1
-        self._lifeline = Lifeline()
-        self._process = process_class(
-            target=_run_tied, name=name, args=(self._lifeline.end, target, args), context=context
-        )
-        self._process.index = index
-        self._process.prepare()
+        self._pidfd = -1  # of one that is not forked
+        self._was_killed = False
+        self._own_lifeline = None if ties.lifeline is not None else Lifeline()
+        lifeline = (self._own_lifeline or ties.lifeline).end  # type: ignore[union-attr]
+        if Process.forks(context):
+            self._process = process_class(target=target, name=name, args=args, context=context)
+            self._process.index = index
+            self._process.prepare(fds, lifeline, ties.template)
+        else:
+            tied = lifeline, target, args
+            self._process = process_class(target=_run_tied, name=name, args=tied, context=context)
+            self._process.index = index
 
-    def start(self, *fds: int) -> None:
-        """Start it; it keeps these descriptors of ours."""
-        fds = *fds, self._lifeline.end.fd, *self._process.fds()
-        at_fork.keeping(fds, self._process.start)
+    def start(self) -> None:
+        """
+        Raises:
+            TemplateLostError: it was to be forked from a template that has gone.
+            OSError: as above.
+        """
+        at_fork.keeping(self._process.fds(), self._process.start)
         # A status can be collected once: not by whoever in this process asks multiprocessing for
         # its active children meanwhile.
         _children.discard(self._process)
-        self.has_started()
-
-    def has_started(self) -> bool:
-        """Whether there is a process, even if `start` was interrupted."""
-        if not self.pid and (popen := self._process.popen) is not None:
-            self.pid = popen.pid
-        return self.pid != 0
 
     def look_after(self) -> None:
-        """It has been started; no harm if this is done again."""
+        """It has been started; no harm if this is done again.
+
+        Raises:
+            TemplateLostError, OSError: as above.
+        """
         self._process.tidy()
-        self._lifeline.end.close()
+        if self._own_lifeline is not None:
+            self._own_lifeline.end.close()
+        self.pid = self._process.popen.pid
         # Both sides do this, so that it is done whoever runs first.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(self.pid, self.pid)
-        if self._pidfd < 0 and hasattr(os, "pidfd_open"):
+        if self._pidfd < 0 and self._process.is_foreign and hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # an old kernel; no descriptor left
                 self._pidfd = os.pidfd_open(self.pid)
+
+    def discard(self, timeout: float) -> None:
+        """It is not wanted, whether it has been started or not: end it, and free all."""
+        if self._process.popen is not None:
+            with contextlib.suppress(OSError):  # nobody knows it: it ends of itself
+                self.look_after()
+            if self.pid:
+                self.kill()
+                if self.wait(timeout):
+                    self.collect()
+        self.close()
 
     def fileno(self) -> int:
         """A descriptor that is readable once the process has ended.
@@ -253,9 +295,10 @@ class Child:
 
     def signal(self, signum: int) -> None:
         """Send a signal to the process, if it is still there."""
+        pidfd = self._pidfd if self._pidfd >= 0 else self._process.pidfd
         with contextlib.suppress(ProcessLookupError):
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, signum)
+            if pidfd >= 0:
+                signal.pidfd_send_signal(pidfd, signum)
             else:
                 os.kill(self.pid, signum)
 
@@ -283,37 +326,56 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL for the process and its group."""
+        self._was_killed = True
         self.signal(signal.SIGKILL)
         self._kill_group()
-        self._lifeline.cut()
+        # Once more, for what is forked at that very moment: see `LifelineEnd.hold`.
+        self._kill_group()
+        if self._own_lifeline is not None:
+            self._own_lifeline.cut()
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def ask_status(self) -> None:
+        """The process has ended: have its status ready for `collect`, if that has to be asked for.
+        To be called where a moment's waiting does no harm."""
+        self._process.ask_status()
 
     def collect(self) -> int | None:
         """The process has ended: kill what it left behind, return its exit code.
 
         As in `multiprocessing.Process.exitcode`; None if nobody can tell it any more.
         """
-        self._kill_group()  # while the dead process still holds its number
         popen = self._process.popen
+        if not (self._was_killed and self._process.outlives_its_number):
+            self._kill_group()  # while the dead process still holds its number
         if popen.method == "forkserver":
             is_readable(self._process.sentinel, STATUS_SECONDS)
         code: int | None = popen.poll()
-        return code
+        self._process.reap()
+        return -signal.SIGKILL if code is None and self._was_killed else code
 
     def wait(self, timeout: float) -> bool:
         """Wait until the process has ended, at most `timeout` seconds; whether it has."""
-        return is_readable(self.fileno(), timeout)
+        fd = self.fileno()
+        if fd >= 0:
+            return is_readable(fd, timeout)
+        deadline = time.monotonic() + timeout  # no descriptor was left for it
+        while self._process.popen.poll() is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.001)
+        return True
 
     def close(self) -> None:
         """Free the descriptors; the process has ended."""
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
-        self._lifeline.end.close()
-        self._lifeline.cut()
+        if self._own_lifeline is not None:
+            self._own_lifeline.cut()
         try:
             self._process.close()
         except ValueError:  # its status was collected by somebody else, so it counts as running

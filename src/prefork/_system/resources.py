@@ -12,8 +12,10 @@ __all__ = [
     "ResidentMemory",
     "available_cpus",
     "control_groups",
+    "raise_descriptor_limit",
     "read_text",
     "resident",
+    "restore_descriptor_limit",
 ]
 
 _KIB_PER_PAGE = resource.getpagesize() // 1024
@@ -47,6 +49,34 @@ class ResidentMemory:
             return _parse(os.pread(self._fd, 128, 0))
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most // 1024 if sys.platform == "darwin" else most
+
+
+_soft_limit: int | None = None  # of descriptors, before it was raised here
+
+
+def raise_descriptor_limit(needed: int) -> tuple[int, int]:
+    """Have this process be allowed so many descriptors, if the hard limit allows that.
+
+    Returns:
+        The soft and the hard limit, as they are now.
+    """
+    global _soft_limit  # noqa: PLW0603
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > soft != resource.RLIM_INFINITY:
+        wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        if wanted > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            if _soft_limit is None:
+                _soft_limit = soft
+            soft = wanted
+    return soft, hard
+
+
+def restore_descriptor_limit() -> None:
+    """In a forked child: the soft limit is what it was before this raised it."""
+    if _soft_limit is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_soft_limit, hard), hard))
 
 
 class OutOfMemoryKills:

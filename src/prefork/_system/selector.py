@@ -10,18 +10,19 @@ from typing import Any, Generic, TypeVar
 
 from prefork._system import at_fork
 
-__all__ = ["Selector", "Wakeup", "wait_for"]
+__all__ = ["MAX_TIMEOUT", "Selector", "Wakeup", "wait_for"]
 
 T = TypeVar("T")
 
 
 def wait_for(poll: select.poll, timeout: float | None = None) -> bool:
-    """Whether something is ready, within so many seconds. Here, and not where it is called:
-    compiled code does not look whether a signal has come before it waits."""
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
+    """Whether something is ready, within so many seconds, and at most `MAX_TIMEOUT`. Here, and not
+    where it is called: compiled code does not look whether a signal has come before it waits."""
+    return bool(poll.poll(None if timeout is None else min(timeout, MAX_TIMEOUT) * 1000))
 
 
-MAX_TIMEOUT = 86400.0  # seconds; epoll counts milliseconds in an int. Who waits longer waits again.
+MAX_TIMEOUT = 86400.0
+"""Seconds. The kernel counts milliseconds in an int, so whoever waits longer waits again."""
 
 _READABLE = getattr(select, "EPOLLIN", 1)
 
@@ -147,4 +148,4 @@ class Selector(Generic[T]):
 def is_readable(fd: int, timeout: float) -> bool:
     poll = select.poll()  # unlike select(), good for any descriptor
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
+    return wait_for(poll, timeout)

@@ -88,6 +88,7 @@ class BackgroundThread:
         if not self._end.wait(lambda: self._has_ended, timeout):
             return False
         if (thread := self._thread) is not None:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            thread.join(None if left is None else min(left, threading.TIMEOUT_MAX))
             return not thread.is_alive()
         return True

@@ -13,16 +13,18 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing import util
 from types import FrameType
 from typing import Any, Final
 
 from prefork._describe import describe
+from prefork._ipc.descriptors import arriving
 from prefork._ipc.outcome import encode_failure, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
 from prefork._ipc.worker_end import WorkerEnd
-from prefork._system import at_fork, stacks
-from prefork._system.signals import IGNORE, forget_handlers, set_action, unblock
+from prefork._system import at_fork, orderly_end, stacks
+from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
 from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
 
 __all__ = ["main"]
@@ -30,10 +32,17 @@ __all__ = ["main"]
 _EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
-def main(end: WorkerEnd, options: WorkerOptions) -> None:
+def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+    """
+    Args:
+        options: the same for all workers of a pool.
+        max_tasks: after so many it leaves, to be replaced by another one.
+    """
+    # Right before the standard library would wait for what the tasks have left behind.
+    util.Finalize(None, orderly_end.part, exitpriority=0)
     stacks.install(end.open())
     try:
-        _Worker(end, options).run()
+        _Worker(options, end, max_tasks).run()
     finally:
         stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
@@ -46,10 +55,12 @@ def _exit_code(exc: BaseException) -> int:
 
 
 class _Worker:
-    def __init__(self, end: WorkerEnd, options: WorkerOptions) -> None:
-        self._end = end
+    def __init__(self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
         self._options = options
+        self._end = end
+        self._max_tasks = max_tasks
         self._calls = CallUnpickler()
+        self._fds: list[int] = []  # duplicates that belong to the result, until it is sent
         self._items: Iterator[Any] = iter(())  # of the chunk that runs, those that are left
         self._limited = False  # the job that runs has time limits
         self._soft_timeout = 0.0
@@ -60,8 +71,11 @@ class _Worker:
         self._set_signals()
         self._initialise()
         set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
-        self._end.report(Kind.READY)
-        tasks_left = self._options.max_tasks
+        try:
+            self._end.report(Kind.READY)
+        except BrokenPipeError:  # the pool has not waited for it, or does not know of it
+            return
+        tasks_left = self._max_tasks
         memory = None
         if self._options.max_memory:
             from prefork._system.resources import ResidentMemory  # as long as all the rest
@@ -86,11 +100,13 @@ class _Worker:
         return True
 
     def _set_signals(self) -> None:
-        """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide."""
+        """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
+        here a forked worker has all signals blocked."""
         signal.set_wakeup_fd(-1)
         forget_handlers()
         set_action(signal.SIGINT, IGNORE)
         set_action(SOFT_SIGNAL, self._on_soft_limit)
+        let_through()
         unblock(SOFT_SIGNAL, signal.SIGTERM)
 
     def _initialise(self) -> None:
@@ -124,7 +140,7 @@ class _Worker:
                     why = _exit_code(exc), f"it raised {describe(exc)}"[:1000]
                     end.report(Kind.EXITING, job, started, pickled=dumps(why))
                 raise
-            kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc)), []
+            kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc, self._fds)), []
         if end.closed:  # in a child that the task forked, and that has come back here
             os._exit(0)
         self._report(kind, job, started, pickled, buffers)
@@ -138,8 +154,11 @@ class _Worker:
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
-            pickled, buffers = self._end.read_call(ticket)
-            return self._calls.load(pickled, ticket[-2], buffers)
+            pickled, buffers, fds = self._end.read_call(ticket)
+            if fds is None:
+                return self._calls.load(pickled, ticket[-2], buffers)
+            with arriving(fds):
+                return self._calls.load(pickled, ticket[-2], buffers)
         except Exception as exc:
             exc.add_note(
                 "while unpickling the call in a worker process: it can use what is importable "
@@ -152,11 +171,15 @@ class _Worker:
     ) -> None:
         seconds = time.monotonic() - started
         try:
-            self._end.report(kind, job, started, seconds, pickled, buffers)
+            self._end.report(kind, job, started, seconds, pickled, buffers, self._fds)
         except OSError as exc:
-            # A large result goes into a file; there may be no memory or descriptor left for it.
+            # There may be no memory left for a large result.
             failure = dumps(encode_failure(exc))
             self._end.report(Kind.FAILED, job, started, seconds, failure)
+        finally:
+            if self._fds:
+                at_fork.Descriptors(*self._fds).close()
+                self._fds.clear()
 
     def _call(
         self, flags: int, func: Callable[..., Any], arguments: Any
@@ -178,7 +201,7 @@ class _Worker:
         return self._encode([func(*item) for item in items])
 
     def _encode(self, value: object) -> tuple[int, bytes, list[memoryview]]:
-        return encode_result(value, self._options.soft_limit)
+        return encode_result(value, self._options.soft_limit, self._fds)
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
         try:
@@ -191,7 +214,7 @@ class _Worker:
         except _EXITS:
             raise
         except BaseException as exc:
-            return False, encode_failure(exc)
+            return False, encode_failure(exc, self._fds)
         if kind == Kind.DONE:
             return True, [pickled, *map(bytearray, buffers)]
         return False, load(pickled)

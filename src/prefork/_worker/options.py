@@ -7,7 +7,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Final, NamedTuple
 
-from prefork._ipc.payload import Payload
+from prefork._ipc.payload import FilePayload
 from prefork._ipc.pickling import load
 from prefork.errors import SoftTimeLimitExceeded
 
@@ -29,14 +29,14 @@ class Initializer:
 
     def __init__(self, func: Callable[..., object], args: tuple[Any, ...]) -> None:
         self._call = func, args
-        self._payload: Payload | None = None  # on its way to the worker that is being started
+        self._payload: FilePayload | None = None  # on its way to the worker that is being started
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Anew for each worker: what can only be given to a child while it starts is in there, too.
         pickled = bytes(ForkingPickler.dumps(self._call))
         if len(pickled) <= _SMALL:
             return _PickledInitializer, (pickled,)
-        self._payload = Payload(pickled)  # the last worker's has been received
+        self._payload = FilePayload(pickled)  # the last worker's has been received
         return _PickledInitializer, (DupFd(self._payload.fd),)
 
     def __call__(self) -> None:
@@ -52,15 +52,15 @@ class _PickledInitializer:
 
     def __call__(self) -> None:
         pickled = self._pickled
-        func, args = load(pickled if isinstance(pickled, bytes) else Payload.open(pickled.detach()))
+        func, args = load(
+            pickled if isinstance(pickled, bytes) else FilePayload.open(pickled.detach())
+        )
         func(*args)
 
 
 class WorkerOptions(NamedTuple):
-    """How a worker works. `max_tasks` and `max_memory` (KiB resident, after a task) are when it
-    leaves, to be replaced by another one."""
+    """How the workers of a pool work."""
 
     initializer: Callable[[], None] | None = None
-    max_tasks: int | None = None
-    max_memory: int | None = None
+    max_memory: int | None = None  # KiB resident; with more after a task a worker leaves
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task

@@ -3,9 +3,9 @@ billiard expect one to be, in the places where they look."""
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from types import FrameType
@@ -13,25 +13,26 @@ from typing import Any, NoReturn
 
 import billiard.process
 import billiard.util
+from billiard.common import TERM_SIGNAME
 from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
 from celery.worker import state
-from kombu.utils.objects import cached_property
 
 from prefork._system import process
 from prefork.taskpool.initializer import set_signals
 
-__all__ = ["FRESH", "Process", "SpawnProcess", "note_properties", "process_initializer"]
+__all__ = ["FRESH", "Process", "SpawnProcess", "has_heeded", "process_initializer"]
 
 FRESH = "FORKED_BY_MULTIPROCESSING"
 """Celery's sign, in the environment, of a child that is a fresh interpreter."""
 
-EXIT_SIGNALS = ("SIGTERM", "SIGQUIT", "SIGHUP")
-"""They end the process in order: `finally` blocks run."""
+EXIT_SIGNALS = frozenset({"SIGTERM", "SIGQUIT", "SIGHUP", TERM_SIGNAME})
+"""They end the process in order: `finally` blocks run. The last one is what celery ends tasks with;
+if that is not SIGTERM, by REMAP_SIGTERM, SIGTERM is for the main process alone, whoever it is sent
+to: hosts that send it to all processes of a worker leave its tasks the time of a soft shutdown."""
 
 _hostname: str | None = None
-_properties: list[cached_property] = []  # see `note_properties`
 
 
 class Process(process.Process):
@@ -61,28 +62,6 @@ class SpawnProcess(Process):
     kind = "SpawnPoolWorker"
 
 
-def note_properties() -> None:
-    """To be called before workers are forked beside threads.
-
-    Kombu's cached properties have a lock each, which whoever reads one holds for a moment; if a
-    thread of the parent does so at the time of a fork, nobody in the child would ever release it.
-    So a child renews them; they are looked for in the parent, as there are thousands of classes.
-    """
-    classes: set[type[Any]] = set()
-    found: list[type[Any]] = [object]
-    while found:
-        classes.update(found)
-        subclasses = itertools.chain.from_iterable(map(type.__subclasses__, found))
-        found = [cls for cls in subclasses if cls not in classes]
-    values = (value for cls in classes for value in vars(cls).values())
-    _properties[:] = [value for value in values if isinstance(value, cached_property)]
-
-
-def _renew_property_locks() -> None:
-    for cached in _properties:
-        cached.lock = threading.RLock()
-
-
 def process_initializer(app: Any, hostname: str) -> None:
     """Make a new process one that can run celery's tasks.
 
@@ -92,14 +71,13 @@ def process_initializer(app: Any, hostname: str) -> None:
     """
     global _hostname  # noqa: PLW0603
     _hostname = hostname
-    _renew_property_locks()
     _set_task_join_will_block(True)
     set_signals()
     for name in EXIT_SIGNALS:
         signal.signal(getattr(signal, name), _leave)
+    if TERM_SIGNAME != "SIGTERM":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _exits_at_fork()
-    if remapped := os.environ.get("REMAP_SIGTERM"):  # it is for the parent alone
-        signal.signal(getattr(signal, remapped), signal.SIG_IGN)
     _appear_in_billiard()
     platforms.set_mp_process_title("celeryd", hostname=hostname)
     app.loader.init_worker()
@@ -117,6 +95,7 @@ def _exits_at_fork() -> None:
     start. It has to wait, or our handler would see it, in a place where what it raises is dropped.
     """
     numbers = [getattr(signal, name) for name in EXIT_SIGNALS]
+    ignored = {number for number in numbers if signal.getsignal(number) is signal.SIG_IGN}
     before = threading.local()
 
     def block() -> None:
@@ -127,7 +106,7 @@ def _exits_at_fork() -> None:
 
     def reset() -> None:
         for number in numbers:
-            if signal.getsignal(number) is _leave:
+            if signal.getsignal(number) is _leave or number in ignored:
                 signal.signal(number, signal.SIG_DFL)
         restore()
 
@@ -135,7 +114,19 @@ def _exits_at_fork() -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signum, signal.SIG_DFL)  # once more, and the process ends at once
     raise SystemExit(128 + signum)  # as a shell would report it
+
+
+def has_heeded(pid: int, signum: int) -> bool:
+    """Whether a process that was sent this signal has begun to leave: it has no handler for it any
+    more. So it is, too, where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            caught = re.search(r"^SigCgt:\s*(\w+)", status.read(), re.MULTILINE)
+    except OSError:  # it has ended
+        return True
+    return caught is None or not int(caught[1], 16) >> (signum - 1) & 1
 
 
 def _appear_in_billiard() -> None:
@@ -144,10 +135,10 @@ def _appear_in_billiard() -> None:
     me = multiprocessing.current_process()
     twin = billiard.process.BaseProcess(name=me.name)
     twin.index = getattr(me, "index", 0)
-    twin._parent_pid = os.getppid()
+    parent = multiprocessing.parent_process()
+    twin._parent_pid = parent.pid if parent is not None else os.getppid()
     billiard.process._set_current_process(twin)
     multiprocessing.process._current_process = me  # type: ignore[attr-defined]
-    billiard.util._finalizer_registry.clear()  # those are the parent's
     if FRESH not in os.environ:
         billiard.util._run_after_forkers()
 

@@ -1,12 +1,10 @@
 """prefork's errors as those that celery knows: it looks at their classes, and clients import them.
 
-What has happened goes into the arguments, as these are what result backends store.
+What has happened goes into the arguments, as these are what result backends store; but not into
+those of a time limit, which celery makes of the number that the user gave.
 """
 
 from __future__ import annotations
-
-from fractions import Fraction
-from typing import Any
 
 from billiard import exceptions as known
 from billiard.einfo import ExceptionInfo
@@ -15,32 +13,7 @@ from prefork import errors
 from prefork._describe import describe_exit
 from prefork.taskpool.task import Task
 
-__all__ = ["Limit", "exception_info", "translate"]
-
-
-class Limit(Fraction):
-    """A hard time limit in seconds, that tells where its task was stuck when it is stored.
-
-    Celery itself makes and stores an exception with nothing but the number that it is told. A
-    result backend stores an argument that it cannot serialise by its `repr`.
-    """
-
-    story = ""
-
-    @classmethod
-    def of(cls, error: errors.TimeLimitExceeded, name: str) -> Limit:
-        limit = cls(error.limit)
-        limit.story = f"{limit}: {name} was running in process {error.pid}\n{error.stack}".rstrip()
-        return limit
-
-    def __str__(self) -> str:
-        return str(float(self))
-
-    def __repr__(self) -> str:
-        return self.story or str(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a client need not know this class
-        return str, (repr(self),)
+__all__ = ["exception_info", "translate"]
 
 
 def translate(error: BaseException, task: Task, name: str) -> BaseException:
@@ -51,7 +24,7 @@ def translate(error: BaseException, task: Task, name: str) -> BaseException:
         name: what it is called.
     """
     if isinstance(error, errors.TimeLimitExceeded):
-        return _with_stack(known.TimeLimitExceeded(Limit.of(error, name)), error.stack)
+        return _with_stack(known.TimeLimitExceeded(task.timeout), error.stack)
     if isinstance(error, errors.WorkerLostError):
         text = (
             f"Worker exited prematurely: process {error.pid} "

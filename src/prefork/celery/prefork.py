@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from billiard.common import TERM_SIGNAL
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.concurrency import prefork as stock
 from celery.platforms import EX_FAILURE
@@ -29,7 +30,6 @@ from prefork import errors
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import Loop
 from prefork.celery import child, failures, rejections, shutdown
-from prefork.statistics import WorkerState
 from prefork.taskpool.task import Task
 
 __all__ = ["Pool", "TaskPool"]
@@ -38,6 +38,9 @@ logger = logging.getLogger("prefork")
 
 ACCEPT_SECONDS = 0.005
 """How late celery may learn that a task has started: what is done by then costs less."""
+FIRST_START_SECONDS = 600.0
+"""How long the first processes may take to start. `worker_proc_alive_timeout` is for those that
+replace them, as in celery's own pool: the first ones all start at once."""
 
 
 class Callbacks(CallbackRunner):
@@ -65,6 +68,7 @@ class Pool(prefork.pool.Pool):
     CallbackRunner = Callbacks
     Process = child.Process
     SoftTimeLimitExceeded = SoftTimeLimitExceeded
+    first_start_timeout = FIRST_START_SECONDS
 
 
 class SpawnPool(Pool):
@@ -79,7 +83,15 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
     """
 
     initializer = staticmethod(child.process_initializer)
-    _gave_back = False  # what celery did not know to run, in a cold shutdown
+
+    heed_seconds = 5.0
+    """In a cold shutdown, a task that celery has cancelled has so long to heed that: then a process
+    whose code runs no signal handler is killed, so that its task is accounted for before those who
+    stop the worker lose patience (Docker: 10 s)."""
+    cold_seconds = 25.0
+    """So long it has in all, its `finally` blocks included (Kubernetes, Heroku: 30 s)."""
+
+    _cold_since: float | None = None  # monotonic: celery has cancelled what it knew to run
 
     # ---- its life
 
@@ -94,8 +106,6 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
             self.Pool = SpawnPool
         else:
             self.Pool = Pool
-            if self.threads:
-                child.note_properties()
         super().on_start()
         if self.slots is not None and self.limit < 1:  # as with --autoscale=10,0
             self.slots.grow(1 - self.limit)
@@ -110,17 +120,6 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
             options["start_timeout"] = self.app.conf.worker_proc_alive_timeout
         return options
 
-    def did_start_ok(self) -> bool:
-        """Wait until a process can run tasks; whether one can."""
-        timeout = self.options.get("start_timeout") or 60.0
-        deadline = time.monotonic() + timeout
-        while super().did_start_ok() and time.monotonic() < deadline:
-            workers = self.pool.statistics().workers
-            if any(worker.state is not WorkerState.STARTING for worker in workers):
-                return True
-            self.pool.handle_events(deadline - time.monotonic())
-        return super().did_start_ok()
-
     def register_with_event_loop(self, loop: Loop) -> None:
         super().register_with_event_loop(loop)
 
@@ -131,14 +130,29 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
         if self._pool.is_busy_here():  # a signal handler calls, which has interrupted it
             self._pool.call_soon(self.on_stop)
             return
-        if state.should_terminate and not self._gave_back:
-            self._gave_back = True
+        if state.should_terminate and self._cold_since is None:
+            self._cold_since = time.monotonic()
             for task in list(self.tasks):
                 if task.pid is None:
                     self._give_back(task)
                 elif task.signum is None:  # a thread has told celery of it meanwhile
-                    task.abandon(signal.SIGTERM)
-        shutdown.drain(self._pool)
+                    task.abandon(TERM_SIGNAL)
+        shutdown.drain(self._pool, self._press)
+
+    def _press(self) -> None:
+        """In a cold shutdown: kill the processes of cancelled tasks that take too long."""
+        if self._cold_since is None:
+            return
+        seconds = time.monotonic() - self._cold_since
+        for task in list(self.tasks):
+            if task.pid is None or task.signum in (None, signal.SIGKILL):
+                continue
+            if seconds >= self.cold_seconds or (
+                seconds >= self.heed_seconds and not child.has_heeded(task.pid, task.signum)
+            ):
+                text = "%s does not end: process %s is killed"
+                logger.warning(text, self.name_of(task), task.pid)
+                task.terminate()
 
     def stopped_meanwhile(self) -> None:
         self.on_stop()
@@ -152,7 +166,7 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
         """
         request = getattr(task.accept_callback, "__self__", None)
         if not isinstance(request, Request) or request.task.acks_late:
-            task.abandon(signal.SIGTERM)
+            task.abandon(TERM_SIGNAL)
             return
 
         def accepted(pid: int, since: float) -> None:
@@ -187,9 +201,6 @@ class TaskPool(prefork.taskpool.pool.TaskPool, stock.TaskPool):  # type: ignore[
 
     def translate(self, task: Task, error: BaseException) -> object:
         return failures.exception_info(failures.translate(error, task, self.name_of(task)))
-
-    def limit_of(self, task: Task, error: errors.TimeLimitExceeded) -> Any:
-        return failures.Limit.of(error, self.name_of(task))
 
     def name_of(self, task: Task) -> str:
         name = next(iter(task.args), "?")

@@ -8,6 +8,7 @@ broker are new tasks, which nobody would take.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from kombu.asynchronous import get_event_loop
@@ -23,11 +24,14 @@ LONGEST_WAIT = 1.0
 """Seconds between two looks at the timers: broker heartbeats are seconds apart."""
 
 
-def drain(pool: Pool) -> None:
-    """Wait for the end of a closed pool."""
+def drain(pool: Pool, look: Callable[[], object]) -> None:
+    """Wait for the end of a closed pool; meanwhile call `look` each second, or more often.
+
+    A signal handler may interrupt this and drain the pool itself.
+    """
     hub = get_event_loop()
     while not pool.join(LONGEST_WAIT if hub is None else _tick(hub)):
-        pass
+        look()
     if hub is not None:
         acknowledge(hub)
 

@@ -10,7 +10,7 @@ It stands alone. `prefork.celery` makes celery's worker pool of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prefork import pool as pools
@@ -18,8 +18,8 @@ from prefork._describe import function_name
 from prefork._engine.drivers import Loop
 from prefork._results.protocols import Callback
 from prefork._system.resources import available_cpus
-from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded
-from prefork.statistics import WorkerStatistics
+from prefork.errors import PoolBrokenError, Terminated
+from prefork.statistics import WorkerState, WorkerStatistics
 from prefork.taskpool.initializer import process_initializer
 from prefork.taskpool.task import Slots, Task
 
@@ -187,6 +187,8 @@ class TaskPool:
             accept_callback,
             timeout_callback,
             correlation_id,
+            self.options.get("soft_timeout") if soft_timeout is None else soft_timeout,
+            self.options.get("timeout") if timeout is None else timeout,
         )
         self.tasks[task] = None
         try:
@@ -239,10 +241,6 @@ class TaskPool:
         """What the `error_callback` is called with."""
         return error
 
-    def limit_of(self, task: Task, error: TimeLimitExceeded) -> float:
-        """What the `timeout_callback` is told of a hard limit: seconds."""
-        return error.limit
-
     def name_of(self, task: Task) -> str:
         """What a task is called, for people."""
         return function_name(task.target)
@@ -290,16 +288,18 @@ class TaskPool:
     def info(self) -> dict[str, Any]:
         """Figures and settings, of types that JSON has."""
         statistics = self.pool.statistics()
+        workers = statistics.workers
+        staying = [worker for worker in workers if worker.state is not WorkerState.RETIRING]
         soft, hard = (self.options.get(name) or 0 for name in ("soft_timeout", "timeout"))
         return {
             "implementation": f"{type(self).__module__}:{type(self).__name__}",
-            "max-concurrency": self.num_processes,
-            "processes": [worker.pid for worker in statistics.workers],
+            "max-concurrency": min(self.num_processes, len(staying)),
+            "processes": [worker.pid for worker in workers],
             "max-tasks-per-child": self.options.get("maxtasksperchild") or "N/A",
             "put-guarded-by-semaphore": self.putlocks or self.slots is not None,
             "timeouts": [soft, hard],
-            "writes": "N/A",
-            "workers": [self._worker_info(worker) for worker in statistics.workers],
+            "writes": self._writes(workers),
+            "workers": [self._worker_info(worker) for worker in workers],
             "tasks": {
                 "waiting": statistics.queued,
                 "running": statistics.running,
@@ -307,6 +307,23 @@ class TaskPool:
                 "failed": statistics.failed,
             },
             "exits": [exit._asdict() for exit in statistics.exits[-10:]],
+        }
+
+    def _writes(self, workers: Sequence[WorkerStatistics]) -> dict[str, Any]:
+        """How tasks are spread over the processes that there are, as celery's own pool tells it."""
+        counts = [worker.tasks + (worker.job is not None) for worker in workers]
+        total = sum(counts)
+        shares = [f"{count / total if total else 0:.2f}" for count in counts]
+        return {
+            "total": total,
+            "avg": f"{1 / len(counts) if total else 0:.2f}",
+            "all": ", ".join(shares),
+            "raw": ", ".join(map(str, counts)),
+            "strategy": "fair",
+            "inqueues": {
+                "total": len(counts),
+                "active": sum(worker.job is not None for worker in workers),
+            },
         }
 
     def _worker_info(self, worker: WorkerStatistics) -> dict[str, Any]:

@@ -26,9 +26,6 @@ class TaskOwner(Protocol):
     def translate(self, task: Task, error: BaseException) -> object:
         """What the `error_callback` is called with."""
 
-    def limit_of(self, task: Task, error: TimeLimitExceeded) -> float:
-        """What the `timeout_callback` is told of a hard limit."""
-
     def name_of(self, task: Task) -> str:
         """What a task is called, for people."""
 
@@ -55,6 +52,7 @@ class Task:
         target, args: what is called.
         accept_callback: called when it has started.
         id: the caller's own name for it (`correlation_id`).
+        soft_timeout, timeout: its limits, as the user gave them: seconds, None or 0: none.
         pid: the process that has started it; None: none yet.
         since: when (`time.monotonic`, seconds).
         signum: the last signal that was asked for, to terminate it.
@@ -76,7 +74,9 @@ class Task:
         "pid",
         "signum",
         "since",
+        "soft_timeout",
         "target",
+        "timeout",
     )
 
     def __init__(
@@ -89,10 +89,13 @@ class Task:
         accept_callback: Callback,
         timeout_callback: Callback,
         id: object,
+        soft_timeout: float | None,
+        timeout: float | None,
     ) -> None:
         self.target = target
         self.args = args
         self.id = id
+        self.soft_timeout, self.timeout = soft_timeout, timeout
         self.pid: int | None = None
         self.since = 0.0
         self.signum: int | None = None
@@ -142,7 +145,7 @@ class Task:
     def expired(self, soft: bool, timeout: float) -> None:
         """A limit has passed. A hard one is told with the error, when more is known."""
         if soft and self._timeout_callback is not None:
-            self._timeout_callback(soft=True, timeout=timeout)
+            self._timeout_callback(soft=True, timeout=self.soft_timeout)
 
     def failed(self, error: BaseException) -> None:
         dropped = self._pool.drops(self, error) or (
@@ -153,7 +156,7 @@ class Task:
             return
         try:
             if isinstance(error, TimeLimitExceeded) and self._timeout_callback is not None:
-                self._timeout_callback(soft=False, timeout=self._pool.limit_of(self, error))
+                self._timeout_callback(soft=False, timeout=self.timeout)
         finally:
             self._end(self._error_callback, self._pool.translate(self, error))
 

@@ -27,6 +27,12 @@ def finish(scheduler, slot, job_id, seconds):
     return job
 
 
+class InFile:
+    """What a large call is held by."""
+
+    is_file = True
+
+
 def make_job() -> Job:
     return Job(PoolRef(), "print")
 
@@ -197,7 +203,7 @@ def test_a_large_job_waits_for_an_idle_worker(scheduler):
     (slot,) = slots(scheduler, 1)
     scheduler.submit(small := make_job())
     large = make_job()
-    large.payload = object()
+    large.payload = InFile()
     assert scheduler.submit(large) is None
     assert list(scheduler.batches()) == []
     finish(scheduler, slot, small.id, 0.001)
@@ -247,7 +253,7 @@ class Lives(RuleBasedStateMachine):
     @rule(large=st.booleans())
     def submit(self, large: bool) -> None:
         job = make_job()
-        job.payload = object() if large else None
+        job.payload = InFile() if large else None
         self.unfinished.add(job)
         self.scheduler.submit(job)
 

@@ -54,7 +54,7 @@ def test_a_function_is_pickled_once(monkeypatch):
     pickler = CallPickler()
     packed = []
     pack = pickling.pack
-    monkeypatch.setattr(pickling, "pack", lambda obj: packed.append(obj) or pack(obj))
+    monkeypatch.setattr(pickling, "pack", lambda obj, *fds: packed.append(obj) or pack(obj, *fds))
     sizes = {pickler.pickle(double, (n,))[1] for n in range(3)}
     assert packed == [double, (0,), (1,), (2,)]
     assert len(sizes) == 1

@@ -97,7 +97,8 @@ def test_many_threads_wait_for_one_result():
     threads = [threading.Thread(target=lambda: got.append(handle.get(30))) for _ in range(20)]
     for thread in threads:
         thread.start()
-    handle.job_done(job, True, 1)
+    if (condition := handle.job_done(job, True, 1)) is not None:
+        condition.notify_all()  # as the outcome queue does
     for thread in threads:
         thread.join(30)
     assert got == [1] * 20

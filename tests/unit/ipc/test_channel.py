@@ -20,7 +20,8 @@ from prefork._ipc import channel
 from prefork._ipc.channel import MAX_TICKETS, Channel, Ring
 from prefork._ipc.layout import RING
 from prefork._ipc.memfd import Transport
-from prefork._ipc.payload import Payload
+from prefork._ipc.outcome import Large
+from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import load, pack
 from prefork._ipc.wire import ACCEPT, INLINE, MARK, Kind, Report
 from prefork._ipc.worker_end import WorkerEnd
@@ -41,21 +42,33 @@ def pair(request) -> Iterator[tuple[Channel, WorkerEnd]]:
     worker.close()
 
 
-def stage(pool: Channel, job: int, pickled: bytes = b"x", flags: int = 0) -> bytes:
-    ticket = pool.stage(job, 0.0, flags, pickled, None)
+def stage(
+    pool: Channel, job: int, pickled: bytes = b"x", flags: int = 0, soft: float = 0.0
+) -> bytes:
+    """As the pool does it: what is large has a file of its own, or is copied."""
+    payload: Payload | None = None
+    if len(pickled) > FILE:
+        payload, pickled = FilePayload(pickled, (), None, pool.transport), b""
+    elif len(pickled) > INLINE:
+        payload, pickled = Payload(pickled), b""
+    ticket = pool.stage(job, soft, flags, pickled, payload)
+    if payload is not None:
+        payload.close()
     assert ticket is not None
     return ticket
 
 
 def content(payload) -> bytes:
-    return bytes(payload[0] if isinstance(payload, (list, tuple)) else payload)
+    if isinstance(payload, Large):
+        return bytes(payload.pieces[0])
+    return bytes(payload[0] if isinstance(payload, tuple) else payload)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_task_arrives_whole(pair, size):
     pool, worker = pair
     data = os.urandom(size)
-    pool.send([pool.stage(7, 1.5, ACCEPT, data, None)])
+    pool.send([stage(pool, 7, data, ACCEPT, 1.5)])
     ticket = worker.receive()
     assert (ticket[0], ticket[1], ticket[-1] & ACCEPT) == (7, 1.5, ACCEPT)
     assert content(worker.read_call(ticket)) == data
@@ -156,8 +169,8 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     buffers = [bytearray(os.urandom(INLINE + n)) for n in range(3)]
     packed, views = pack([*map(pickle.PickleBuffer, buffers), b"small"])
     assert len(views) == 3
-    pool.send([pool.stage(1, 0.0, 0, b"", Payload(packed, views, pool.transport))])
-    pickled, received = worker.read_call(worker.receive())
+    pool.send([pool.stage(1, 0.0, 0, b"", FilePayload(packed, views, None, pool.transport))])
+    pickled, received, _ = worker.read_call(worker.receive())
     *arrived, small = load([pickled, *received])
     assert ([bytes(view) for view in arrived], small) == (buffers, b"small")
     arrived[0][0] ^= 1
@@ -167,7 +180,7 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
 
 def test_a_parcel_whose_ticket_was_taken_back_is_skipped(pair):
     pool, worker = pair
-    pool.send([stage(pool, 1, b"a" * (INLINE + 1)), stage(pool, 2, b"b" * (INLINE + 1))])
+    pool.send([stage(pool, 1, b"a" * (FILE + 1)), stage(pool, 2, b"b" * (FILE + 1))])
     assert pool.reclaim(1) == [1]
     assert content(worker.read_call(worker.receive()))[:1] == b"b"
 
@@ -204,7 +217,7 @@ def test_descriptors_are_freed(pair):
         pool.open()
         pool.close()
         Channel(pair[0].transport)  # dropped
-        Payload(b"x", (), pair[0].transport)
+        FilePayload(b"x", (), None, pair[0].transport)
     assert count() == before
 
 
@@ -242,7 +255,7 @@ def test_blocks_of_the_ring_never_overlap_and_are_all_given_back(steps):
 def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
     """The kernel reports the unread task to the pool as an error, before the result."""
     pool, worker = pair
-    large = b"x" * (INLINE + 1)
+    large = b"x" * (FILE + 1)
     pool.send([stage(pool, 1, large)])
     assert pool.reclaim(1) == [1]
     worker.report(Kind.DONE, 2, 0.0, 0.0, large)
@@ -293,13 +306,12 @@ def test_any_bytes_in_any_pieces_can_be_received(data, cuts):
     assert kinds[-1:] == [Kind.READY]
 
 
-@pytest.mark.parametrize("near", [INLINE, 1 << 16, RING, select.PIPE_BUF])
+@pytest.mark.parametrize("near", [INLINE, 1 << 16, RING, FILE, select.PIPE_BUF])
 def test_sizes_around_each_threshold(pair, near):
     pool, worker = pair
     for size in range(near - 41, near + 42):
         data = bytes([size % 251]) * size
-        ticket = pool.stage(size, 0.0, 0, data, None)
-        pool.send([ticket])
+        pool.send([stage(pool, size, data)])
         assert content(worker.read_call(worker.receive())) == data
         pool.forget(size)
         sender = threading.Thread(target=worker.report, args=(Kind.DONE, size, 0.0, 0.0, data))

@@ -1,0 +1,141 @@
+"""One start of a worker: its parts, and what becomes of them if it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import Protocol
+
+from prefork._engine.templates import Origin
+from prefork._engine.worker_handle import WorkerHandle
+from prefork._ipc.channel import Channel
+from prefork._system.condition import Condition
+from prefork._system.process import Child, Process
+from prefork._system.threads import BackgroundThread
+
+__all__ = ["BackgroundStart", "PendingWorker"]
+
+LATE_SECONDS = 10.0
+"""How long to wait for the end of a worker whose start has come too late."""
+
+
+class WorkerSettings(Protocol):
+    """What it is made with; see `Options`."""
+
+    @property
+    def context(self) -> BaseContext: ...
+
+    @property
+    def process_class(self) -> type[Process]: ...
+
+    def tasks_of_next(self) -> int | None: ...
+
+
+class PendingWorker:
+    """A worker that is being started.
+
+    Attributes:
+        place: see `Process.index`.
+        name: of the process.
+        origin: where it comes from.
+    """
+
+    def __init__(
+        self,
+        options: WorkerSettings,
+        run: Callable[..., object],
+        name: str,
+        place: int,
+        origin: Origin,
+    ) -> None:
+        self.place = place
+        self.origin = origin
+        self.name = name
+        self._tasks = options.tasks_of_next()
+        self._channel = Channel()
+        self._end = self._channel.take_worker_end()
+        try:
+            self._child = Child(
+                options.process_class,
+                options.context,
+                name,
+                run,
+                (self._end, self._tasks),
+                self._end.fds(),
+                place,
+                origin.ties,
+            )
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def highest_descriptor(self) -> int:
+        """Of this process, as far as this worker's are concerned."""
+        return max(self._end.fds())
+
+    def start(self) -> None:
+        self._child.start()
+
+    def worker(self) -> WorkerHandle:
+        """It has been started.
+
+        Raises:
+            TemplateLostError: it is not known whether it has; it has to be discarded.
+        """
+        self._end.close()
+        self._child.look_after()
+        self._channel.open()
+        worker = WorkerHandle(self._channel, self._child, self.name, self.origin.generation)
+        if self._tasks is not None:
+            worker.quota = self._tasks
+        return worker
+
+    def discard(self) -> None:
+        """It is not to be, or has come too late: the pool did not wait for it."""
+        self._close()
+        self._child.discard(LATE_SECONDS)
+
+    def _close(self) -> None:
+        self._end.close()
+        self._channel.close()
+
+
+class BackgroundStart:
+    """One worker's start, on a thread of its own.
+
+    Args:
+        spawn: starts the worker.
+        done: called on that thread when there is an outcome.
+    """
+
+    def __init__(self, spawn: Callable[[], object], done: Callable[[], object]) -> None:
+        self.began = time.monotonic()
+        self.error: Exception | None = None
+        self._spawn, self._done = spawn, done
+        self.ended = False
+        self._end = Condition()
+        BackgroundThread(self._run, "prefork-Start").start()
+
+    def _run(self) -> None:
+        try:
+            self._spawn()
+        except Exception as exc:
+            self.error = exc
+        finally:
+            self.ended = True
+            self._end.notify_all()
+            self._done()
+
+    def finish(self, timeout: float | None) -> None:
+        """Wait for its end, at most so many seconds.
+
+        Raises:
+            TimeoutError: it has not ended.
+            Exception: what `spawn` has raised.
+        """
+        if not self._end.wait(lambda: self.ended, timeout):
+            raise TimeoutError(f"no worker process could be started within {timeout:g} s")
+        if self.error is not None:
+            raise self.error

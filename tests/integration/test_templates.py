@@ -1,0 +1,341 @@
+"""The process that later workers are forked from: what they inherit, and what if it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sqlite3
+import sys
+import threading
+import time
+
+import pytest
+
+from helpers import DEADLINE, children, eventually, has_ended, mark, marked, process, stop
+from prefork import Pool, WorkerLostError
+from prefork._system.process import Process
+
+LOCK = threading.Lock()
+VALUE = "as it was when the pool was made"
+
+
+def template_of(pool):
+    """The one that is in use: its first worker is ready, after a job at the latest."""
+    pool.apply(abs, (0,))
+
+    def look():
+        templates = pool._engine._spawner._templates
+        templates._judge()
+        return templates._accepted and templates._accepted.template
+
+    return eventually(look, "a template is accepted")
+
+
+def origin():
+    me = multiprocessing.current_process()
+    parent = multiprocessing.parent_process()
+    return os.getpid(), os.getppid(), parent.pid, me.name, me._identity
+
+
+def end_process(code):
+    raise SystemExit(code)
+
+
+def lose_worker(pool, code=3):
+    with pytest.raises(WorkerLostError) as caught:
+        pool.apply_async(end_process, (code,)).get(DEADLINE)
+    return caught.value
+
+
+@pytest.fixture(params=[True, False], ids=["threads", "loop"])
+def pool(request, make_pool):
+    return make_pool(1, context="fork", threads=request.param)
+
+
+def test_later_workers_are_forked_from_one_process(pool):
+    template = template_of(pool)
+    found = [pool.apply(origin)]
+    for code in (3, 4):
+        assert lose_worker(pool, code).exitcode == code
+        found.append(pool.apply(origin))
+    assert {ppid for _, ppid, *_ in found} == {template.pid}
+    assert {parent for _, _, parent, *_ in found} == {os.getpid()}
+    assert [name for *_, name, _ in found] == [f"PreforkWorker-{n}" for n in (1, 2, 3)]
+    numbers = [identity[-1] for *_, identity in found]
+    assert numbers == sorted(set(numbers))
+    assert [left.exitcode for left in pool.statistics().exits] == [3, 4]
+
+
+def take_lock():
+    return LOCK.acquire(timeout=1)
+
+
+def test_a_lock_that_is_held_here_is_free_there(pool):
+    template_of(pool)
+    with LOCK:
+        lose_worker(pool)
+        assert pool.apply(take_lock)
+
+
+def get_value():
+    return VALUE
+
+
+def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypatch):
+    template = template_of(pool)
+    monkeypatch.setattr(sys.modules[__name__], "VALUE", "as it is now")
+    lose_worker(pool)
+    assert pool.apply(get_value) == "as it was when the pool was made"
+    pool.restart()
+    (old,) = pool.statistics().workers
+    eventually(lambda: pool.apply(get_value) == "as it is now", "workers are replaced")
+    eventually(lambda: [pool.apply(abs, (0,)), has_ended(old.pid)][1], "the old one leaves")
+    lose_worker(pool)
+    assert pool.apply(get_value) == "as it is now"
+    assert template_of(pool) is not template
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_template_that_is_lost_is_replaced(pool, signum):
+    lost = template_of(pool)
+    if signum == signal.SIGSTOP:
+        stop(lost.pid)
+    else:
+        os.kill(lost.pid, signum)
+        eventually(lambda: has_ended(lost.pid), "it ends")
+    lose_worker(pool, 3)
+    assert pool.apply(abs, (-1,)) == 1
+    new = template_of(pool)
+    assert new is not lost
+    assert lose_worker(pool, 5).exitcode == 5
+    assert pool.apply(abs, (-2,)) == 2
+    eventually(lambda: has_ended(lost.pid), "a stopped one is killed")
+
+
+@pytest.mark.parametrize("end", ["terminate", "close"])
+def test_it_ends_with_the_pool(pool, end):
+    template = template_of(pool)
+    lose_worker(pool)
+    getattr(pool, end)()
+    assert pool.join(DEADLINE)
+    assert process(template.pid) is None
+    assert children() == []
+
+
+def test_a_template_among_threads_is_accepted_when_its_first_worker_is_ready(make_pool, tmp_path):
+    """It may have inherited a lock that nobody releases: here the initializer waits for one."""
+    pool = make_pool(1, wait_for_mark, (tmp_path / "go",), context="fork")
+    templates = pool._engine._spawner._templates
+    templates._judge()
+    assert templates._accepted is None
+    candidate = templates._candidate
+    mark(tmp_path / "go")
+    assert pool.apply(abs, (-1,)) == 1
+    templates._judge()
+    assert templates._accepted is candidate
+
+
+def wait_for_mark(path):
+    marked(path)
+
+
+class Signalled(Process):
+    """Is sent a signal when it is newly born."""
+
+    def run(self):
+        os.kill(os.getpid(), signal.SIGURG)
+        super().run()
+
+
+def test_a_newborn_worker_runs_no_handler_of_its_parent(tmp_path):
+    class OwnPool(Pool):
+        Process = Signalled
+
+    before = signal.signal(signal.SIGURG, lambda *_: mark(tmp_path / "ran"))
+    try:
+        with OwnPool(2, context="fork", maxtasksperchild=1) as pool:
+            assert pool.map(abs, range(6), 1) == list(range(6))
+            blocked = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, []))
+    finally:
+        signal.signal(signal.SIGURG, before)
+    assert not (tmp_path / "ran").exists()
+    assert blocked == signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+# --- a program full of threads
+
+
+@contextlib.contextmanager
+def busy_threads(folder):
+    """Threads that log, import and use sqlite."""
+    end = threading.Event()
+    handler = logging.FileHandler(folder / "log")
+    logger = logging.getLogger("storm")
+    logger.propagate = False
+    logger.addHandler(handler)
+
+    def be_busy(number):
+        while not end.wait(0.0001):
+            logger.warning("busy")
+            sys.modules.pop(NAMES[number], None)
+            __import__(NAMES[number])
+            sqlite3.connect(":memory:").close()
+
+    threads = [threading.Thread(target=be_busy, args=(n,)) for n in range(len(NAMES))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+        logger.removeHandler(handler)
+        handler.close()
+
+
+NAMES = ("colorsys", "stringprep", "sched")
+
+
+def do_the_same(number):
+    logging.getLogger("storm").warning("in a worker")
+    for name in NAMES:
+        __import__(name)
+    sqlite3.connect(":memory:").close()
+    return number
+
+
+def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recwarn):
+    logging.getLogger("storm")
+    pool = make_pool(2, context="fork", maxtasksperchild=1)
+    template_of(pool)
+    recwarn.clear()
+    with busy_threads(tmp_path):
+        results = [pool.apply_async(do_the_same, (n,)) for n in range(60)]
+        assert [result.get(DEADLINE) for result in results] == list(range(60))
+    assert not [w for w in recwarn if "fork" in str(w.message)]
+
+
+def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
+    pool = make_pool(2, context="fork", maxtasksperchild=2)
+    templates = pool._engine._spawner._templates
+    end = threading.Event()
+
+    def shoot():
+        while not end.wait(random.random() * 0.02):
+            for template in list(templates._all):
+                if template.pid and not template.is_lost:
+                    os.kill(template.pid, random.choice((signal.SIGKILL, signal.SIGSTOP)))
+
+    thread = threading.Thread(target=shoot)
+    thread.start()
+    try:
+        results = [pool.apply_async(abs, (-n,)) for n in range(100)]
+        assert [result.get(DEADLINE) for result in results] == list(range(100))
+    finally:
+        end.set()
+        thread.join()
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert children() == []
+
+
+KILLED = """
+import os, signal, time
+from helpers import process, stop
+from prefork import Pool, WorkerLostError
+
+pool = Pool(2, context="fork", maxtasksperchild=1)
+pool.map(abs, range(6), 1)
+template = next(iter(pool._engine._spawner._templates._all)).pid
+pool.apply_async(time.sleep, (3600,))
+pool.apply_async(time.sleep, (3600,))
+stop(template)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_stopped_template_ends_with_the_pools_process(script):
+    program = script(KILLED)
+    program.process.wait(DEADLINE)
+    eventually(lambda: program.leftovers() == {}, "nothing is left")
+
+
+# --- descriptors
+
+LIMITED = """
+import resource, sys
+from prefork import Pool
+
+soft, hard, count = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    pool = Pool(count, context="fork", maxtasksperchild=1)
+except OSError as exc:
+    sys.exit(str(exc))
+limits = set(pool.map(resource.getrlimit, [resource.RLIMIT_NOFILE] * 2 * count, 1))
+pool.terminate()
+print(limits == {(soft, hard)}, resource.getrlimit(resource.RLIMIT_NOFILE)[0] > soft)
+"""
+
+
+def test_the_soft_limit_is_raised_for_a_pool_and_not_for_its_workers(script):
+    assert script(LIMITED, 40, 400, 12).finish() == (0, "True True\n", "")
+
+
+def test_a_pool_that_needs_more_than_the_hard_limit_says_so(script):
+    code, _, err = script(LIMITED, 40, 60, 20).finish()
+    assert code == 1
+    assert "RLIMIT_NOFILE allows 60 (hard limit 60)" in err
+
+
+def test_descriptors_for_each_worker():
+    def used(count):
+        with Pool(count, context="fork") as pool:
+            pool.map(abs, range(100))
+            return len(os.listdir("/proc/self/fd"))
+
+    assert (used(9) - used(1)) / 8 <= 7
+
+
+def test_the_limit_is_the_same_afterwards_if_it_suffices(make_pool):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    make_pool(2, context="fork")
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_a_worker_may_wait_for_all_its_children(make_pool):
+    """It has none but those that its tasks make."""
+    pool = make_pool(1, context="fork")
+    assert pool.apply_async(wait_for_all).get(DEADLINE)
+    lose_worker(pool)
+    assert pool.apply_async(wait_for_all).get(DEADLINE)
+
+
+def wait_for_all():
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    return True
+
+
+def test_time_passes_for_nobody():
+    """An idle template does nothing at all."""
+    with Pool(1, context="fork") as pool:
+        template = template_of(pool)
+
+        def switches():
+            with open(f"/proc/{template.pid}/status") as status:
+                return [line for line in status if "ctxt_switches" in line]
+
+        pool.apply(abs, (1,))
+        eventually(lambda: process(template.pid).state == "S", "it sleeps")
+        time.sleep(0.05)
+        before = switches()
+        time.sleep(0.2)
+        assert switches() == before

@@ -1,0 +1,333 @@
+"""What workers report, and what becomes of a job whose worker is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from fakes import STACK, FakePool, FakeWorker
+from prefork._engine.worker_handle import Phase
+from prefork._ipc.pickling import dumps
+from prefork._ipc.wire import Kind
+from prefork._policy.job import QUEUED, RESOLVED, Job
+from prefork.errors import MaybeDecodingError, WorkerLostError
+from prefork.statistics import WorkerState
+
+Make = Callable[..., FakePool]
+
+
+@pytest.fixture
+def pool(make: Make) -> FakePool:
+    """One that wants one worker, so that a dead one has one successor."""
+    return make(1)
+
+
+def one_running(pool: FakePool, count: int = 1, **limits: object) -> tuple[FakeWorker, list[Job]]:
+    """A worker that runs the first of so many jobs."""
+    (worker,) = pool.start(1)
+    jobs = pool.submit(count, **limits)
+    assert worker.begin() == jobs[0].id
+    return worker, jobs
+
+
+# ---- outcomes
+
+
+def test_a_result_is_told_and_what_its_job_consisted_of_is_let_go(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    began = pool.clock.now
+    pool.clock.passes(0.5)
+    worker.finish("value", seconds=0.5)
+    pool.collect()
+    assert pool.told.value(job) == "value"
+    assert (job.phase, job.pickled, job.slot) == (RESOLVED, b"", None)
+    assert (job.pid, job.started, job.seconds) == (worker.handle.pid, began, 0.5)
+    assert not worker.channel.staged
+    assert worker.handle.tasks == 1
+    assert (pool.state.open_jobs.finished, pool.state.open_jobs.failed) == (1, 0)
+
+
+def test_an_exception_is_told_and_counts_as_failed(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.fail(KeyError("k"))
+    pool.collect()
+    assert isinstance(pool.told.error(job), KeyError)
+    assert (pool.state.open_jobs.finished, pool.state.open_jobs.failed) == (0, 1)
+
+
+def test_a_result_that_cannot_be_read_fails_its_job_alone(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.say(Kind.DONE, job.id, b"no pickle")
+    pool.collect()
+    assert isinstance(pool.told.error(job), MaybeDecodingError)
+    assert worker.handle.state is WorkerState.IDLE
+
+
+def test_results_are_told_in_the_order_of_what_happened(pool: FakePool) -> None:
+    a, b = pool.start(2)
+    jobs = pool.submit(2)
+    for worker in (a, b):
+        worker.run_next()
+    with pool.state.lock:
+        pool.collector.collect([b.handle])
+        pool.collector.collect([a.handle])
+    pool.state.outcomes.deliver()
+    assert list(pool.told.done) == [*b.begun, *a.begun]
+    assert {*pool.told.done} == {*pool.ids(jobs)}
+
+
+def test_a_start_is_told_before_the_result(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.say(Kind.ACCEPTED, job.id)
+    pool.collect()
+    assert pool.told.started == [(job.id, worker.handle.pid, pool.clock.now)]
+
+
+def test_the_result_handler_is_woken_only_by_others(pool: FakePool) -> None:
+    worker, _ = one_running(pool)
+    worker.finish()
+    readable = pool.state.outboxes.ready(0)
+    assert pool.collector.collect(readable) is pool.state.outcomes
+    assert len(pool.state.outcomes) == 1
+    assert pool.state.outboxes.ready(0) == []
+    pool.state.outcomes.deliver()
+    assert len(pool.state.outcomes) == 0
+
+
+# ---- a worker's own life
+
+
+def test_a_worker_is_ready_when_it_says_so(pool: FakePool) -> None:
+    (worker,) = pool.start(1, ready=False)
+    states = [worker.handle.state]
+    worker.become_ready()
+    pool.collect()
+    states.append(worker.handle.state)
+    assert states == [WorkerState.STARTING, WorkerState.IDLE]
+    assert pool.state.ready_count == 1
+
+
+def test_a_worker_whose_initializer_failed_is_never_ready(pool: FakePool) -> None:
+    (worker,) = pool.start(1, ready=False)
+    worker.say(Kind.BROKEN, payload=b"why")
+    worker.become_ready()
+    pool.collect()
+    assert worker.handle.start_failure == b"why"
+    assert worker.handle.phase is Phase.STARTING
+    assert pool.state.ready_count == 0
+
+
+def test_a_worker_that_leaves_of_itself_gets_no_more(pool: FakePool) -> None:
+    worker, (job, other) = one_running(pool, 2)
+    worker.finish()
+    worker.say(Kind.LEAVING, payload=dumps("it has too much memory"))
+    pool.collect()
+    assert pool.told.value(job) is None
+    assert other.phase == QUEUED
+    assert worker.handle.reason == "it has too much memory"
+    assert worker.told_to_leave
+
+
+def test_a_worker_gets_no_more_than_its_quota(make: Make) -> None:
+    pool = make(1, max_tasks=2)
+    (worker,) = pool.start(1)
+    jobs = pool.submit(5)
+    worker.run_next()
+    worker.run_next()
+    pool.collect()
+    assert worker.waiting == []
+    assert worker.handle.state is WorkerState.RETIRING
+    assert {*pool.told.done} == {*pool.ids(jobs[:2])}
+
+
+# ---- losses
+
+
+def test_the_running_job_is_lost_with_its_worker_the_others_go_back_in_their_order(
+    pool: FakePool,
+) -> None:
+    (worker,) = pool.start(1)
+    pool.state.scheduler.mean_seconds = 0.001
+    jobs = pool.submit(6)
+    worker.run_next()
+    pool.collect()
+    assert len(worker.waiting) > 2
+    running = worker.begin()
+    assert running == jobs[1].id
+    worker.die(-signal.SIGSEGV)
+    worker.channel.box.written = STACK
+    pool.supervise()
+    error = pool.told.error(jobs[1])
+    assert isinstance(error, WorkerLostError)
+    assert (error.job, error.pid, error.exitcode) == (running, worker.handle.pid, -11)
+    assert error.stack == STACK
+    successor = pool.workers[-1]
+    queued = [job.id for job in pool.state.scheduler.queue]
+    assert successor.waiting + queued == pool.ids(jobs[2:])
+    assert worker.handle.phase is Phase.REAPED
+
+
+def test_a_result_that_was_reported_before_the_death_counts(pool: FakePool) -> None:
+    worker, (job, other) = one_running(pool, 2)
+    worker.finish("in time")
+    worker.die()
+    pool.supervise()
+    assert pool.told.value(job) == "in time"
+    assert pool.workers[-1].waiting == [other.id]
+    assert worker.handle.lost_job is None
+
+
+def test_a_job_that_may_be_retried_is_run_again_before_all_others(pool: FakePool) -> None:
+    worker, (job, other) = one_running(pool, 2, retries=1)
+    worker.die()
+    pool.supervise()
+    assert (job.attempts, job.retries, job.pid) == (1, 0, None)
+    assert pool.state.open_jobs.retried == 1
+    successor = pool.workers[-1]
+    assert successor.waiting == pool.ids([job, other])
+    successor.begin()
+    successor.die()
+    pool.supervise()
+    assert isinstance(pool.told.error(job), WorkerLostError)
+
+
+def test_one_whose_task_has_the_process_exit_is_retried_by_whoever_idles(pool: FakePool) -> None:
+    worker, other = pool.start(2)
+    (job,) = pool.submit(1, retries=1)
+    if job.slot is other.handle:
+        worker, other = other, worker
+    worker.begin()
+    worker.say_exit(3)
+    pool.collect()
+    assert other.waiting == [job.id]
+
+
+def test_a_task_that_has_the_process_exit_is_lost_with_its_code_and_its_start_is_told(
+    pool: FakePool,
+) -> None:
+    worker, (job,) = one_running(pool)
+    job.start_unreported = True
+    worker.say_exit(3, "sys.exit was called")
+    pool.collect()
+    error = pool.told.error(job)
+    assert (error.exitcode, error.note) == (3, "sys.exit was called")
+    assert [(number, pid) for number, pid, _ in pool.told.started] == [(job.id, worker.handle.pid)]
+    assert worker.handle.state is WorkerState.RETIRING
+    worker.die(3)
+    pool.supervise()  # nothing is lost twice
+    assert pool.state.open_jobs.failed == 1
+
+
+def test_a_worker_whose_job_was_lost_gets_no_other(pool: FakePool) -> None:
+    worker, _ = one_running(pool)
+    worker.say_exit(0)
+    pool.collect()
+    (job,) = pool.submit(1)
+    assert job.phase == QUEUED
+
+
+# ---- foreign bytes
+
+
+def test_a_task_that_wrote_into_the_channel_fails_and_its_worker_is_killed(pool: FakePool) -> None:
+    worker, (guilty, innocent) = one_running(pool, 2)
+    worker.say(Kind.CORRUPTED)
+    pool.collect()
+    error = pool.told.error(guilty)
+    assert isinstance(error, WorkerLostError)
+    assert "its channel was corrupted: it sent bytes that are no report" in str(error)
+    assert error.exitcode == -signal.SIGKILL
+    assert worker.child.signals == [signal.SIGKILL]
+    assert innocent.phase == QUEUED
+    pool.supervise()
+    assert pool.workers[-1].waiting == [innocent.id]
+    assert pool.state.open_jobs.failed == 1
+
+
+def test_jobs_that_it_has_read_meanwhile_are_finished_first(pool: FakePool) -> None:
+    worker, (guilty, innocent) = one_running(pool, 2)
+    worker.say(Kind.CORRUPTED)
+    worker.begin()
+    pool.collect()
+    assert pool.told.error(guilty).exitcode is None
+    assert worker.child.signals == []
+    assert worker.told_to_leave
+    worker.finish("fine")
+    pool.collect()
+    assert pool.told.value(innocent) == "fine"
+    worker.leave()
+    pool.supervise()
+    assert pool.supervisor.history[-1].reason.startswith("its channel was corrupted")
+
+
+def test_a_report_of_a_job_that_it_was_not_sent_is_foreign_too(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.say(Kind.DONE, 10**6)
+    worker.say(Kind.DONE, 10**6)  # once is enough
+    pool.collect()
+    assert "it reported a job that it was not sent" in str(pool.told.error(job))
+
+
+def test_the_late_result_of_the_job_that_it_lost_is_not(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.say_exit(1)
+    worker.say(Kind.DONE, job.id, dumps("late"))
+    pool.collect()
+    assert not worker.handle.is_quarantined
+    assert isinstance(pool.told.error(job), WorkerLostError)
+
+
+def test_notices_that_make_no_sense_are_foreign(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.say(Kind.EXITING, job.id, b"no pickle")
+    pool.collect()
+    assert "a report cannot be read" in str(pool.told.error(job))
+
+
+def test_an_initializer_that_writes_there_fails_the_start(pool: FakePool) -> None:
+    (worker,) = pool.start(1, ready=False)
+    worker.say(Kind.CORRUPTED)
+    pool.collect()
+    assert isinstance(worker.handle.start_failure, RuntimeError)
+    assert worker.handle.phase is Phase.KILLED
+
+
+# ---- what it forked
+
+
+def test_the_last_result_may_come_from_what_a_dead_worker_forked(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool, lost_worker_timeout=10.0)
+    worker.die(0, heir=True)
+    assert pool.supervise() == 10.0
+    assert pool.told.done == {}
+    pool.clock.passes(9.0)
+    worker.finish("from a grandchild")
+    pool.collect()
+    assert pool.told.value(job) == "from a grandchild"
+    pool.supervise()
+    assert worker.handle.phase is Phase.REAPED
+
+
+def test_but_not_later_than_its_timeout(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool, lost_worker_timeout=10.0)
+    worker.die(0, heir=True)
+    pool.supervise()
+    pool.clock.passes(10.0)
+    pool.supervise()
+    assert isinstance(pool.told.error(job), WorkerLostError)
+    assert worker.handle.phase is Phase.REAPED
+    assert worker.channel.is_closed
+
+
+def test_without_a_timeout_it_is_waited_for_as_long_as_that_takes(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.die(0, heir=True)
+    pool.supervise()
+    pool.clock.passes(1e9)
+    pool.supervise()
+    assert pool.told.done == {}
+    worker.end.close()  # nobody is left who could report it
+    pool.settle()
+    assert isinstance(pool.told.error(job), WorkerLostError)

@@ -1,0 +1,209 @@
+"""What a worker says about its tasks: its whole life in the test's process, on a real channel. Its
+signals are left out; they are this process's own."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from prefork._ipc.channel import Channel
+from prefork._ipc.outcome import decode, decode_exit, decode_reason
+from prefork._ipc.pickling import CallPickler
+from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, STARMAP, Kind, Report
+from prefork._worker import main as worker
+from prefork._worker.options import Initializer, WorkerOptions
+from prefork.errors import SoftTimeLimitExceeded
+
+
+@pytest.fixture(autouse=True)
+def without_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*args: object) -> None: ...
+
+    for name in ("set_action", "forget_handlers", "unblock", "stacks.install", "stacks.uninstall"):
+        monkeypatch.setattr(f"prefork._worker.main.{name}", nothing)
+    monkeypatch.setattr("prefork._worker.main.signal.set_wakeup_fd", nothing)
+
+
+class Desk:
+    """The pool's side of one worker, which runs when it is told to."""
+
+    def __init__(self) -> None:
+        self.channel = Channel()
+        self.channel.open()
+        self._end = self.channel.take_worker_end()
+        self._jobs = 0
+        self._calls = CallPickler()
+
+    def put(self, func: Callable[..., Any], arguments: Any, flags: int = CALL) -> int:
+        """Send a task; returns the job's number."""
+        self._jobs += 1
+        pickled, length, _ = self._calls.pickle(func, arguments)
+        soft_timeout = 60.0 if flags & LIMITED else 0.0
+        ticket = self.channel.stage(self._jobs, soft_timeout, flags, pickled, None, length)
+        assert ticket is not None
+        assert self.channel.send([ticket])
+        return self._jobs
+
+    def run(
+        self,
+        options: WorkerOptions = WorkerOptions(),  # noqa: B008
+        max_tasks: int | None = None,
+    ) -> list[Report]:
+        """Have the worker do all of that, and leave; returns what it has said."""
+        self.channel.send_leave()
+        with contextlib.suppress(SystemExit):
+            worker.main(options, self._end, max_tasks)
+        reports: list[Report] = []
+        while (more := self.channel.receive()) is not None:
+            reports += more
+        assert self.channel.eof
+        return reports
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.channel.close()
+
+
+def outcomes(reports: list[Report]) -> list[tuple[int, tuple[bool, Any]]]:
+    return [(job, decode(kind, payload)) for kind, job, _, _, payload in reports if job]
+
+
+def test_it_is_ready_runs_what_it_is_sent_and_leaves(desk: Desk) -> None:
+    one = desk.put(divmod, (7, 2))
+    two = desk.put(int, (("7",), {"base": 8}), CALL | KEYWORDS)
+    ready, *reports = desk.run()
+    assert ready[0] == Kind.READY
+    assert outcomes(reports) == [(one, (True, (3, 1))), (two, (True, 7))]
+    assert desk.channel.reclaim(9) == []
+
+
+def test_what_it_runs_is_on_its_board(desk: Desk) -> None:
+    desk.put(len, ("abc",))
+    _, (_, job, started, seconds, _) = desk.run()
+    assert desk.channel.running() == (job, started)
+    assert desk.channel.accepted() == started
+    assert seconds >= 0.0
+
+
+def test_a_start_is_told_if_somebody_wants_to_know(desk: Desk) -> None:
+    desk.put(len, ("abc",), CALL | ACCEPT)
+    assert [kind for kind, *_ in desk.run()] == [Kind.READY, Kind.ACCEPTED, Kind.DONE]
+
+
+def test_what_a_task_raises_is_its_outcome(desk: Desk) -> None:
+    desk.put(int, ("seven",))
+    desk.put(len, ("abc",))
+    (_, (ok, error)), (_, good) = outcomes(desk.run())
+    assert not ok
+    assert isinstance(error, ValueError)
+    assert good == (True, 3)
+
+
+def test_a_chunk_has_one_outcome_or_one_for_each_item(desk: Desk) -> None:
+    desk.put(int, ["1", "2"], MAP)
+    desk.put(divmod, [(7, 2), (9, 4)], STARMAP | LIMITED)
+    desk.put(int, ["1", "two"], MAP)
+    desk.put(int, ["1", "two"], EACH | LIMITED)
+    map_, starmap, failed, (_, (ok, each)) = outcomes(desk.run())
+    assert map_[1] == (True, [1, 2])
+    assert starmap[1] == (True, [(3, 1), (2, 1)])
+    assert isinstance(failed[1][1], ValueError)
+    assert ok
+    assert [outcome.ok for outcome in each] == [True, False]
+
+
+def test_a_call_that_cannot_be_unpickled_fails_alone(desk: Desk) -> None:
+    desk.put(NoUnpickle(), ())
+    desk.put(len, ("abc",))
+    (_, (ok, error)), (_, good) = outcomes(desk.run())
+    assert not ok
+    assert "while unpickling the call in a worker process" in error.__notes__[0]
+    assert good == (True, 3)
+
+
+class NoUnpickle:
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+    def __call__(self) -> None: ...
+
+
+def stop(code: object) -> None:
+    raise SystemExit(code)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (3, 3), ("a message", 1)])
+def test_a_task_that_exits_says_with_which_code_and_nothing_after_it_is_run(
+    desk: Desk, code: object, expected: int
+) -> None:
+    job = desk.put(stop, (code,))
+    unread = desk.put(len, ("abc",))
+    *_, (kind, number, _, _, payload) = desk.run()
+    assert (kind, number) == (Kind.EXITING, job)
+    exitcode, why = decode_exit(payload)
+    assert exitcode == expected
+    assert why.startswith("it raised SystemExit")
+    assert desk.channel.reclaim(9) == [unread]
+
+
+def test_it_leaves_after_its_share(desk: Desk) -> None:
+    jobs = [desk.put(len, ("abc",)) for _ in range(3)]
+    reports = desk.run(max_tasks=2)
+    assert [job for job, _ in outcomes(reports)] == jobs[:2]
+    assert desk.channel.reclaim(9) == jobs[2:]
+
+
+def test_it_leaves_if_it_has_too_much_memory_and_says_so(desk: Desk) -> None:
+    desk.put(len, ("abc",))
+    unread = desk.put(len, ("abc",))
+    *_, (kind, _, _, _, payload) = desk.run(WorkerOptions(max_memory=1))
+    assert kind == Kind.LEAVING
+    assert "KiB of memory, more than 1 KiB" in decode_reason(payload)
+    assert desk.channel.reclaim(9) == [unread]
+
+
+initialised: list[object] = []
+
+
+def test_its_initializer_comes_first(desk: Desk) -> None:
+    initialised.clear()
+    desk.put(len, (initialised,))
+    initializer = Initializer(initialised.append, ("done",))
+    (_, (ok, _)), *_ = outcomes(desk.run(WorkerOptions(initializer)))
+    assert ok
+    assert initialised == ["done"]
+
+
+def test_one_whose_initializer_fails_is_never_ready(desk: Desk) -> None:
+    unread = desk.put(len, ("abc",))
+    ((kind, _, _, _, payload),) = desk.run(WorkerOptions(Initializer(int, ("seven",))))
+    assert kind == Kind.BROKEN
+    ok, error = decode(kind, payload)
+    assert not ok
+    assert isinstance(error, ValueError)
+    assert desk.channel.reclaim(9) == [unread]
+
+
+def test_an_initializer_travels_as_a_pickle_of_its_own() -> None:
+    initialised.clear()
+    arrived = pickle.loads(pickle.dumps(Initializer(mark, ("there",))))
+    assert initialised == []
+    arrived()
+    assert initialised == ["there"]
+
+
+def mark(text: str) -> None:
+    initialised.append(text)
+
+
+def test_options_are_plain() -> None:
+    options = WorkerOptions()
+    assert options.max_memory is None
+    assert options.soft_limit is SoftTimeLimitExceeded
