@@ -148,6 +148,8 @@ class Threads(Setting):
             self.conducts = Threads.conducts - {Conduct.LOCK}
 
     def may_do(self, deed: str) -> bool:
+        if deed == "kill template":  # workers would be copies of the program as it is
+            return False
         return self._may_restart or deed != "restart"
 
     def _repeat(self, work: Callable[[], object]) -> None:

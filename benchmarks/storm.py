@@ -179,6 +179,9 @@ class Storm:
             pass
         elif deed in ("kill", "stop", "end on"):
             done = self._do_to_worker(deed)
+        elif deed == "kill template":
+            with contextlib.suppress(ProcessLookupError):
+                done = self._kill_template()
         elif deed == "end":
             entry = self.rng.choice(entries)
             if done := self.pool.end(entry.handle, self.rng):
@@ -209,17 +212,28 @@ class Storm:
         return True
 
     def victim(self) -> int | None:
-        """A worker: it has run a task or, if that tells this pool's workers, leads a group."""
-        self.log.read()
-        processes = running()
-        families = {os.getpid()} | {p.pid for p in processes if p.parent == os.getpid()}
-        workers = [
-            p.pid
-            for p in processes
-            if p.parent in families and p.state not in "ZX"
-            if p.pid in self.log.pids or (self.kind.strict and p.group == p.pid)
-        ]
+        """A worker."""
+        workers = list(self.pool.workers())
+        if not self.kind.strict:  # who has run a task
+            self.log.read()
+            processes = running()
+            families = {os.getpid()} | {p.pid for p in processes if p.parent == os.getpid()}
+            alive = [p.pid for p in processes if p.parent in families and p.state not in "ZX"]
+            workers = [pid for pid in alive if pid in self.log.pids]
         return self.rng.choice(workers) if workers else None
+
+    def _kill_template(self) -> bool:
+        """The process that forks later workers, if there is one. Workers that are stopped may die
+        with it: their process groups are orphaned then, so the kernel sends them SIGHUP."""
+        processes, workers = running(), set(self.pool.workers())
+        for process in processes:
+            is_ours = process.parent == os.getpid() and process.group == process.pid
+            if is_ours and process.pid not in workers and process.state not in "ZX":
+                os.kill(process.pid, signal.SIGKILL)
+                children = {p.pid for p in processes if p.parent == process.pid}
+                self.deeds.killed |= {process.pid} | children
+                return True
+        return False
 
     def _undo(self) -> bool:
         """Undo what was done for a while, and is over; whether there is more that will be."""
@@ -307,7 +321,7 @@ def main(argv: list[str]) -> None:
         left = {
             what: f"{had} -> {has}"
             for what, had, has in zip(Possessions._fields, before, after, strict=True)
-            if has > had
+            if has > had and what != "shm"  # which is the whole machine's
         }
     end = {"ended": ended, "possessions": left, "seconds": time.monotonic() - began}
     write(path, storm.summary() | end)
