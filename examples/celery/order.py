@@ -19,7 +19,7 @@ def main() -> None:
     try:
         stuck.get(timeout=SECONDS)
     except TimeLimitExceeded as error:
-        print(f"\n{error}".replace("\\n", "\n"))
+        print(f"\n{error!r}: the worker's log tells where it was stuck")
     for node, stats in (app.control.inspect().stats() or {}).items():
         print(f"\n{node}")
         for worker in stats["pool"]["workers"]:

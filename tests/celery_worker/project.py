@@ -99,7 +99,7 @@ def info():
 
     return {
         "pid": os.getpid(),
-        "ppid": os.getppid(),
+        "ppid": multiprocessing.parent_process().pid,
         "name": multiprocessing.current_process().name,
         "billiard": billiard.current_process().name,
         "index": billiard.current_process().index,
@@ -178,8 +178,9 @@ def hang_here():
 @app.task
 def quit_worker(path, signum):
     """Have the worker end, before it can know that this runs."""
-    log_start(Path(path), os.getppid())
-    os.kill(os.getppid(), signum)
+    parent = multiprocessing.parent_process().pid
+    log_start(Path(path), parent)
+    os.kill(parent, signum)
     while True:
         signal.pause()
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from running import finish, parse
 
-from helpers import eventually
+from helpers import eventually, has_ended
 
 ReadPids = Callable[[int], list[int]]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -32,8 +32,7 @@ def short() -> Iterator[str]:
 
 def assert_gone(pids: list[int]) -> None:
     for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+        assert has_ended(pid)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

@@ -432,3 +432,16 @@ def test_a_start_method_may_be_given_by_its_name(method):
 def default_start_method():
     """In a worker, it is its own."""
     return multiprocessing.get_start_method()
+
+
+def draw(x):
+    import numpy
+
+    return float(numpy.random.random())
+
+
+def test_forked_workers_draw_different_random_numbers(make_pool):
+    pytest.importorskip("numpy.random")
+    pool = make_pool(2, context="fork", maxtasksperchild=1)
+    drawn = [pool.apply(draw, (x,)) for x in range(4)]
+    assert len(set(drawn)) == 4

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gate import Door, Gate, enter
+from gate import Door, Gate
 from helpers import DEADLINE, eventually, has_ended
 from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError
 from prefork._ipc.wire import INLINE, MARK, REPORT, Kind
@@ -105,21 +105,6 @@ def test_it_is_killed_when_it_goes_on(gate: Gate, make_pool: Callable[..., Pool]
     error = corrupted(guilty)
     assert "killed by SIGKILL" in str(error)
     assert waiting.get(DEADLINE) == list(range(50))
-
-
-def test_what_was_started_behind_it_is_finished(gate: Gate, make_pool: Callable[..., Pool]) -> None:
-    """The pool sees the bytes late: the worker is on another job by then."""
-    pool = make_pool(1)
-    results = pool.map_async(abs, range(5))
-    results.get(DEADLINE)  # so that the pool sends several jobs at once
-    with pool._engine.state.lock:  # nothing is read before the innocent job has started
-        guilty = pool.apply_async(write_out, (b"x" * 7,))
-        innocent = pool.apply_async(enter, (gate, "innocent"))
-        visitor = gate.arrival()
-    corrupted(guilty)
-    visitor.go()
-    assert innocent.get(DEADLINE) == "innocent"
-    assert pool.apply(abs, (-1,)) == 1
 
 
 def test_a_retry_is_made_elsewhere(gate: Gate, make_pool: Callable[..., Pool]) -> None:

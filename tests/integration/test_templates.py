@@ -6,7 +6,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import random
 import resource
 import signal
 import sqlite3
@@ -219,30 +218,6 @@ def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recw
         results = [pool.apply_async(do_the_same, (n,)) for n in range(60)]
         assert [result.get(DEADLINE) for result in results] == list(range(60))
     assert not [w for w in recwarn if "fork" in str(w.message)]
-
-
-def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
-    pool = make_pool(2, context="fork", maxtasksperchild=2)
-    templates = pool._engine._spawner._templates
-    end = threading.Event()
-
-    def shoot():
-        while not end.wait(random.random() * 0.02):
-            for template in list(templates._all):
-                if template.pid and not template.is_lost:
-                    os.kill(template.pid, random.choice((signal.SIGKILL, signal.SIGSTOP)))
-
-    thread = threading.Thread(target=shoot)
-    thread.start()
-    try:
-        results = [pool.apply_async(abs, (-n,)) for n in range(100)]
-        assert [result.get(DEADLINE) for result in results] == list(range(100))
-    finally:
-        end.set()
-        thread.join()
-    pool.close()
-    assert pool.join(DEADLINE)
-    assert children() == []
 
 
 KILLED = """

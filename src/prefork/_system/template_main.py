@@ -88,6 +88,7 @@ class _Template:
         while True:
             message, fds = receive(self._fd)
             if message is None:
+                self._reap_all()
                 os._exit(0)
             question = Question(*message)
             if question.what == START:
@@ -100,6 +101,13 @@ class _Template:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(question.pid, os.WNOHANG)
             close_all(fds)
+
+    @staticmethod
+    def _reap_all() -> None:
+        """Nobody else would, of those that have ended."""
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def _fork(self, number: int) -> bool:
         """Whether this is the new process."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -40,12 +41,20 @@ def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
     """
     # Right before the standard library would wait for what the tasks have left behind.
     util.Finalize(None, orderly_end.part, exitpriority=0)
+    _seed_numpy()
     stacks.install(end.open())
     try:
         _Worker(options, end, max_tasks).run()
     finally:
         stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
+
+
+def _seed_numpy() -> None:
+    """Forked workers inherit the state of NumPy's global generator; each shall draw numbers of its
+    own, as from `random`, which Python itself seeds anew."""
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
 
 
 def _exit_code(exc: BaseException) -> int:
