@@ -366,7 +366,9 @@ class Interrupts:
         threads = [t.name for t in threading.enumerate() if t.ident not in self._known]
         now = Possessions.now()
         changes = zip(Possessions._fields, self._before, now, strict=True)
-        left = [f"{what} {had} -> {has}" for what, had, has in changes if has > had]
+        left = [
+            f"{what} {had} -> {has}" for what, had, has in changes if has > had and what != "shm"
+        ]
         return ", ".join(left + threads)
 
     def _blame(self, what: str, text: str) -> None:

@@ -10,7 +10,7 @@ import concurrent.futures
 import importlib
 import multiprocessing
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import process as cf_process
 from typing import Any, ClassVar
 
@@ -54,6 +54,10 @@ class Rival:
         """Whether it takes no more jobs, so that its user has to make another one."""
         return False
 
+    def workers(self) -> Iterable[int]:
+        """Their process ids, if it tells them."""
+        return ()
+
     def end(self, handle: Any, rng: random.Random) -> bool:
         """Cancel or terminate a job; whether that may have had an effect."""
         raise NotImplementedError
@@ -81,7 +85,7 @@ def limits(task: Task) -> dict[str, float]:
 
 class Prefork(Rival):
     conducts = frozenset(Conduct)
-    deeds = ("kill", "stop", "end", "end on", "grow", "shrink", "restart")
+    deeds = ("kill", "stop", "end", "end on", "grow", "shrink", "restart", "kill template")
     strict = True
 
     def __init__(self, processes: int, method: str, log: str) -> None:
@@ -124,6 +128,9 @@ class Prefork(Rival):
 
     def end(self, handle: Any, rng: random.Random) -> bool:
         return bool(handle.cancel() if rng.random() < 0.5 else handle.terminate())
+
+    def workers(self) -> Iterable[int]:
+        return [worker.pid for worker in self.pool.statistics().workers]
 
     def end_on(self, pid: int) -> bool:
         return self.pool.terminate_job(pid)

@@ -25,15 +25,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import misdeeds
+from handlers import WAIT, PoolHandler, SlowHandler
 from ledger import Deeds
 from misdeeds import MODULES, ORDINARY, Conduct, Task
 from rivals import Rival
-
-WAIT = 20.0  # seconds: what nobody should have to wait
 
 
 class Outside(Protocol):
@@ -56,7 +55,7 @@ class Setting:
     """
 
     deeds: ClassVar[tuple[str, ...]] = ()  # what can be done to the pool, beside the usual
-    conducts: Collection[Conduct] = ORDINARY
+    conducts: frozenset[Conduct] = ORDINARY
     has_prompt_callbacks = False
 
     def __init__(self, path: str) -> None:
@@ -95,6 +94,9 @@ class Setting:
     def keep(self, value: object) -> None:
         """A result that has come."""
 
+    def before_close(self, outside: Outside) -> None:
+        """All jobs are answered."""
+
     def end(self) -> None:
         """After the end of the pool."""
 
@@ -108,7 +110,7 @@ class Threads(Setting):
     lock that only the program knows of.
     """
 
-    conducts = frozenset(ORDINARY) | {Conduct.LOG, Conduct.IMPORT, Conduct.QUERY, Conduct.LOCK}
+    conducts = ORDINARY | {Conduct.LOG, Conduct.IMPORT, Conduct.QUERY, Conduct.LOCK}
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -143,9 +145,11 @@ class Threads(Setting):
     def begin_round(self, progress: float) -> None:
         if progress > 0.5:
             self._may_restart = True
-            self.conducts = frozenset(Threads.conducts) - {Conduct.LOCK}
+            self.conducts = Threads.conducts - {Conduct.LOCK}
 
     def may_do(self, deed: str) -> bool:
+        if deed == "kill template":  # workers would be copies of the program as it is
+            return False
         return self._may_restart or deed != "restart"
 
     def _repeat(self, work: Callable[[], object]) -> None:
@@ -170,15 +174,6 @@ class Threads(Setting):
     @staticmethod
     def _allocate() -> None:
         bytes(1 << 20)
-
-
-class SlowHandler(logging.Handler):
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-
-    def emit(self, record: logging.LogRecord) -> None:
-        time.sleep(self.seconds)
 
 
 class Logging(Setting):
@@ -211,78 +206,10 @@ class Logging(Setting):
         self._handler.close()
 
 
-class PoolHandler(logging.Handler):
-    """A handler of the pool's log."""
-
-    def __init__(self, breaches: list[str]) -> None:
-        super().__init__()
-        self.pool: Any = None
-        self.ways: dict[str, Callable[[], object]] = {
-            "slow": lambda: time.sleep(0.002),
-            "use the pool": self._use,
-            "wait for the pool": self._wait,
-            "raise": self._raise,
-            "block": self._block,
-        }
-        self.way = "slow"
-        self._breaches = breaches
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.getMessage()
-        self.ways[self.way]()
-
-    def _use(self) -> None:
-        pool = self.pool.pool
-        pool.statistics()
-        repr(pool)
-        with contextlib.suppress(ValueError):  # it is closed
-            pool.apply_async(abs, (-1,))
-
-    def _wait(self) -> None:
-        import prefork
-
-        try:
-            if self.pool.pool.apply_async(abs, (-1,)).get(WAIT) != 1:
-                self._breaches.append("a wrong value for a handler of the log")
-        except ValueError:
-            pass  # it is closed
-        except prefork.WorkerLostError:
-            pass  # some worker was killed
-        except Exception as exc:
-            self._breaches.append(f"a handler of the log has waited in vain: {exc!r}")
-
-    @staticmethod
-    def _raise() -> None:
-        raise RuntimeError("a handler")
-
-    def _block(self) -> None:
-        """Nobody reads the pipe."""
-        os.write(self._writer, bytes(1 << 17))
-
-    def read(self) -> None:
-        """Somebody does, and nothing blocks from now on until the next round."""
-        self.way = "slow"
-        quiet = 0
-        while quiet < 5:
-            try:
-                os.read(self._reader, 1 << 20)
-                quiet = 0
-            except BlockingIOError:
-                quiet += 1
-                time.sleep(0.001)
-
-    def close(self) -> None:
-        super().close()
-        os.close(self._reader)
-        os.close(self._writer)
-
-
 class Large(Setting):
     """With few descriptors, more large results are kept than there are descriptors."""
 
-    conducts = frozenset(ORDINARY) | {Conduct.BULKY, Conduct.KEEPER}
+    conducts = ORDINARY | {Conduct.BULKY, Conduct.KEEPER}
     DESCRIPTORS = 160
     MOST = 200 << 20  # bytes that are kept
 
@@ -397,8 +324,8 @@ class Callbacks(Setting):
 
 
 class Stopped(Setting):
-    """Workers are stopped for longer than anything takes. Then they are continued, or killed; or
-    the job is ended that they run, if they run any: else the pool has to do without them."""
+    """Workers are stopped for longer than anything takes. Then they are continued, or killed, or
+    the job is ended that they run. The pool has to end though one of them is stopped for good."""
 
     deeds = ("freeze",) * 4
     LONGEST = 0.4  # seconds
@@ -434,6 +361,13 @@ class Stopped(Setting):
             outside.deeds.killed.add(pid)
         elif outside.pool.end_on(pid):
             outside.deeds.ended_on.add(pid)
+        else:  # it runs nothing, but may have been sent a job
+            os.kill(pid, signal.SIGCONT)
+
+    def before_close(self, outside: Outside) -> None:
+        if (pid := outside.victim()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
 
     def suspend(self) -> None:
         self._frozen.clear()

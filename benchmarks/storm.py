@@ -96,9 +96,8 @@ class Storm:
         entries: list[Entry] = []
         handles: dict[int, Any] = {}
         self.setting.begin_round(progress)
-        for task in make_tasks(self.rng, self._numbers, ROUND, self.setting.conducts):
-            if task.conduct in ORDINARY and task.conduct not in self.kind.conducts:
-                continue
+        conducts = self.setting.conducts - (ORDINARY - set(self.kind.conducts))
+        for task in make_tasks(self.rng, self._numbers, ROUND, conducts):
             handles[task.number] = handle = self._submit(task, handles)
             entries.append(Entry(task, handle))
             if self.rng.random() < 0.2:
@@ -129,17 +128,13 @@ class Storm:
     def _hear(self, entries: list[Entry], deadline: float) -> list[Told]:
         ends = time.monotonic() + deadline
         told = [self._ask(entry, ends) for entry in entries]
-        for each in told:
+        for entry, each in zip(entries, told, strict=True):
+            if each.fate is Fate.SILENCE or isinstance(entry.handle, NotTaken):
+                continue
             # Where the setting does not ask for more, callbacks may come a moment later.
-            while (
-                not self.callbacks[each.task.number]
-                and each.fate is not Fate.SILENCE
-                and time.monotonic() < ends
-            ):
+            while not self.callbacks[each.task.number] and time.monotonic() < ends:
                 time.sleep(0.001)
             each.callbacks = self.callbacks[each.task.number]
-            if each.fate is Fate.SILENCE:
-                each.callbacks = None
         return told
 
     def _ask(self, entry: Entry, ends: float) -> Told:
@@ -184,6 +179,9 @@ class Storm:
             pass
         elif deed in ("kill", "stop", "end on"):
             done = self._do_to_worker(deed)
+        elif deed == "kill template":
+            with contextlib.suppress(ProcessLookupError):
+                done = self._kill_template()
         elif deed == "end":
             entry = self.rng.choice(entries)
             if done := self.pool.end(entry.handle, self.rng):
@@ -214,17 +212,28 @@ class Storm:
         return True
 
     def victim(self) -> int | None:
-        """A worker: it has run a task or, if that tells this pool's workers, leads a group."""
-        self.log.read()
-        processes = running()
-        families = {os.getpid()} | {p.pid for p in processes if p.parent == os.getpid()}
-        workers = [
-            p.pid
-            for p in processes
-            if p.parent in families and p.state not in "ZX"
-            if p.pid in self.log.pids or (self.kind.strict and p.group == p.pid)
-        ]
+        """A worker."""
+        workers = list(self.pool.workers())
+        if not self.kind.strict:  # who has run a task
+            self.log.read()
+            processes = running()
+            families = {os.getpid()} | {p.pid for p in processes if p.parent == os.getpid()}
+            alive = [p.pid for p in processes if p.parent in families and p.state not in "ZX"]
+            workers = [pid for pid in alive if pid in self.log.pids]
         return self.rng.choice(workers) if workers else None
+
+    def _kill_template(self) -> bool:
+        """The process that forks later workers, if there is one. Workers that are stopped may die
+        with it: their process groups are orphaned then, so the kernel sends them SIGHUP."""
+        processes, workers = running(), set(self.pool.workers())
+        for process in processes:
+            is_ours = process.parent == os.getpid() and process.group == process.pid
+            if is_ours and process.pid not in workers and process.state not in "ZX":
+                os.kill(process.pid, signal.SIGKILL)
+                children = {p.pid for p in processes if p.parent == process.pid}
+                self.deeds.killed |= {process.pid} | children
+                return True
+        return False
 
     def _undo(self) -> bool:
         """Undo what was done for a while, and is over; whether there is more that will be."""
@@ -240,6 +249,7 @@ class Storm:
     def close(self, timeout: float) -> bool:
         """Whether the pool ends in order; on a thread, as some know no timeout for that."""
         ended: list[bool] = []
+        self.setting.before_close(self)
         closer = threading.Thread(
             target=lambda: ended.append(self.pool.close(timeout)), daemon=True
         )
@@ -273,7 +283,7 @@ def _pid_in(error: BaseException) -> int | None:
     """Which worker an error names."""
     if hasattr(error, "pid"):
         return int(error.pid)
-    found = re.search(r"worker process (\d+)", str(error))
+    found = re.search(r"(?:worker |Sub)process (\d+)", str(error))
     return int(found[1]) if found else None
 
 
@@ -283,7 +293,7 @@ def main(argv: list[str]) -> None:
     deadline, seconds = map(float, numbers[3:])
     multiprocessing.set_forkserver_preload(["storm", "prefork.pool", "prefork._worker.main"])
     began = time.monotonic()
-    before = Possessions.now()
+    before = have_a_pool(RIVALS[name], method) if RIVALS[name].strict else Possessions.now()
     rng = random.Random(f"{seed} {kind} {method}")
     with tempfile.NamedTemporaryFile(prefix="prefork-storm-") as log:
         storm: Storm | Interrupts
@@ -308,17 +318,22 @@ def main(argv: list[str]) -> None:
     left = None
     if RIVALS[name].strict:
         after = settle(before)
-        # A fork server and its resource tracker stay, with their descriptors.
-        spare = 0 if method == "fork" else 2
         left = {
             what: f"{had} -> {has}"
             for what, had, has in zip(Possessions._fields, before, after, strict=True)
-            if has > had + spare * (2 if what == "descriptors" else 1)
+            if has > had and what != "shm"  # which is the whole machine's
         }
     end = {"ended": ended, "possessions": left, "seconds": time.monotonic() - began}
     write(path, storm.summary() | end)
     if not ended:
         os._exit(1)
+
+
+def have_a_pool(kind: type[Rival], method: str) -> Possessions:
+    """What there is after a first pool, which may start a fork server and the like, which stays."""
+    with tempfile.NamedTemporaryFile(prefix="prefork-storm-") as log:
+        kind(1, method, log.name).close(60.0)
+    return settle(None)
 
 
 def write(path: str, summary: dict[str, Any]) -> None:

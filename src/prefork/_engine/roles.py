@@ -203,6 +203,10 @@ class TaskHandler(Role):
                 self.put(job)
             self._end()
         except BaseException as exc:  # of the user's iterable: it goes to who reads the results
+            # The exception holds this frame, and the result the exception. A job that was not taken
+            # holds the result, and the garbage collector, which does not know of jobs, would never
+            # see the cycle.
+            job = None
             self.error = exc
             self._end()
         finally:

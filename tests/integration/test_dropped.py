@@ -1,0 +1,43 @@
+"""A pool that nobody holds any more is gone, whatever has been interrupted in it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from helpers import children, eventually
+from prefork import Pool
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises."""
+
+
+class InterruptedHandler(Pool.TaskHandler):
+    """It is interrupted when a job is made, and not taken yet."""
+
+    def __init__(self, taskqueue, put, outqueue, pool):
+        super().__init__(taskqueue, self.interrupted, outqueue, pool)
+
+    @staticmethod
+    def interrupted(job):
+        del job  # else the exception would hold it, with this frame
+        raise Interrupted
+
+
+class InterruptedPool(Pool):
+    TaskHandler = InterruptedHandler
+
+
+def test_after_an_interrupted_map_the_pool_can_be_dropped():
+    before = len(children())
+    pool = InterruptedPool(1, context="fork")
+    gone = weakref.ref(pool)
+    with pytest.raises(Interrupted):
+        pool.map(abs, range(10))
+    del pool
+    gc.collect()
+    assert gone() is None
+    eventually(lambda: len(children()) == before, "the workers of the pool are gone")
