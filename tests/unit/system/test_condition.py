@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ def interrupted_at(
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # else the finalizers of others' garbage are interrupted, too
     sys.settrace(trace)
     try:
         call()
@@ -50,6 +52,7 @@ def interrupted_at(
         return True
     finally:
         sys.settrace(before)
+        gc.enable()
     return False
 
 
