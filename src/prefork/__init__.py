@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -106,9 +107,13 @@ __all__ = [
     "WorkerLostError",
     "WorkerState",
     "WorkerStatistics",
+    "get_context",
+    "install",
+    "uninstall",
 ]
 
 _HOMES = {
+    "prefork.contexts": ["get_context", "install", "uninstall"],
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],

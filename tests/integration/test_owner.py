@@ -138,8 +138,9 @@ def test_dropped(tmp_path):
     pool = Pool(2)
     pids = [pool.apply(os.getpid)]
     weak = weakref.ref(pool)
-    del pool
-    gc.collect()
+    with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool <Pool: runn"):
+        del pool
+        gc.collect()
     assert weak() is None
     eventually(lambda: all(map(has_ended, pids)), "its workers end")
     eventually(lambda: set(threading.enumerate()) <= threads, "its threads end")

@@ -198,10 +198,12 @@ class Exchange(Dispatcher):
                 for job in worker.sent.values():
                     self._note_start(worker, job)
             self.scheduler.clear()
+            # Each gets an error of its own: who raises it adds a traceback to it, and keeps with it
+            # what that refers to.
             for job in list(self.accounts.open.values()):
-                self.accounts.fail(job, reason)
+                self.accounts.fail(job, _another(reason))
             for feeder in self.feeders:
-                feeder.abort(reason)
+                feeder.abort(_another(reason))
             for worker in self.workers:
                 if not worker.exited:
                     worker.kill("the pool was terminated")
@@ -227,3 +229,10 @@ class Exchange(Dispatcher):
         """The result handler has failed, so the news must be told here, now."""
         self.crash(reason)
         self.news.tell()
+
+
+def _another(error: Exception) -> Exception:
+    """The same error as an object of its own."""
+    another = type(error)(*error.args)
+    another.__cause__ = error.__cause__
+    return another

@@ -40,8 +40,13 @@ class Driver(Protocol):
     def supervises(self) -> bool:
         """Whether a pool that is told to terminate will do so of itself."""
 
-    def feed(self, feeder: TaskHandler, here: bool) -> None:
-        """Have an input read; `here`: by the caller, who will wait for its end in any case."""
+    def feed(self, feeder: TaskHandler, here: bool, wait: bool) -> None:
+        """Have an input read.
+
+        Args:
+            here: by the caller, as far as there is room, which is quick: for a short list.
+            wait: by the caller, to its end, for which this waits.
+        """
 
     def wait(
         self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
@@ -98,21 +103,26 @@ class Threads:
         self._roles.limits.rearm()
 
     def _start_callbacks(self) -> None:
-        if not self._roles.callbacks.is_started:
+        callbacks = self._roles.callbacks
+        if callbacks.is_started:
+            return
+        try:
             with self._starting:
-                if not self._roles.callbacks.is_started:
-                    try:
-                        self._roles.callbacks.start(self._staff.jobs.crash)
-                    except RuntimeError as exc:
-                        log(WARNING, "a callback is not called: %s", exc)
+                if not callbacks.is_started:
+                    callbacks.start(self._staff.jobs.crash)
+        except RuntimeError as exc:  # the system has no more threads
+            if count := callbacks.give_up():
+                log(WARNING, "%d callbacks are not called: %s", count, exc)
 
-    def feed(self, feeder: TaskHandler, here: bool) -> None:
-        if here:
+    def feed(self, feeder: TaskHandler, here: bool, wait: bool) -> None:
+        if wait:
             feeder.body()
-            if feeder.error is not None and not isinstance(feeder.error, Exception):
-                raise feeder.error  # KeyboardInterrupt: it is for this thread
-        else:
+        elif here:
+            feeder.handle_event()
+        if not feeder.has_ended:
             feeder.start(self._staff.jobs.crash)
+        elif feeder.error is not None and not isinstance(feeder.error, Exception):
+            raise feeder.error  # KeyboardInterrupt: it is for this thread
 
     def wait(
         self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None
@@ -275,8 +285,11 @@ class EventLoop:
         self._poll.poll(min(times) * 1000 if times else None)
         self._on_event()
 
-    def feed(self, feeder: TaskHandler, here: bool) -> None:
-        feeder.handle_event()
+    def feed(self, feeder: TaskHandler, here: bool, wait: bool) -> None:
+        if here or wait:
+            feeder.handle_event()
+        else:  # reading the user's input may take long: that is for who drives the pool
+            self._staff.jobs.outboxes.wakeup.set()
 
     def wait(
         self, signal: Condition, condition: Callable[[], bool], timeout: float | None = None

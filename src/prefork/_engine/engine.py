@@ -50,7 +50,7 @@ class Engine:
         self.enforcement = Enforcement(jobs, options.max_memory_per_task)
         self.observer = Observer(staff)
         self._task_handler = classes.tasks
-        self.callbacks = classes.callbacks()
+        self.callbacks = classes.callbacks(threads)
         self.driver = self._make_driver(classes, threads)
 
     def _make_driver(self, classes: RoleClasses, threads: bool) -> Driver:
@@ -109,14 +109,17 @@ class Engine:
         self.driver.start()
 
     def feed(
-        self, jobs: Generator[Job, None, None], result: LazyOutput, here: bool = False
+        self,
+        jobs: Generator[Job, None, None],
+        result: LazyOutput,
+        here: bool = False,
+        wait: bool = False,
     ) -> None:
-        """Have the jobs of an input made and submitted as there is room; `here`: by the caller,
-        who will wait for the result in any case."""
+        """Have the jobs of an input made and submitted as there is room; see `Driver.feed`."""
         feeder = self._task_handler(jobs, self.jobs.submit_fed, result, self.jobs)
         try:
             self.jobs.begin_feed(feeder)
-            self.driver.feed(feeder, here)
+            self.driver.feed(feeder, here, wait)
         except BaseException:
             self.jobs.end_feed(feeder)
             raise

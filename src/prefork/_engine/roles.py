@@ -186,17 +186,19 @@ class TaskHandler(Role):
         self.pool = pool
         self.error: BaseException | None = None  # what ended the input early
         self._has_all_room = False
-        self._ended = False
+        self.has_ended = False  # the input was read, or is not to be read any more
         self._is_reading = False
 
     def body(self) -> None:
-        while not self._ended:
+        while not self.has_ended:
             self.pool.wait_for(self.outqueue.room, self._can_go_on)
             self.handle_event()
 
     def handle_event(self) -> None:
         """Submit as many jobs as there is room for."""
-        if self._is_reading or self._ended:  # the user's iterable has made the pool handle events
+        if (
+            self._is_reading or self.has_ended
+        ):  # the user's iterable has made the pool handle events
             return
         self._is_reading = True
         try:
@@ -220,7 +222,7 @@ class TaskHandler(Role):
         return self._is_over() or self._has_all_room or self.outqueue.has_room()
 
     def _end(self) -> None:
-        self._ended = True
+        self.has_ended = True
         try:
             self.taskqueue.close()  # and with it the user's generator
             self.outqueue.end(self.error)

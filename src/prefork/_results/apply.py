@@ -1,7 +1,11 @@
 """What callers hold while their jobs run: result handles.
 
-The pool's threads call `accept` and `settle` once per job; callers wait. Everything else that a
-handle knows it asks its job.
+The pool's threads tell a handle once what has become of its job; callers wait. Everything else that
+a handle knows it asks its job.
+
+A handle that has callbacks is ready when they have run, as in `multiprocessing`: who collects by
+callback and then waits for the handles finds everything collected. Only callbacks themselves see a
+result as soon as it is here, so that one may wait for any job, its own included.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any, ClassVar
 from prefork._arguments import check_callables
 from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
-from prefork._results.protocols import Callback, PoolRef, RunCallback
+from prefork._results.protocols import Callback, CallbackQueue, PoolRef
 from prefork._system.condition import Condition
 
 __all__ = ["ApplyResult", "callbacks_for"]
@@ -23,17 +27,17 @@ __all__ = ["ApplyResult", "callbacks_for"]
 class Callbacks:
     """What is to be called about the jobs of one handle, and by whom."""
 
-    __slots__ = ("accepted", "done", "expired", "failed", "run")
+    __slots__ = ("accepted", "done", "expired", "failed", "queue")
 
     def __init__(
         self,
-        run: RunCallback,
+        queue: CallbackQueue,
         done: Callback,
         failed: Callback,
         accepted: Callback,
         expired: Callback,
     ) -> None:
-        self.run = run
+        self.queue = queue
         self.done = done
         self.failed = failed
         self.accepted = accepted
@@ -41,7 +45,7 @@ class Callbacks:
 
 
 def callbacks_for(
-    run: RunCallback,
+    queue: CallbackQueue,
     callback: Callback,
     error_callback: Callback,
     accept_callback: Callback = None,
@@ -60,7 +64,8 @@ def callbacks_for(
         accept_callback=accept_callback,
         timeout_callback=timeout_callback,
     )
-    return Callbacks(run, callback, error_callback, accept_callback, timeout_callback)
+    queue.prepare()
+    return Callbacks(queue, callback, error_callback, accept_callback, timeout_callback)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -71,20 +76,24 @@ class Handle:
     while a million handles wait for their jobs.
     """
 
-    __slots__ = ("_callbacks", "_ok", "_pool", "_signal", "_value")
+    __slots__ = ("_callbacks", "_ok", "_pool", "_result", "_signal")
 
     _making_signals: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         self._pool: PoolRef | None = pool  # kept alive until the result is here
-        self._callbacks = callbacks
+        self._callbacks = callbacks  # until they have run
         self._ok: bool | None = None  # not known yet
-        self._value: Any = None  # the result, or the exception if not ok
+        self._result: Any = None  # or the exception if not ok
         self._signal: Condition | None = None
 
     def ready(self) -> bool:
-        """Whether the result, or the error, is here."""
-        return self._ok is not None
+        """Whether the result, or the error, is here, and its callbacks have run; inside of a
+        callback, whether it is here."""
+        if self._ok is None:
+            return False
+        callbacks = self._callbacks
+        return callbacks is None or callbacks.queue.is_inside()
 
     def successful(self) -> bool:
         """Whether the call completed without an error.
@@ -92,13 +101,13 @@ class Handle:
         Raises:
             ValueError: it is not ready.
         """
-        if self._ok is None:
+        if self._ok is None or not self.ready():
             raise ValueError(f"{self!r} is not ready")
         return self._ok
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the result is here, at most `timeout` seconds."""
-        if (pool := self._pool) is None:  # it is here
+        """Wait until the result is here and its callbacks have run, at most `timeout` seconds."""
+        if (pool := self._pool) is None or self.ready():
             return
         if self._signal is None:
             with self._making_signals:
@@ -114,33 +123,55 @@ class Handle:
             Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
                 `PreforkError` that says why the task did not finish.
         """
-        if self._ok is None:
+        if self._ok is None or self._callbacks is not None:
             self.wait(timeout)
-        if self._ok is None:
-            raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
+            if not self.ready():
+                raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
         if self._ok:
-            return self._value
-        raise self._value
+            return self._result
+        try:
+            raise self._result
+        finally:
+            del self  # else the traceback, by this frame, would hold us, and we hold the traceback
 
     def waiters(self) -> Condition | None:
         return self._signal
 
     def _finish(self, ok: bool, value: Any) -> Condition | None:
         """Returns what is to be notified of it."""
-        self._value = value
-        self._ok = ok  # now it is ready
-        self._pool = None
-        callbacks, self._callbacks = self._callbacks, None
+        callbacks = self._callbacks
         if callbacks is not None:
-            callback = callbacks.done if ok else callbacks.failed
-            if callback is not None:
-                callbacks.run(callback, value)
+            # Queued first: if a signal handler raises in between, it will be ready all the same.
+            callbacks.queue.call_then(self._announce, self._tell, ok, value)
+        self._result = value
+        self._ok = ok
+        if callbacks is None:
+            self._pool = None
         return self._signal
 
-    def _state(self) -> str:
+    def _tell(self, ok: bool, value: Any) -> None:
+        """Have the callback called; this is one, too."""
+        callbacks = self._callbacks
+        if callbacks is None:  # told before
+            return
         if self._ok is None:
+            self._result = value
+            self._ok = ok
+        callback = callbacks.done if ok else callbacks.failed
+        if callback is not None:
+            callback(value)
+
+    def _announce(self) -> None:
+        """The callbacks have run, or never will: now it is ready for everybody."""
+        self._callbacks = None
+        self._pool = None
+        if self._signal is not None:
+            self._signal.notify_all()
+
+    def _state(self) -> str:
+        if not self.ready():
             return "pending"
-        return "successful" if self._ok else f"failed: {self._value!r}"
+        return "successful" if self._ok else f"failed: {self._result!r}"
 
 
 def _after_in_child() -> None:
@@ -154,38 +185,38 @@ os.register_at_fork(after_in_child=_after_in_child)
 class ApplyResult(Handle):
     """The result of one job (`apply_async`)."""
 
-    __slots__ = ("_job",)
+    __slots__ = ("_entry",)
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         super().__init__(pool, callbacks)
-        self._job: Job | None = None
+        self._entry: Job | None = None  # the pool's record of it
 
     # ---- what a user wants to know of a running job
 
     @property
     def job(self) -> int:
         """The job's number; it is in the messages of the errors, too."""
-        return self._job.id if self._job else 0
+        return self._entry.id if self._entry else 0
 
     @property
     def pid(self) -> int | None:
         """The process id of the worker that runs or ran the job; None if it has not started."""
-        return self._job.running_pid() if self._job else None
+        return self._entry.running_pid() if self._entry else None
 
     @property
     def time_accepted(self) -> float | None:
         """When the worker started the job (`time.monotonic`, seconds), or None."""
-        return self._job.running_since() if self._job else None
+        return self._entry.running_since() if self._entry else None
 
     @property
     def seconds(self) -> float | None:
         """How long the finished job ran, as its worker measured it."""
-        return self._job.seconds if self._job and self.ready() else None
+        return self._entry.seconds if self._entry and self.ready() else None
 
     @property
     def retries(self) -> int:
         """How often the job was run again, since its worker was lost."""
-        return self._job.attempts if self._job else 0
+        return self._entry.attempts if self._entry else 0
 
     def accepted(self) -> bool:
         """Whether a worker has started the job."""
@@ -197,7 +228,7 @@ class ApplyResult(Handle):
         Returns:
             Whether it was cancelled.
         """
-        pool, job = self._pool, self._job
+        pool, job = self._pool, self._entry
         return pool is not None and job is not None and pool.enforcement.cancel(job)
 
     def terminate(self, signal: int | None = None) -> bool:
@@ -211,18 +242,18 @@ class ApplyResult(Handle):
         Returns:
             Whether there was anything to end: False if the job had finished.
         """
-        pool, job = self._pool, self._job
+        pool, job = self._pool, self._entry
         return pool is not None and job is not None and pool.enforcement.terminate(job, signal)
 
     # ---- the pool's side
 
     def job_added(self, job: Job) -> None:
-        self._job = job
+        self._entry = job
 
     def job_started(self, job: Job, pid: int, time_accepted: float) -> None:
         callbacks = self._callbacks
         if callbacks is not None and callbacks.accepted is not None:
-            callbacks.run(callbacks.accepted, pid, time_accepted)
+            callbacks.queue(callbacks.accepted, pid, time_accepted)
             callbacks.accepted = None
 
     def job_done(self, job: Job, ok: bool, value: Any) -> Condition | None:
@@ -234,10 +265,10 @@ class ApplyResult(Handle):
         """The job has passed its soft or hard time limit."""
         callbacks = self._callbacks
         if callbacks is not None and callbacks.expired is not None:
-            callbacks.run(callbacks.expired, soft=soft, timeout=timeout)
+            callbacks.queue(callbacks.expired, soft=soft, timeout=timeout)
 
     def __repr__(self) -> str:
-        function = self._job.function if self._job else "?"
+        function = self._entry.function if self._entry else "?"
         state = self._state()
         if self._ok is None and self.pid is not None:
             state = f"running in process {self.pid}"

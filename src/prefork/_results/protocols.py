@@ -8,17 +8,29 @@ from typing import Protocol
 from prefork._policy.job import Job, ResultSink
 from prefork._system.condition import Condition
 
-__all__ = ["Callback", "JobEnder", "PoolRef", "RunCallback"]
+__all__ = ["Callback", "CallbackQueue", "JobEnder", "PoolRef"]
 
 Callback = Callable[..., object] | None
 
 
-class RunCallback(Protocol):
-    """Who runs a user's callback: a thread of the pool, or an event loop."""
+class CallbackQueue(Protocol):
+    """Callbacks that wait for their turn: on a thread of the pool, or in an event loop."""
 
-    def __call__(
-        self, callback: Callable[..., object], *args: object, **kwargs: object
-    ) -> None: ...
+    def prepare(self) -> None:
+        """There will be callbacks."""
+
+    def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Have it called, after those that wait."""
+
+    def call_then(
+        self, then: Callable[[], object], callback: Callable[..., object], *args: object
+    ) -> None:
+        """The same; and then call `then`, which does not raise: in any case, even if the callback
+        has raised, or can never be called."""
+
+    def is_inside(self) -> bool:
+        """Whether the caller is called by a callback; or nothing runs beside it that it could wait
+        for, since the pool has no threads."""
 
 
 class JobEnder(Protocol):

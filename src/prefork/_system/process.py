@@ -12,11 +12,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context as mp_context
 from multiprocessing import popen_fork, util
+from multiprocessing import process as mp_process
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from prefork._system import at_fork
@@ -29,6 +31,24 @@ STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
 
 
+_listed: set[BaseProcess] = set()  # our children that are in multiprocessing's list
+
+
+def _forget_listed() -> None:
+    """In a forked child, which at its end would wait for them, as if they were its own."""
+    _all_children().difference_update(_listed)
+    _listed.clear()
+
+
+os.register_at_fork(after_in_child=_forget_listed)
+
+
+def _all_children() -> set[BaseProcess]:
+    """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
+    children: set[BaseProcess] = mp_process._children  # type: ignore[attr-defined]
+    return children
+
+
 class Process(BaseProcess):
     """The standard library's process class, for any start method.
 
@@ -38,6 +58,7 @@ class Process(BaseProcess):
 
     kind = "PreforkWorker"  # what a pool's workers are called, before their number
     index = 0  # in a pool: its place there; free places are used again, the lowest first
+    keeps_status = False  # others may see how it has ended; it stays for `Child.collect`
 
     def __init__(
         self,
@@ -87,13 +108,79 @@ class Process(BaseProcess):
         if self._fork is not None:
             self._fork.close()
 
+    def let_go(self) -> None:
+        """Like `close`, but who has this from `active_children` may still ask how it has ended."""
+        _all_children().discard(self)
+        for popen in (self._popen, self._fork):  # type: ignore[attr-defined]
+            if popen is not None:
+                popen.close()
+
     def _Popen(self, process_obj: BaseProcess) -> Any:
         if self._fork is not None:
             self._fork.launch()
             return self._fork
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
-        return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+        popen = context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+        return _KeepsStatus(popen) if self.keeps_status else popen
+
+
+def _peek(popen: Any, flag: int) -> int | None:
+    """The exit code of a child that has ended, which stays a zombie: its number is its own until
+    its status is taken."""
+    if popen.returncode is None:
+        try:
+            ended = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT | flag)
+        except ChildProcessError:  # somebody else has taken it
+            return None
+        if ended is not None:
+            exited = ended.si_code == os.CLD_EXITED
+            popen.returncode = ended.si_status if exited else -ended.si_status
+    code: int | None = popen.returncode
+    return code
+
+
+def _take(popen: Any) -> int | None:
+    """The same, and the zombie goes."""
+    code = _peek(popen, os.WNOHANG)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(popen.pid, os.WNOHANG)
+    return code
+
+
+class _KeepsStatus:
+    """What the standard library has of a started process, for one whose status is taken once, by
+    `Child.collect`: whoever in this program asks for the active children just sees it."""
+
+    def __init__(self, popen: Any) -> None:
+        self._popen = popen
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._popen, name)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._popen.method != "forkserver":
+            return _peek(self._popen, flag)
+        if flag != os.WNOHANG:
+            is_readable(self._popen.sentinel, None)
+        with self._lock:  # it comes through a pipe, once
+            code: int | None = self._popen.returncode if self._closed else self._popen.poll()
+            return code
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        if timeout is not None and not is_readable(self._popen.sentinel, timeout):
+            return None
+        return self.poll(os.WNOHANG if timeout == 0.0 else 0)
+
+    def take(self) -> int | None:
+        return self.poll() if self._popen.method == "forkserver" else _take(self._popen)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._popen.close()
 
 
 class _Fork(popen_fork.Popen):
@@ -138,6 +225,14 @@ class _Fork(popen_fork.Popen):
                 code = self._process._bootstrap(parent_sentinel)  # type: ignore[attr-defined]
             finally:
                 os._exit(code)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._process.keeps_status:
+            return _peek(self, flag)
+        return super().poll(flag)
+
+    def take(self) -> int | None:
+        return _take(self)
 
     def tidy(self) -> None:
         self._theirs.close()
@@ -204,15 +299,14 @@ class Child:
             target=_run_tied, name=name, args=(self._lifeline.end, target, args), context=context
         )
         self._process.index = index
+        self._process.keeps_status = True
         self._process.prepare()
 
     def start(self, *fds: int) -> None:
         """Start it; it keeps these descriptors of ours."""
         fds = *fds, self._lifeline.end.fd, *self._process.fds()
+        _listed.add(self._process)
         at_fork.keeping(fds, self._process.start)
-        # A status can be collected once: not by whoever in this process asks multiprocessing for
-        # its active children meanwhile.
-        _children.discard(self._process)
         self.has_started()
 
     def has_started(self) -> bool:
@@ -288,8 +382,13 @@ class Child:
         popen = self._process.popen
         if popen.method == "forkserver":
             is_readable(self._process.sentinel, STATUS_SECONDS)
-        code: int | None = popen.poll()
+        code: int | None = popen.take()
         return code
+
+    @property
+    def process(self) -> Process:
+        """As multiprocessing has it."""
+        return self._process
 
     def wait(self, timeout: float) -> bool:
         """Wait until the process has ended, at most `timeout` seconds; whether it has."""
@@ -302,7 +401,5 @@ class Child:
             os.close(pidfd)
         self._lifeline.end.close()
         self._lifeline.cut()
-        try:
-            self._process.close()
-        except ValueError:  # its status was collected by somebody else, so it counts as running
-            self._process._popen.close()  # type: ignore[attr-defined]
+        _listed.discard(self._process)
+        self._process.let_go()

@@ -134,7 +134,7 @@ class Selector(Generic[T]):
             self.close()
 
 
-def is_readable(fd: int, timeout: float) -> bool:
+def is_readable(fd: int, timeout: float | None) -> bool:
     poll = select.poll()  # unlike select(), good for any descriptor
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
+    return bool(poll.poll(None if timeout is None else timeout * 1000))

@@ -28,20 +28,19 @@ class Initializer:
     """
 
     def __init__(self, func: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self._call = func, args
+        self.func, self.args = func, args
         self._payload: Payload | None = None  # on its way to the worker that is being started
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Anew for each worker: what can only be given to a child while it starts is in there, too.
-        pickled = bytes(ForkingPickler.dumps(self._call))
+        pickled = bytes(ForkingPickler.dumps((self.func, self.args)))
         if len(pickled) <= _SMALL:
             return _PickledInitializer, (pickled,)
         self._payload = Payload(pickled)  # the last worker's has been received
         return _PickledInitializer, (DupFd(self._payload.fd),)
 
     def __call__(self) -> None:
-        func, args = self._call
-        func(*args)
+        self.func(*self.args)
 
 
 class _PickledInitializer:
