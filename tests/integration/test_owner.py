@@ -140,7 +140,7 @@ def test_dropped(tmp_path):
     weak = weakref.ref(pool)
     with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool <Pool: runn"):
         del pool
-        gc.collect()
+    gc.collect()
     assert weak() is None
     eventually(lambda: all(map(has_ended, pids)), "its workers end")
     eventually(lambda: set(threading.enumerate()) <= threads, "its threads end")

@@ -32,6 +32,7 @@ class CallbackRunner(Role):
         self.on_call: Callable[[], object] = lambda: None  # told of each call that comes in
         self._has_thread = has_thread
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._depth = 0  # of callbacks that run inside of one another, without a thread
         self._over = False  # its thread has ended, or is about to
         self._turn = threading.Lock()  # who holds it, goes next
         self._going = threading.Lock()  # held while a callback runs on the thread
@@ -70,9 +71,11 @@ class CallbackRunner(Role):
 
     def is_inside(self) -> bool:
         """Whether the caller is called by a callback, of whatever pool: two pools whose callbacks
-        wait for each other's jobs do not wait for ever. Or nothing runs beside it that it could
-        wait for, since the pool has no threads."""
-        return not self._has_thread or hasattr(_this_thread, "runs_callbacks")
+        wait for each other's jobs do not wait for ever. Or there is none left that could be waited
+        for: an interrupt may have come between taking one from the queue and calling it."""
+        if self._has_thread:
+            return hasattr(_this_thread, "runs_callbacks")
+        return self._depth > 0 or self._queue.empty()
 
     def body(self) -> None:
         _this_thread.runs_callbacks = True
@@ -108,7 +111,11 @@ class CallbackRunner(Role):
     def handle_event(self) -> None:
         while not self._queue.empty():
             if (call := self._queue.get()) is not None:
-                self.run(call)
+                self._depth += 1
+                try:
+                    self.run(call)
+                finally:
+                    self._depth -= 1
 
     def run(self, call: Callable[[], object]) -> None:
         """Run one callback; what it raises is logged, and harms nothing.

@@ -299,7 +299,10 @@ class EventLoop:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not condition():
             left = _left(deadline)
-            if left == 0.0 or self._staff.ended:
+            if self._staff.ended:
+                self._roles.callbacks.handle_event()
+                return condition()
+            if left == 0.0:
                 return condition()
             self.handle_events(left)
         return True

@@ -106,6 +106,11 @@ class JobFactory:
                 job.pickled = pickled
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
+            if "<lambda>" in job.function or "<locals>" in job.function:
+                exc.add_note(
+                    "a worker finds a function by its name: define this one with `def`, at the "
+                    "top level of a module, not as a lambda or inside of another function"
+                )
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = remote_traceback(format_traceback(exc))
             job.pickling_error = exc.with_traceback(None)

@@ -102,7 +102,7 @@ class Handle:
             ValueError: it is not ready.
         """
         if self._ok is None or not self.ready():
-            raise ValueError(f"{self!r} is not ready")
+            raise ValueError(f"{self.title()} is not ready")
         return self._ok
 
     def wait(self, timeout: float | None = None) -> None:
@@ -126,7 +126,7 @@ class Handle:
         if self._ok is None or self._callbacks is not None:
             self.wait(timeout)
             if not self.ready():
-                raise TimeoutError(f"{self!r} was not ready within {timeout:g} s")
+                raise TimeoutError(f"{self.title()} was not ready within {timeout:g} s")
         if self._ok:
             return self._result
         try:
@@ -167,6 +167,10 @@ class Handle:
         self._pool = None
         if self._signal is not None:
             self._signal.notify_all()
+
+    def title(self) -> str:
+        """What messages call it."""
+        return "the result"
 
     def _state(self) -> str:
         if not self.ready():
@@ -266,6 +270,9 @@ class ApplyResult(Handle):
         callbacks = self._callbacks
         if callbacks is not None and callbacks.expired is not None:
             callbacks.queue(callbacks.expired, soft=soft, timeout=timeout)
+
+    def title(self) -> str:
+        return f"the result of job {self.job} ({self._entry.function if self._entry else '?'})"
 
     def __repr__(self) -> str:
         function = self._entry.function if self._entry else "?"

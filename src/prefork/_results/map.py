@@ -157,6 +157,9 @@ class MapResult(Handle):
         partial, self._values = self._values, []
         return partial
 
+    def title(self) -> str:
+        return f"the result of the map of {self._function}"
+
     def __repr__(self) -> str:
         progress = f"{self._done} of {self._items} items, {self._state()}"
         return f"<{type(self).__name__} of {self._function}: {progress}>"

@@ -29,8 +29,7 @@ class CallbackQueue(Protocol):
         has raised, or can never be called."""
 
     def is_inside(self) -> bool:
-        """Whether the caller is called by a callback; or nothing runs beside it that it could wait
-        for, since the pool has no threads."""
+        """Whether the caller is called by a callback, or none can be waited for."""
 
 
 class JobEnder(Protocol):

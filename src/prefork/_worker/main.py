@@ -22,9 +22,10 @@ from prefork._ipc.outcome import encode_failure, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
 from prefork._ipc.worker_end import WorkerEnd
-from prefork._system import at_fork, stacks
+from prefork._system import at_fork, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, set_action, unblock
 from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
+from prefork._worker.sessions import allowing_sessions
 
 __all__ = ["main"]
 
@@ -96,10 +97,12 @@ class _Worker:
         unblock(SOFT_SIGNAL, signal.SIGTERM)
 
     def _initialise(self) -> None:
+        random_state.renew()
         if self._options.initializer is None:
             return
         try:
-            self._options.initializer()
+            with allowing_sessions():
+                self._options.initializer()
         except BaseException as exc:
             self._end.report(Kind.BROKEN, pickled=dumps(encode_failure(exc)))
             raise SystemExit(1) from None

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from prefork._ipc.payload import Payload
 from prefork._ipc.pickling import load
+from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions"]
@@ -40,7 +41,7 @@ class Initializer:
         return _PickledInitializer, (DupFd(self._payload.fd),)
 
     def __call__(self) -> None:
-        self.func(*self.args)
+        _call(self.func, self.args)
 
 
 class _PickledInitializer:
@@ -52,7 +53,13 @@ class _PickledInitializer:
     def __call__(self) -> None:
         pickled = self._pickled
         func, args = load(pickled if isinstance(pickled, bytes) else Payload.open(pickled.detach()))
-        func(*args)
+        _call(func, args)
+
+
+def _call(func: Callable[..., object], args: tuple[Any, ...]) -> None:
+    if func is sessions.REAL:  # it was looked up before `allowing_sessions`
+        func = sessions.setsid
+    func(*args)
 
 
 class WorkerOptions(NamedTuple):
