@@ -8,6 +8,7 @@ import multiprocessing.pool
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -54,6 +55,7 @@ def test_names_of_a_pool(make_pool, context, gate):
     assert len(pool._cache) == 6
     assert set(pool._cache.values()) == {*results, a_map}
     assert results[0]._job in pool._cache
+    assert pool._cache[a_map._job] is a_map
     assert pool._taskqueue.qsize() >= 2
     for visitor in visitors:
         visitor.go()
@@ -560,3 +562,25 @@ def test_jobs_of_one_terminate_have_errors_of_their_own(make_pool, gate):
         errors.append(caught.value)
     assert len({id(error) for error in errors}) == len(results)
     assert len({str(error) for error in errors}) == 1
+
+
+# --- libraries that replace the standard one
+
+
+class Monkey:
+    """Looks like `gevent.monkey`."""
+
+    def __init__(self, *patched):
+        self.patched = patched
+
+    def is_module_patched(self, name):
+        return name in self.patched
+
+
+def test_what_another_library_has_replaced_is_said_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gevent.monkey", Monkey("threading", "queue", "socket"))
+    with pytest.raises(RuntimeError, match=r"^gevent has patched threading, queue, .*thread=False"):
+        Pool(1)
+    monkeypatch.setitem(sys.modules, "gevent.monkey", Monkey("socket", "ssl"))
+    with Pool(1) as pool:
+        assert pool.apply(square, (3,)) == 9

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import select
 import sys
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
 
 from prefork._describe import short_repr
 
@@ -47,13 +46,38 @@ def check_function(func: object) -> None:
 def check_environment() -> None:
     """
     Raises:
-        RuntimeError: a library has taken away what a pool needs.
+        RuntimeError: a library has replaced what a pool needs as it is: its threads would run in
+            the library's loop, and stop that when they wait.
     """
-    if hasattr(select, "epoll") or not sys.platform.startswith("linux"):
-        return
-    for library in ("gevent", "eventlet"):
-        if library in sys.modules:
+    for library, needed, advice in _PATCHING:
+        module: Any = sys.modules.get(f"{library}.{needed.module}")
+        if module is None:
+            continue
+        is_patched: Callable[[str], bool] = getattr(module, needed.ask)
+        if patched := [name for name in needed.names if is_patched(name)]:
             raise RuntimeError(
-                f"{library} has patched the select module, so that there is no epoll, which a pool "
-                "needs"
+                f"{library} has patched {', '.join(patched)}, which a pool needs as they are: "
+                f"{advice}; or have the pool in a process of its own"
             )
+
+
+class _Needed(NamedTuple):
+    module: str  # of the library, that knows what is patched
+    ask: str  # a function in there
+    names: tuple[str, ...]  # of what must not be
+
+
+_PATCHING: Final = (
+    (
+        "gevent",
+        _Needed("monkey", "is_module_patched", ("threading", "select", "queue", "os")),
+        "patch the rest only, by gevent.monkey.patch_all(thread=False, select=False, queue=False, "
+        "os=False, signal=False), and wait for results in gevent.get_hub().threadpool",
+    ),
+    (
+        "eventlet",
+        _Needed("patcher", "is_monkey_patched", ("thread", "select", "os")),
+        "patch the rest only, by eventlet.monkey_patch(thread=False, select=False, os=False), and "
+        "wait for results in eventlet.tpool",
+    ),
+)

@@ -67,10 +67,8 @@ class PoolNames(StandsIn):
     @property
     def _cache(self) -> Mapping[int, object]:
         """The results that are not ready, by a number of each."""
-        numbers: dict[int, tuple[int, object]] = {}  # by result, since a map has many jobs
-        for number, job in list(self._engine.jobs.accounts.open.items()):
-            numbers.setdefault(id(job.sink), (number, job.sink))
-        return MappingProxyType(dict(numbers.values()))
+        sinks = {id(job.sink): job.sink for job in list(self._engine.jobs.accounts.open.values())}
+        return MappingProxyType({_number(sink): sink for sink in sinks.values()})
 
     @property
     def _taskqueue(self) -> _TaskQueue:
@@ -78,6 +76,10 @@ class PoolNames(StandsIn):
 
     def _repopulate_pool(self) -> None:
         """The pool does so without being told."""
+
+
+def _number(sink: Any) -> int:
+    return int(getattr(sink, "_job", id(sink)))
 
 
 class _TaskQueue:
@@ -146,6 +148,10 @@ class MapNames(_HandleNames):
     is left, times the size of a chunk, is how many items are left. `self` is a `MapResult`."""
 
     _chunksize = 1
+
+    @property
+    def _job(self: Any) -> int:
+        return int(self.number)
 
     @property
     def _success(self: Any) -> bool:

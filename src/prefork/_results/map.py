@@ -37,6 +37,7 @@ class MapResult(Handle):
         "_most_jobs",
         "_values",
         "cancelled",
+        "number",
         "room",
     )
 
@@ -48,6 +49,7 @@ class MapResult(Handle):
         self._values: list[Any] = [None] * length
         self._error: BaseException | None = None
         self._lock = threading.Lock()
+        self.number = 0  # of its first job
         self._items = length  # that are expected
         self._done = 0  # items
         self._jobs = 0  # on their way
@@ -99,6 +101,7 @@ class MapResult(Handle):
 
     def job_added(self, job: Job) -> None:
         with self._lock:
+            self.number = self.number or job.id
             self._jobs += 1
             self._bytes += job.nbytes
         if self.cancelled:  # meanwhile: it shall not run
