@@ -476,6 +476,15 @@ def test_a_function_that_cannot_be_pickled(make_pool, verb):
     assert "at the top level of a module" in "".join(caught.value.__notes__)
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_program_without_a_guard_for_its_main_module(script, tmp_path, method):
+    program = tmp_path / "program.py"
+    program.write_text(f"import prefork; prefork.Pool(1, context={method!r}).map(len, ['a'])")
+    code, _, err = script(program).finish()
+    assert code == 1
+    assert 'belongs under `if __name__ == "__main__":`' in err.splitlines()[-1]
+
+
 def test_messages_name_the_result(make_pool, gate):
     pool = make_pool(1)
     result = pool.apply_async(enter, (gate,))

@@ -264,9 +264,19 @@ class Recruiter:
                 how = f"the initializer failed: {describe(cause)}"
             self._jobs.break_down(
                 f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
-                f"{self._failed_starts}; see its error output\n{stack}".rstrip(),
+                f"{self._failed_starts}; see its error output{self._hint(exitcode)}\n{stack}".rstrip(),
                 cause,
             )
+
+    def _hint(self, exitcode: int | None) -> str:
+        """A program that starts its work when it is imported would start it in each worker, too:
+        the standard library refuses that there."""
+        if exitcode != 1 or self._options.context.get_start_method() == "fork":
+            return ""
+        return (
+            ". A worker that is not forked imports the program's file: what the program does when it "
+            'is run belongs under `if __name__ == "__main__":`'
+        )
 
     def _count_failed_start(self) -> None:
         if self._jobs.starts != self._good_starts:
