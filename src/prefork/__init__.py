@@ -28,6 +28,8 @@ Layout, from the top; a module imports only from those below it:
     worker            what runs in the child process
     handles           what callers hold: the classes of the two below that are not compiled
     iterators         lazy iterators over results
+    contexts          contexts whose pools are ours; how programs that cannot be changed get them
+    _compat           what programs expect because `multiprocessing` has it; hints
     results           result handles
     owners            what a result asks of its pool (types)
     waiting           where threads wait for one another
