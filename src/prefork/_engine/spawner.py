@@ -264,7 +264,8 @@ class Recruiter:
                 how = f"the initializer failed: {describe(cause)}"
             self._jobs.break_down(
                 f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
-                f"{self._failed_starts}; see its error output{self._hint(exitcode)}\n{stack}".rstrip(),
+                f"{self._failed_starts}; see its error output{self._hint(exitcode)}\n"
+                f"{stack}".rstrip(),
                 cause,
             )
 
@@ -274,8 +275,8 @@ class Recruiter:
         if exitcode != 1 or self._options.context.get_start_method() == "fork":
             return ""
         return (
-            ". A worker that is not forked imports the program's file: what the program does when it "
-            'is run belongs under `if __name__ == "__main__":`'
+            ". A worker that is not forked imports the program's file: what the program does when "
+            'it is run belongs under `if __name__ == "__main__":`'
         )
 
     def _count_failed_start(self) -> None:
