@@ -517,18 +517,21 @@ alive: weakref.WeakSet[Large] = weakref.WeakSet()
 
 VERBS = {
     "map": lambda pool: pool.map(Large, range(6), 1),
-    "map_async": lambda pool: pool.map_async(Large, range(6), 1).get(DEADLINE),
+    "map_async": lambda pool: kept[0].get(DEADLINE),
 }
+kept: list[MapResult] = []
 
 
 @pytest.mark.parametrize("method", VERBS)
 def test_partial_results_of_a_failed_map_go_with_the_exception(make_pool, method):
     pool = make_pool(1)
+    kept[:] = [pool.map_async(Large, range(6), 1)]
     gc.collect()
     gc.disable()
     try:
         with pytest.raises(LookupError):
             VERBS[method](pool)
+        kept[0].wait(DEADLINE)
         pool.apply(square, (1,))  # the handler has let go of the last job
         assert not alive
     finally:
