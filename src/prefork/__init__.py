@@ -7,8 +7,10 @@ The rooms, from the top; a module imports only from its own room and those below
     cli, __main__         `prefork map`: a function over many inputs, from the command line
     celery                celery's worker pool
     taskpool              `TaskPool`: calls with callbacks, for task workers
+    contexts              this pool in the place of `multiprocessing`'s
     pool, _mapping        `Pool`: the public verbs
     results               what users hold: handles and iterators
+    _compat               what programs expect because `multiprocessing` has it; hints
     _results              the same, as the pool fills them
     _engine               one running pool: `engine` makes the parts, `drivers` have them work
     _policy, _worker      what decides; what runs in a worker process
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -100,9 +103,13 @@ __all__ = [
     "WorkerLostError",
     "WorkerState",
     "WorkerStatistics",
+    "get_context",
+    "install",
+    "uninstall",
 ]
 
 _HOMES = {
+    "prefork.contexts": ["get_context", "install", "uninstall"],
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],

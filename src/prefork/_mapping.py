@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from prefork._arguments import check_count, check_counts
+from prefork._arguments import check_can_iterate, count, some_count
+from prefork._compat.habits import check_function
 from prefork._describe import function_name
 from prefork._engine.engine import Engine
 from prefork._ipc.wire import MAP, STARMAP
@@ -158,24 +159,27 @@ class MapFamily(PoolRef):
         error_callback: Callback = None,
         wait: bool = False,
     ) -> MapResult:
+        check_function(func)
         callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
         if chunksize is not None:
-            check_count("chunksize", chunksize)
+            chunksize = count("chunksize", chunksize)
         engine, items = self._engine, list(iterable)
         name = function_name(func)
         result = MapResult(self, name, len(items), callbacks)
         if not items:
             return result
         workers = engine.supervisor.processes
+        few = FIRST_CHUNKS * workers  # they are handed over at once
         chunks: Iterable[list[Any]]
         if chunksize is None:
             chunks = adaptive = AdaptiveChunks(items, workers)
-            result.limit(FIRST_CHUNKS * workers, adaptive.measured)
+            # One more than few: after them there is still room, and so the end is found at once.
+            result.limit(few + (len(items) == few), adaptive.measured)
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        engine.feed(jobs, result, here=wait, at_once=len(items) <= FIRST_CHUNKS * workers)
+        engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
         return result
 
     def _imap(
@@ -188,13 +192,15 @@ class MapFamily(PoolRef):
         limits: Limits,
     ) -> Iterator:
         engine = self._engine
-        check_count("chunksize", chunksize)
-        check_counts(buffersize=buffersize)
+        check_function(func)
+        chunksize = count("chunksize", chunksize)
+        buffersize = some_count("buffersize", buffersize)
         name, workers = function_name(func), engine.supervisor.processes
         ordered = iterator_class is not IMapUnorderedIterator
         items = Items(self, name, buffersize, chunksize, workers, ordered)
         items.on_cancel = engine.state.check_done
         result = iterator_class(items)  # which cancels them if this is interrupted
-        jobs = engine.factory.items(items, func, iter(iterable), chunksize, limits)
+        check_can_iterate(iterable)  # only that: to begin may already take long
+        jobs = engine.factory.items(items, func, iterable, chunksize, limits)
         engine.feed(jobs, items)
         return result

@@ -6,7 +6,9 @@ All of them survive pickling, so that a pool inside a pool's task reports them u
 
 from __future__ import annotations
 
+import importlib
 from multiprocessing import TimeoutError
+from typing import TYPE_CHECKING, Any
 
 from prefork._describe import describe_exit
 
@@ -21,6 +23,7 @@ __all__ = [
     "TimeLimitExceeded",
     "TimeoutError",
     "WorkerLostError",
+    "remote_traceback",
 ]
 
 
@@ -155,12 +158,25 @@ class MaybeDecodingError(PreforkError):
         return f"{text}\nThe task's own traceback:\n{self.traceback}" if self.traceback else text
 
 
-class RemoteTraceback(Exception):
+def remote_traceback(traceback: str) -> RemoteTraceback:
     """The `__cause__` of an exception from elsewhere: its traceback there, as text."""
+    error: type[RemoteTraceback] = __getattr__("RemoteTraceback")
+    return error(f'\n"""\n{traceback}"""')
 
-    def __init__(self, traceback: str) -> None:
-        super().__init__(traceback)
-        self.traceback = traceback
 
-    def __str__(self) -> str:
-        return f'\n"""\n{self.traceback}"""'
+if TYPE_CHECKING:
+
+    class RemoteTraceback(Exception):
+        """The standard library's; `tb` is the text."""
+
+        tb: str
+
+        def __init__(self, tb: str) -> None: ...
+
+
+def __getattr__(name: str) -> Any:
+    """The standard library's class, once somebody asks for it: its module is large, and a worker
+    does without (PEP 562)."""
+    if name == "RemoteTraceback":
+        return importlib.import_module("multiprocessing.pool").RemoteTraceback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

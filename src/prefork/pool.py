@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 
 from prefork import errors
-from prefork._arguments import check_callables, check_count, check_counts, check_iterable, seconds
+from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
+from prefork._compat.classes import stands_for
+from prefork._compat.habits import check_environment, check_function, unknown_option
+from prefork._compat.names import PoolNames
 from prefork._engine import callbacks, roles
 from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.spawner import Options
+from prefork._engine.state import PoolPhase
 from prefork._engine.terminator import Terminator
 from prefork._ipc.outcome import Outcome
 from prefork._ipc.wire import ACCEPT
@@ -32,7 +37,8 @@ from prefork.statistics import PoolStatistics
 __all__ = ["Pool"]
 
 
-class Pool(MapFamily):
+@stands_for("Pool")
+class Pool(MapFamily, PoolNames):
     """A pool of worker processes that run functions.
 
     Args:
@@ -49,7 +55,8 @@ class Pool(MapFamily):
         lost_worker_timeout: when a worker has died but a process that it forked could still
             send the result, how many seconds to wait for that.
         context: a start method's context, as from `multiprocessing.get_context("spawn")`, or just
-            its name. None: the default one.
+            its name. None: the default one. It may also be the fifth positional argument, as it
+            is that of `multiprocessing.pool.Pool`.
         threads: False: the pool has no threads; it is driven by an event loop (`attach`) or by
             hand (`handle_events`).
         maxtasksperchild_jitter: each worker is replaced after up to so many jobs less, by
@@ -69,7 +76,7 @@ class Pool(MapFamily):
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
-        TypeError: an argument is of the wrong type.
+        TypeError: an argument is of the wrong type, or unknown.
 
     The seed of the interface is `multiprocessing.Pool`, whose documentation applies.
     """
@@ -91,7 +98,7 @@ class Pool(MapFamily):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        timeout: float | None = None,
+        timeout: float | BaseContext | None = None,
         soft_timeout: float | None = None,
         lost_worker_timeout: float = 10.0,
         *,
@@ -103,32 +110,41 @@ class Pool(MapFamily):
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
         accept_delay: float | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unknown_option(type(self).__name__, unknown)
+        if isinstance(timeout, BaseContext):
+            if context is not None:
+                raise TypeError("context is given twice: as the fifth argument, and by its name")
+            context, timeout = timeout, None
         if processes is None:
             processes = available_cpus()
-        check_count("processes", processes)
-        check_counts(
-            maxtasksperchild=maxtasksperchild,
-            max_memory_per_child=max_memory_per_child,
-            max_memory_per_task=max_memory_per_task,
-        )
-        check_count("maxtasksperchild_jitter", maxtasksperchild_jitter, least=0)
-        if maxtasksperchild_jitter and maxtasksperchild_jitter >= (maxtasksperchild or 0):
+        processes = count("processes", processes)
+        try:
+            maxtasksperchild = some_count("maxtasksperchild", maxtasksperchild)
+        except TypeError as exc:
+            raise ValueError(*exc.args) from None  # as `multiprocessing` has it
+        max_memory_per_child = some_count("max_memory_per_child", max_memory_per_child)
+        max_memory_per_task = some_count("max_memory_per_task", max_memory_per_task)
+        jitter = count("maxtasksperchild_jitter", maxtasksperchild_jitter, least=0)
+        if jitter and jitter >= (maxtasksperchild or 0):
             raise ValueError("maxtasksperchild_jitter must be less than maxtasksperchild")
-        check_count("max_restarts", max_restarts, least=0)
+        max_restarts = count("max_restarts", max_restarts, least=0)
         check_callables(initializer=initializer)
         initargs = check_iterable("initargs", initargs)
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         elif not isinstance(context, BaseContext):
             raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
+        check_environment()
         options = Options(
             processes,
             context,
             Initializer(initializer, initargs) if initializer else None,
             self.Process,
             maxtasksperchild,
-            maxtasksperchild_jitter,
+            jitter,
             max_memory_per_child,
             max_memory_per_task,
             max_restarts,
@@ -196,12 +212,17 @@ class Pool(MapFamily):
             soft_timeout, timeout, lost_worker_timeout: instead of the pool's, for this job.
             retries: how often to run it again after its worker was lost.
 
-        Callbacks run one after another on a thread of the pool; each is called at most once.
+        Callbacks run one after another on a thread of the pool; each is called at most once. As in
+        `multiprocessing`, the result is ready (for `ready`, `wait` and `get`) when they have run;
+        only inside of a callback every result is ready as soon as it is here, so that callbacks may
+        wait for any job. They should be short: those that follow wait for them.
 
         Raises:
             ValueError: the pool is closed or terminated.
             PoolBrokenError: the pool could not start its workers.
+            TypeError: `func` or a callback cannot be called.
         """
+        check_function(func)
         told = callbacks_for(
             self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
@@ -237,6 +258,7 @@ class Pool(MapFamily):
         way, the job fails as a whole, or is run again as a whole.
         """
         self._engine.state.check_running()
+        check_function(func)
         told = callbacks_for(self._engine.callbacks, callback, error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
         limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
@@ -252,8 +274,7 @@ class Pool(MapFamily):
 
     def grow(self, n: int = 1) -> None:
         """Add `n` workers."""
-        check_count("n", n)
-        self._engine.supervisor.resize(+n)
+        self._engine.supervisor.resize(+count("n", n))
 
     def shrink(self, n: int = 1) -> None:
         """Take `n` workers away; busy ones finish their task first.
@@ -261,8 +282,7 @@ class Pool(MapFamily):
         Raises:
             ValueError: fewer than one worker would be left.
         """
-        check_count("n", n)
-        self._engine.supervisor.resize(-n)
+        self._engine.supervisor.resize(-count("n", n))
 
     def restart(self) -> None:
         """Replace all workers, one after another: each goes after the task that it runs, when
@@ -397,6 +417,17 @@ class Pool(MapFamily):
         traceback: TracebackType | None,
     ) -> None:
         self.terminate()
+
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
+        """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,
+        where nobody's filters and hooks for warnings are to run."""
+        engine: Engine | None = getattr(self, "_engine", None)
+        if engine is None or engine.state.phase is not PoolPhase.RUN or engine.is_busy_here():
+            return
+        try:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+        finally:
+            engine.drop()  # even if a list of warnings holds it
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise NotImplementedError("a pool cannot be passed between processes or pickled")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from prefork._compat.classes import stands_for
+from prefork._compat.names import ApplyNames, IMapNames, MapNames
 from prefork._results import apply, imap, map
 
 __all__ = ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
@@ -15,7 +17,8 @@ __all__ = ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
 T = TypeVar("T")
 
 
-class ApplyResult(apply.ApplyResult, Generic[T]):
+@stands_for("ApplyResult")
+class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T]):
     __doc__ = apply.ApplyResult.__doc__
     __slots__ = ("__weakref__",)
 
@@ -24,7 +27,8 @@ class ApplyResult(apply.ApplyResult, Generic[T]):
         def get(self, timeout: float | None = None) -> T: ...
 
 
-class MapResult(map.MapResult):
+@stands_for("MapResult")
+class MapResult(map.MapResult, MapNames):
     __doc__ = map.MapResult.__doc__
 
     if TYPE_CHECKING:
@@ -32,7 +36,8 @@ class MapResult(map.MapResult):
         def get(self, timeout: float | None = None) -> list[Any]: ...
 
 
-class IMapIterator(imap.IMapIterator):
+@stands_for("IMapIterator")
+class IMapIterator(imap.IMapIterator, IMapNames):
     __doc__ = imap.IMapIterator.__doc__
 
     def __del__(self) -> None:
@@ -40,5 +45,6 @@ class IMapIterator(imap.IMapIterator):
             self.close()
 
 
+@stands_for("IMapUnorderedIterator")
 class IMapUnorderedIterator(IMapIterator):
     """The results of `imap_unordered`: like `imap`, but as they become ready."""

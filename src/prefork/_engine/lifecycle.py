@@ -64,10 +64,12 @@ class Lifecycle:
                 elif not worker.has_exited:
                     worker.kill("the pool was terminated")
             state.scheduler.clear()
+            # Each gets an error of its own: who raises it adds a traceback to it, and keeps with it
+            # what that refers to.
             for job in list(state.open_jobs.by_id.values()):
-                state.open_jobs.fail(job, reason)
+                state.open_jobs.fail(job, _another(reason))
             for reader in state.inputs:
-                reader.abort(reason)
+                reader.abort(_another(reason))
             for worker in idle:
                 worker.leave("the pool was terminated", TERMINATE_SECONDS)
         state.slot_free.notify_all()
@@ -104,3 +106,10 @@ class Lifecycle:
         """The result handler has failed, so what is to be told must be told here, now."""
         self.crash(error)
         self._state.outcomes.deliver()
+
+
+def _another(error: Exception) -> Exception:
+    """The same error as an object of its own."""
+    another = type(error)(*error.args)
+    another.__cause__ = error.__cause__
+    return another

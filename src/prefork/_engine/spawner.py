@@ -369,8 +369,18 @@ class Spawner:
             how = f"the initializer failed: {describe(cause)}"
         self._give_up(
             f"worker process {worker.pid} could not start: {how}; failed starts in a row: "
-            f"{self._failed_starts}; see its error output\n{stack}".rstrip(),
+            f"{self._failed_starts}; see its error output{self._hint(exitcode)}\n{stack}".rstrip(),
             cause,
+        )
+
+    def _hint(self, exitcode: int | None) -> str:
+        """A program that starts its work when it is imported would start it in each worker, too:
+        the standard library refuses that there."""
+        if exitcode != 1 or self._options.start_method == "fork":
+            return ""
+        return (
+            ". A worker that is not forked imports the program's file: what the program does when "
+            'it is run belongs under `if __name__ == "__main__":`'
         )
 
     def _judge_no_process(self, error: Exception) -> None:

@@ -9,7 +9,12 @@ from prefork._describe import describe, type_name
 from prefork._ipc.descriptors import ArrivedFds, arriving
 from prefork._ipc.pickling import dumps, load, pack, pickle_in_band, unpack
 from prefork._ipc.wire import Kind
-from prefork.errors import MaybeDecodingError, PreforkError, RemoteTraceback, SoftTimeLimitExceeded
+from prefork.errors import (
+    MaybeDecodingError,
+    PreforkError,
+    SoftTimeLimitExceeded,
+    remote_traceback,
+)
 
 
 class PickledError(NamedTuple):
@@ -155,7 +160,7 @@ def decode_failure(failure: PickledError) -> tuple[bool, Any]:
         exc = load(failure.pickled)
         if not isinstance(exc, BaseException):
             raise TypeError(f"it unpickles to {type_name(exc)}, which is no exception")
-        exc.__cause__ = RemoteTraceback(failure.traceback)
+        exc.__cause__ = remote_traceback(failure.traceback)
     except BaseException as reason:
         exc = _decoding_error(failure.type_name, reason, failure.traceback)
     return False, exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from prefork._arguments import check_count, seconds
+from prefork._arguments import count, seconds
 
 __all__ = ["NO_LIMITS", "Limits"]
 
@@ -32,7 +32,7 @@ class Limits(NamedTuple):
         if timeout is None and soft_timeout is None and lost_worker_timeout is None and not retries:
             return self
         hard, soft, lost, _ = self
-        check_count("retries", retries, least=0)
+        retries = count("retries", retries, least=0)
         return Limits(
             hard if timeout is None else seconds("timeout", timeout),
             soft if soft_timeout is None else seconds("soft_timeout", soft_timeout),

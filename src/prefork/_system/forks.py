@@ -15,6 +15,7 @@ import io
 import itertools
 import os
 import pickle
+import time
 from multiprocessing import context as mp_context
 from multiprocessing import popen_fork, util
 from multiprocessing.reduction import ForkingPickler
@@ -22,16 +23,50 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from prefork._system import at_fork, resources, signals
 from prefork._system.lifeline import LifelineEnd
-from prefork._system.selector import MAX_TIMEOUT, is_readable
+from prefork._system.selector import is_readable
 from prefork._system.template import Born, Template
 from prefork._system.template_main import Order, become_template
 
 if TYPE_CHECKING:
     from prefork._system.process import Process
 
-__all__ = ["Fork", "TemplateFork"]
+__all__ = ["Fork", "TemplateFork", "await_end", "peek", "reap"]
+
+STEP_SECONDS = 0.05
 
 _HAS_PIDFD = hasattr(os, "pidfd_open")
+
+
+def peek(popen: Any, flag: int) -> int | None:
+    """The exit code of a child that has ended, which stays a zombie: its number is its own until
+    `reap`. None if it has not, or if somebody else has reaped it."""
+    if popen.returncode is None:
+        try:
+            ended = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT | flag)
+        except ChildProcessError:
+            return None
+        if ended is not None:
+            exited = ended.si_code == os.CLD_EXITED
+            popen.returncode = ended.si_status if exited else -ended.si_status
+    code: int | None = popen.returncode
+    return code
+
+
+def await_end(popen: Any, timeout: float | None) -> int | None:
+    """Wait for the end of a process that the pool may account for at the same time: in steps, since
+    its descriptor is closed then, and the number may become another's."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while (code := popen.poll()) is None and (fd := popen.sentinel) >= 0:
+        left = STEP_SECONDS if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            break
+        is_readable(fd, min(STEP_SECONDS, left))
+    return code  # type: ignore[no-any-return]
+
+
+def reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 class _Launched(popen_fork.Popen):
@@ -88,11 +123,12 @@ class _Launched(popen_fork.Popen):
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self._template is None:
-            return super().poll(flag)
-        if not flag and self.pidfd >= 0:
-            is_readable(self.pidfd, MAX_TIMEOUT)
+            return peek(self, flag)
         self.ask_status()
         return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        return await_end(self, timeout)
 
     def ask_status(self) -> None:
         """It has ended: learn how, if that takes a question that is to be waited for."""
@@ -100,7 +136,10 @@ class _Launched(popen_fork.Popen):
         if template is None or self.returncode is not None or self.pidfd < 0:
             return
         if is_readable(self.pidfd, 0):
-            self.returncode = template.status(self.pid)
+            status = template.status(self.pid)
+            # Another thread may have asked, too, and reaped it before this question arrived.
+            if status is not None and self.returncode is None:
+                self.returncode = status
             if self.returncode is None and template.is_lost:
                 self._adopt_orphan()
 
@@ -118,7 +157,9 @@ class _Launched(popen_fork.Popen):
 
     def reap(self) -> None:
         """It has been accounted for; its number may be used again."""
-        if self._is_adopted and self._template is not None:
+        if self._template is None:
+            reap(self.pid)
+        elif self._is_adopted:
             self._template.reap(self.pid)
             self._let_go()
 

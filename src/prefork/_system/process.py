@@ -11,11 +11,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import context as mp_context
+from multiprocessing import process as mp_process
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from prefork._system import at_fork, forks, orderly_end
@@ -29,6 +31,24 @@ STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
 
 
+_listed: set[BaseProcess] = set()  # our children that are in multiprocessing's list
+
+
+def _forget_listed() -> None:
+    """In a forked child, which at its end would wait for them, as if they were its own."""
+    _all_children().difference_update(_listed)
+    _listed.clear()
+
+
+os.register_at_fork(after_in_child=_forget_listed)
+
+
+def _all_children() -> set[BaseProcess]:
+    """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
+    children: set[BaseProcess] = mp_process._children  # type: ignore[attr-defined]
+    return children
+
+
 class Process(BaseProcess):
     """The standard library's process class, for any start method.
 
@@ -38,6 +58,7 @@ class Process(BaseProcess):
 
     kind = "PreforkWorker"  # what a pool's workers are called, before their number
     index = 0  # in a pool: its place there; free places are used again, the lowest first
+    keeps_status = False  # others may see how it has ended; it stays for `Child.collect`
 
     def __init__(
         self,
@@ -79,7 +100,9 @@ class Process(BaseProcess):
     @staticmethod
     def forks(context: BaseContext | None) -> bool:
         """Whether processes are forked in this context."""
-        return getattr(context, "Process", None) is getattr(mp_context, "ForkProcess", 0)
+        forked: Any = getattr(mp_context, "ForkProcess", None)
+        process = getattr(context, "Process", None)
+        return forked is not None and getattr(process, "_Popen", None) is forked._Popen
 
     def fds(self) -> tuple[int, ...]:
         """What a process that is prepared needs of this one's descriptors."""
@@ -131,19 +154,21 @@ class Process(BaseProcess):
             self._fork.ask_status()
 
     def reap(self) -> None:
-        """It has been accounted for."""
-        if self._fork is not None:
-            self._fork.reap()
+        """It has been accounted for; its number may be used again."""
+        if (popen := self.popen) is not None:
+            popen.reap()
 
     def tidy(self) -> None:
         """To be called once it has been started."""
         if self._fork is not None:
             self._fork.tidy()
 
-    def close(self) -> None:
-        super().close()
-        if self._fork is not None:
-            self._fork.close()
+    def let_go(self) -> None:
+        """Like `close`, but who has this from `active_children` may still ask how it has ended."""
+        _all_children().discard(self)
+        for popen in (self._popen, self._fork):  # type: ignore[attr-defined]
+            if popen is not None:
+                popen.close()
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         """All that the child does; the standard library's name for it."""
@@ -162,7 +187,45 @@ class Process(BaseProcess):
             return self._fork
         context = self._start_context or multiprocessing.get_context()
         self._start_context = None  # the child neither needs it nor could unpickle it
-        return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+        popen = context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+        return _KeepsStatus(popen) if self.keeps_status else popen
+
+
+class _KeepsStatus:
+    """What the standard library has of a process that it has started, but its status is taken once,
+    by `Child.collect`: whoever in this program asks for the active children just sees it."""
+
+    def __init__(self, popen: Any) -> None:
+        self._popen = popen
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._popen, name)
+
+    @property
+    def sentinel(self) -> int:
+        """-1 once it is closed."""
+        return -1 if self._is_closed else int(self._popen.sentinel)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._popen.method != "forkserver":
+            return forks.peek(self._popen, flag)
+        with self._lock:  # it comes through a pipe, once
+            code: int | None = self._popen.returncode if self._is_closed else self._popen.poll()
+            return code
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        return forks.await_end(self, timeout)
+
+    def reap(self) -> None:
+        if self._popen.method != "forkserver":
+            forks.reap(self._popen.pid)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._popen.close()
 
 
 def preload(context: BaseContext, module: str) -> None:
@@ -242,10 +305,13 @@ class Child:
             self._process = process_class(target=target, name=name, args=args, context=context)
             self._process.index = index
             self._process.prepare(fds, lifeline, ties.template)
+            self._fds = self._process.fds()
         else:
+            self._fds = (*fds, lifeline.fd)
             tied = lifeline, target, args
             self._process = process_class(target=_run_tied, name=name, args=tied, context=context)
             self._process.index = index
+            self._process.keeps_status = True
 
     def start(self) -> None:
         """
@@ -253,10 +319,8 @@ class Child:
             TemplateLostError: it was to be forked from a template that has gone.
             OSError: as above.
         """
-        at_fork.keeping(self._process.fds(), self._process.start)
-        # A status can be collected once: not by whoever in this process asks multiprocessing for
-        # its active children meanwhile.
-        _children.discard(self._process)
+        _listed.add(self._process)
+        at_fork.keeping(self._fds, self._process.start)
 
     def look_after(self) -> None:
         """It has been started; no harm if this is done again.
@@ -357,6 +421,11 @@ class Child:
         self._process.reap()
         return -signal.SIGKILL if code is None and self._was_killed else code
 
+    @property
+    def process(self) -> Process:
+        """As multiprocessing has it."""
+        return self._process
+
     def wait(self, timeout: float) -> bool:
         """Wait until the process has ended, at most `timeout` seconds; whether it has."""
         fd = self.fileno()
@@ -376,7 +445,5 @@ class Child:
             os.close(pidfd)
         if self._own_lifeline is not None:
             self._own_lifeline.cut()
-        try:
-            self._process.close()
-        except ValueError:  # its status was collected by somebody else, so it counts as running
-            self._process._popen.close()  # type: ignore[attr-defined]
+        _listed.discard(self._process)
+        self._process.let_go()

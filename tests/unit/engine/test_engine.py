@@ -220,7 +220,7 @@ def test_an_input_is_read_as_there_is_room(pool: Driven) -> None:
     output = Output()
     engine = pool.engine
     items = engine.factory.items(pool.sink, len, iter(["a", "bc"]), 1, engine.limits)
-    engine.feed(items, output)
+    engine.feed(items, output, at_once=True)
     assert output.ended
     assert len(engine.state.open_jobs.by_id) == 2
     assert not engine.state.inputs

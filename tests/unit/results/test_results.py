@@ -23,12 +23,25 @@ class Pool:
         return signal.wait(condition, timeout)
 
 
-def call(callback, *args, **kwargs):
-    callback(*args, **kwargs)
+class Queue:
+    """Calls callbacks at once."""
+
+    def prepare(self):
+        pass
+
+    def __call__(self, callback, *args, **kwargs):
+        callback(*args, **kwargs)
+
+    def call_then(self, then, callback, *args):
+        callback(*args)
+        then()
+
+    def is_inside(self):
+        return False
 
 
 def told(callback=None, error_callback=None, **others):
-    return callbacks_for(call, callback, error_callback, **others)
+    return callbacks_for(Queue(), callback, error_callback, **others)
 
 
 def pending(**callbacks):
