@@ -17,7 +17,7 @@ from helpers import DEADLINE, METHODS, children, eventually
 from prefork import Pool
 from prefork._engine import starts
 from prefork._ipc import channel
-from prefork._system import log, process, resources, selector
+from prefork._system import child, log, resources, selector
 
 # --- descriptors
 
@@ -257,7 +257,7 @@ def failing(call, at, error):
         (os, "fork", BlockingIOError(errno.EAGAIN, "no process is left")),
         (selector.Selector, "add", OSError(errno.ENOSPC, "no watch is left")),
         (log.Log, "note", KeyboardInterrupt()),
-        (process.Child, "look_after", KeyboardInterrupt()),
+        (child.Child, "look_after", KeyboardInterrupt()),
         (resources, "open", KeyboardInterrupt()),
     ],
     ids=["fork", "watch", "admitted", "forked", "prepared"],

@@ -10,8 +10,9 @@ from typing import Protocol
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._system.child import Child
 from prefork._system.condition import Condition
-from prefork._system.process import Child, Process
+from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
 
 __all__ = ["BackgroundStart", "PendingWorker"]

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from prefork._ipc.channel import Channel
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Expiry
-from prefork._system.process import Child
+from prefork._system.child import Child
 from prefork._system.resources import resident
 from prefork._system.stacks import LAST_WORDS
 from prefork.statistics import WorkerState, WorkerStatistics
