@@ -140,6 +140,8 @@ class WorkerHandle(WorkerSlot):
         self.reason = self.reason or why
         if self._move(Phase.LEAVING):
             self.channel.send_leave()
+            if not self.ready:  # who is starting may be stopped, too, and nobody looks for that
+                self.process.signal(signal.SIGCONT)
         if seconds is not None and self.phase in (Phase.LEAVING, Phase.CLOSED):
             self._set_latest(time.monotonic() + seconds)
             self.process.signal(signal.SIGCONT)  # one that was stopped could not leave
