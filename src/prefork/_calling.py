@@ -22,6 +22,8 @@ from prefork._signatures import (
     Ts,
     Unchecked,
     X,
+    Y,
+    Z,
 )
 from prefork.results import ApplyResult
 
@@ -49,15 +51,15 @@ class CallFamily:
     @overload
     def apply(
         self,
-        func: Callable[[A | X, B | X], R],
-        args: tuple[A | X, B | X],
+        func: Callable[[A | X, B | Y], R],
+        args: tuple[A | X, B | Y],
         **options: Unpack[TaskLimits],
     ) -> R: ...
     @overload
     def apply(
         self,
-        func: Callable[[A | X, B | X, C | X], R],
-        args: tuple[A | X, B | X, C | X],
+        func: Callable[[A | X, B | Y, C | Z], R],
+        args: tuple[A | X, B | Y, C | Z],
         **options: Unpack[TaskLimits],
     ) -> R: ...
     @overload
@@ -122,15 +124,15 @@ class CallFamily:
     @overload
     def apply_async(
         self,
-        func: Callable[[A | X, B | X], R],
-        args: tuple[A | X, B | X],
+        func: Callable[[A | X, B | Y], R],
+        args: tuple[A | X, B | Y],
         **options: Unpack[CallOptions[R]],
     ) -> ApplyResult[R]: ...
     @overload
     def apply_async(
         self,
-        func: Callable[[A | X, B | X, C | X], R],
-        args: tuple[A | X, B | X, C | X],
+        func: Callable[[A | X, B | Y, C | Z], R],
+        args: tuple[A | X, B | Y, C | Z],
         **options: Unpack[CallOptions[R]],
     ) -> ApplyResult[R]: ...
     @overload

@@ -14,7 +14,7 @@ from prefork._policy.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fi
 from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
 from prefork._results.imap import Items
-from prefork._signatures import A, B, C, Callback, OfOneType, R, TaskLimits, Ts, Unchecked, X
+from prefork._signatures import A, B, C, Callback, OfOneType, R, TaskLimits, Ts, Unchecked, X, Y, Z
 from prefork.results import IMapIterator, IMapUnorderedIterator, MapResult
 
 __all__ = ["MapFamily"]
@@ -136,16 +136,16 @@ class MapFamily:
     @overload
     def starmap(
         self,
-        func: Callable[[A | X, B | X], R],
-        iterable: Iterable[tuple[A | X, B | X]],
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
         chunksize: int | None = None,
         **options: Unpack[TaskLimits],
     ) -> list[R]: ...
     @overload
     def starmap(
         self,
-        func: Callable[[A | X, B | X, C | X], R],
-        iterable: Iterable[tuple[A | X, B | X, C | X]],
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
         chunksize: int | None = None,
         **options: Unpack[TaskLimits],
     ) -> list[R]: ...
@@ -199,8 +199,8 @@ class MapFamily:
     @overload
     def starmap_async(
         self,
-        func: Callable[[A | X, B | X], R],
-        iterable: Iterable[tuple[A | X, B | X]],
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
@@ -209,8 +209,8 @@ class MapFamily:
     @overload
     def starmap_async(
         self,
-        func: Callable[[A | X, B | X, C | X], R],
-        iterable: Iterable[tuple[A | X, B | X, C | X]],
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,

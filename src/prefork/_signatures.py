@@ -30,6 +30,8 @@ __all__ = [
     "Ts",
     "Unchecked",
     "X",
+    "Y",
+    "Z",
 ]
 
 R = TypeVar("R")  # the result
@@ -37,7 +39,9 @@ Ts = TypeVarTuple("Ts")  # the types of all arguments
 A = TypeVar("A")  # of the first one
 B = TypeVar("B")
 C = TypeVar("C")
-X = TypeVar("X")  # see above
+X = TypeVar("X")  # makes a union of A: see above
+Y = TypeVar("Y")  # of B
+Z = TypeVar("Z")  # of C
 
 OfOneType: TypeAlias = (
     Callable[[A], R]

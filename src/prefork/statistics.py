@@ -1,7 +1,5 @@
 """What can be seen of a running pool: immutable snapshots."""
 
-from __future__ import annotations
-
 import enum
 from typing import NamedTuple
 
