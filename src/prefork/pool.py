@@ -86,16 +86,23 @@ class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[mis
     The seed of the interface is `multiprocessing.Pool`, whose documentation applies.
     """
 
-    ResultHandler = roles.ResultHandler
-    TaskHandler = roles.TaskHandler
-    TimeoutHandler = roles.TimeoutHandler
-    Supervisor = roles.Supervisor
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # as classes of their own, they may be bases of others: variables may not
 
-        class Process(process.Process):  # not what the stubs of the standard library take it for
-            pass
+        class ResultHandler(roles.ResultHandler): ...
+
+        class TaskHandler(roles.TaskHandler): ...
+
+        class TimeoutHandler(roles.TimeoutHandler): ...
+
+        class Supervisor(roles.Supervisor): ...
+
+        class Process(process.Process): ...
 
     else:
+        ResultHandler = roles.ResultHandler
+        TaskHandler = roles.TaskHandler
+        TimeoutHandler = roles.TimeoutHandler
+        Supervisor = roles.Supervisor
         Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
 
