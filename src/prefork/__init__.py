@@ -8,7 +8,9 @@ The rooms, from the top; a module imports only from its own room and those below
     celery                celery's worker pool
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
-    pool, _mapping        `Pool`: the public verbs
+    adapters              the `Pool` of those who make another interface of it
+    pool                  `Pool`: the public verbs; the calls are in `_calling`, `_mapping` and
+                          `_lazy_mapping`, which share `_family`; their types in `_signatures`
     results               what users hold: handles and iterators
     _compat               what programs expect because `multiprocessing` has it; hints
     _results              the same, as the pool fills them
