@@ -194,11 +194,15 @@ def test_terminate_resolves_everything(context, make_pool, tmp_path):
     queued.append(pool.map_async(abs, range(1000)))
     iterators = [pool.imap(abs, itertools.count()), pool.imap_unordered(abs, range(1000), 10)]
     pool.terminate()
+    errors = []
     for result in running + queued:
-        with pytest.raises(Terminated):
+        with pytest.raises(Terminated) as raised:
             result.get(DEADLINE)
-    for iterator in iterators:
-        assert all(isinstance(outcome, Terminated) for outcome in outcomes(iterator))
+        errors.append(raised.value)
+    errors += outcomes(iterators[0])
+    assert all(isinstance(error, Terminated) for error in [*errors, *outcomes(iterators[1])])
+    # Each job has one of its own: who raises it adds a traceback to it, and a context.
+    assert len(set(map(id, errors))) == len(errors)
     assert pool.join(DEADLINE)
     assert [type(value) for value in called] == [Terminated] * 100
     assert all(map(has_ended, pids))

@@ -136,6 +136,10 @@ class Launch(popen_fork.Popen):
         self.ask_status()
         return self.returncode
 
+    def known_status(self) -> int | None:
+        """The same, without asking anybody but the kernel."""
+        return peek(self, os.WNOHANG) if self._template is None else self.returncode
+
     def wait(self, timeout: float | None = None) -> int | None:
         return await_end(self, timeout)
 
@@ -197,14 +201,15 @@ class Foreign(Launch):
     def __init__(self, process: Process, context: BaseContext, fds: tuple[int, ...]) -> None:
         super().__init__(process, None)
         self.fds = fds
-        self._context = context
+        self._popen_class: Any = context.Process  # type: ignore[attr-defined]
+        self._method = context.get_start_method()
         self._popens: list[Any] = []  # of one process, once it has been started
         self._lock = threading.Lock()
         self._is_closed = False
 
     @property
     def method(self) -> str:  # type: ignore[override]
-        return self._context.get_start_method()
+        return self._method
 
     @property
     def pid(self) -> int:  # type: ignore[override]
@@ -223,7 +228,7 @@ class Foreign(Launch):
 
     def launch(self) -> None:
         # All in C: nothing comes between the start and its being known.
-        popen: Any = self._context.Process._Popen  # type: ignore[attr-defined]
+        popen = self._popen_class._Popen
         self._popens.extend(itertools.starmap(popen, [(self._process,)]))
 
     def tidy(self) -> None:
@@ -242,6 +247,10 @@ class Foreign(Launch):
     def ask_status(self) -> None:
         if self.method == "forkserver" and self._popens and not self._is_closed:
             is_readable(self._popens[0].sentinel, STATUS_SECONDS)
+            self.poll()
+
+    def known_status(self) -> int | None:
+        return self.returncode if self.method == "forkserver" else super().known_status()
 
     def reap(self) -> None:
         if self.method != "forkserver":
