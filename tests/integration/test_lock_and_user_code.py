@@ -41,6 +41,8 @@ from prefork import (
     WorkerLostError,
 )
 
+pytestmark = [pytest.mark.promise(number=1), pytest.mark.promise(number=4)]
+
 
 class Watch:
     """What was called, and what of it with the lock held."""
