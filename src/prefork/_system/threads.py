@@ -84,8 +84,8 @@ class BackgroundThread:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, at most so many seconds; whether it has, or was never started.
 
-        No thread is left then, so that the interpreter can end: one that comes back while it does is
-        ended by the system, which takes a descriptor, and aborts the process if there is none.
+        No thread is left then, so that the interpreter can end: one that comes back while it does
+        is ended by the system, which takes a descriptor, and aborts the process if there is none.
 
         A thread that calls this on itself returns at once.
         """
