@@ -15,7 +15,17 @@ import weakref
 
 import pytest
 
-from helpers import DEADLINE, METHODS, NEVER, children, eventually, has_ended, mark, marked
+from helpers import (
+    DEADLINE,
+    METHODS,
+    NEVER,
+    children,
+    eventually,
+    has_ended,
+    mark,
+    marked,
+    stop,
+)
 from prefork import Pool, Terminated
 
 # --- the process that owns the pool ends
@@ -348,3 +358,35 @@ def test_pools_of_many_threads(make_pool):
         thread.join()
     assert errors == []
     assert multiprocessing.active_children() == []
+
+
+RECYCLES = """
+import subprocess, sys
+from pathlib import Path
+from helpers import mark, marked
+from prefork import Pool
+
+def leave_one(folder):
+    mark(folder / "left", subprocess.Popen(["sleep", "3600"]).pid)
+    marked(folder / "go")
+
+if __name__ == "__main__":
+    pool = Pool(1, context=sys.argv[1], maxtasksperchild=1)
+    pool.apply(leave_one, (Path(sys.argv[2]),))
+"""
+
+
+@pytest.mark.promise(number=6)
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_before_it_could_account_for_a_worker_that_has_left(script, tmp_path, method):
+    """What ties the worker's group to its owner has ended with the worker."""
+    source = tmp_path / "program.py"
+    source.write_text(RECYCLES)
+    program = script(source, method, tmp_path)
+    left = int(marked(tmp_path / "left"))
+    stop(program.process.pid)
+    mark(tmp_path / "go")
+    eventually(lambda: has_ended(left), "it ends with its worker")
+    program.process.kill()
+    program.process.wait(DEADLINE)
+    eventually(lambda: program.leftovers() == {}, "nothing is left")

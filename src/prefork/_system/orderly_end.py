@@ -15,12 +15,14 @@ import atexit
 import gc
 import io
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import process
 from typing import Any
 
@@ -42,7 +44,7 @@ def begin(is_fresh: bool) -> None:
     an object means to write to it, and so to copy its page.
     """
     if is_fresh:
-        atexit.register(_close_files)  # the first to be registered, and so the last to run
+        atexit.register(_leave_nothing)  # the first to be registered, and so the last to run
         return
     gc.freeze()
     _disarm_finalizers()
@@ -127,9 +129,31 @@ _code = 0
 
 def _leave() -> None:
     try:
-        _close_files()
+        _leave_nothing()
     finally:
         os._exit(_code)
+
+
+def _leave_nothing() -> None:
+    _close_files()
+    _end_group()
+
+
+def _end_group() -> None:
+    """End what is left of the group that this process leads, and not this process.
+
+    Whoever accounts for this process does so, too. But if that is killed before it can, nobody is
+    left who would: what ties the group to it ends with this process, unless others inherited it.
+    """
+    group = os.getpid()
+    if os.getpgrp() != group or os.getsid(0) == group:
+        return
+    with suppress(OSError):  # the parent is in another session
+        os.setpgid(0, os.getpgid(os.getppid()))
+    if os.getpgrp() != group:
+        for _ in range(2):  # once more, for what is forked at that very moment
+            with suppress(OSError):  # there is nobody
+                os.killpg(group, signal.SIGKILL)
 
 
 def _close_files() -> None:
