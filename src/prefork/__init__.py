@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from prefork._ipc.outcome import Outcome
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
+        LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
         PoolBrokenError,
@@ -84,6 +85,7 @@ __all__ = [
     "ApplyResult",
     "IMapIterator",
     "IMapUnorderedIterator",
+    "LimitExceeded",
     "MapResult",
     "MaybeDecodingError",
     "MaybeEncodingError",

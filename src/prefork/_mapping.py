@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack, overload
 
 from prefork._arguments import check_can_iterate, count, some_count
-from prefork._compat.habits import check_function
+from prefork._compat.habits import check_function, check_keywords
 from prefork._describe import function_name
 from prefork._engine.engine import Engine
 from prefork._ipc.wire import MAP, STARMAP
@@ -14,100 +14,273 @@ from prefork._policy.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fi
 from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
 from prefork._results.imap import Items
-from prefork._results.protocols import Callback, PoolRef
+from prefork._signatures import A, B, C, Callback, OfOneType, R, TaskLimits, Ts, Unchecked, X, Y, Z
 from prefork.results import IMapIterator, IMapUnorderedIterator, MapResult
 
 __all__ = ["MapFamily"]
 
-Iterator = TypeVar("Iterator", bound=IMapIterator)
+Iterator = TypeVar("Iterator", bound=IMapIterator[Any])
 
 
-class MapFamily(PoolRef):
-    """What `Pool` has of it. All of these take, as keywords:
+class MapFamily:
+    """What `Pool` has of it. The overloads are explained in `_signatures`. All of these take, as
+    keywords:
 
-    timeout, soft_timeout: the time limits of each call, in seconds; None: the pool's.
+    timeout, soft_timeout: the time limits of each call, in seconds; None: the pool's; infinity:
+        none.
     retries: how often a chunk is run again after its worker was lost; its calls that had
         finished are then run again, too.
     """
 
     _engine: Engine
 
+    @overload
     def map(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def map(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    def map(
+        self,
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> list[Any]:
+        **options: Unpack[TaskLimits],
+    ) -> list[R]:
         """`[func(item) for item in iterable]`, in the workers.
 
-        Without `chunksize`, items are handed over in chunks that are sized by their measured run
-        time. The first error among the items is raised, when all chunks have finished.
+        The first error among the items is raised, when all chunks have finished.
+
+        Args:
+            iterable: is read to its end at once.
+            chunksize: how many items are one job. None: as many as take about as long, by the
+                measured run time, as handing them over is worth.
+            options: `soft_timeout`, `timeout` (seconds, of each item) and `retries`.
+
+        Raises:
+            Exception: what `MapResult.get` raises, and `map_async`.
         """
-        limits = self._limits(timeout, soft_timeout, retries=retries)
+        limits = self._limits("map", options)
         return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
 
+    @overload
     def map_async(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def map_async(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    def map_async(
+        self,
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> MapResult:
-        """Like `map`, but returns at once with a handle of the list."""
-        limits = self._limits(timeout, soft_timeout, retries=retries)
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]:
+        """Like `map`, but returns at once with a handle of the list.
+
+        Args:
+            callback: called with the list of results.
+            error_callback: called with the exception, if any item fails for any reason.
+
+        Raises:
+            ValueError: the pool is closed or terminated; an option is out of range.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: an argument is of the wrong type.
+            Exception: what `iterable` raises.
+        """
+        limits = self._limits("map_async", options)
         return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
 
+    @overload
     def starmap(
         self,
-        func: Callable[..., Any],
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[tuple[A | X]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Unchecked],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: OfOneType[A, R],
+        iterable: Iterable[Iterable[A]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    def starmap(
+        self,
+        func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> list[Any]:
+        **options: Unpack[TaskLimits],
+    ) -> list[R]:
         """Like `map`, but each item is unpacked: `(a, b)` becomes `func(a, b)`."""
-        limits = self._limits(timeout, soft_timeout, retries=retries)
+        limits = self._limits("starmap", options)
         return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
 
+    @overload
     def starmap_async(
         self,
-        func: Callable[..., Any],
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[tuple[A | X]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Unchecked],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: OfOneType[A, R],
+        iterable: Iterable[Iterable[A]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    def starmap_async(
+        self,
+        func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> MapResult:
-        """Like `starmap`, but returns at once with a handle of the list."""
-        limits = self._limits(timeout, soft_timeout, retries=retries)
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]:
+        """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
+        limits = self._limits("starmap_async", options)
         return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
 
+    @overload
     def imap(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapIterator[R]: ...
+    @overload
+    def imap(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapIterator[R]: ...
+    def imap(
+        self,
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int = 1,
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> IMapIterator:
+        **options: Unpack[TaskLimits],
+    ) -> IMapIterator[R]:
         """Like `map`, but lazy: an iterator over the results, in the order of the input.
 
         Args:
@@ -117,36 +290,53 @@ class MapFamily(PoolRef):
                 None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In any
                 case it is not read on while 256 MiB of calls are on their way.
         """
-        limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = self._limits("imap", options, lost_worker_timeout)
         return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
 
+    @overload
     def imap_unordered(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapUnorderedIterator[R]: ...
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapUnorderedIterator[R]: ...
+    def imap_unordered(
+        self,
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int = 1,
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> IMapUnorderedIterator:
+        **options: Unpack[TaskLimits],
+    ) -> IMapUnorderedIterator[R]:
         """Like `imap`, but the results come as they become ready."""
-        limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = self._limits("imap_unordered", options, lost_worker_timeout)
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits)
 
     # ---- how
 
     def _limits(
-        self,
-        timeout: float | None,
-        soft_timeout: float | None,
-        lost_worker_timeout: float | None = None,
-        retries: int = 0,
+        self, name: str, options: TaskLimits, lost_worker_timeout: float | None = None
     ) -> Limits:
+        check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
-        return self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        return self._engine.limits.override(lost_worker_timeout=lost_worker_timeout, **options)
 
     def _map(
         self,
@@ -155,17 +345,17 @@ class MapFamily(PoolRef):
         iterable: Iterable[Any],
         chunksize: int | None,
         limits: Limits,
-        callback: Callback = None,
-        error_callback: Callback = None,
+        callback: Callback[Any] = None,
+        error_callback: Callback[Any] = None,
         wait: bool = False,
-    ) -> MapResult:
+    ) -> MapResult[Any]:
         check_function(func)
         callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
         if chunksize is not None:
             chunksize = count("chunksize", chunksize)
         engine, items = self._engine, list(iterable)
         name = function_name(func)
-        result = MapResult(self, name, len(items), callbacks)
+        result: MapResult[Any] = MapResult(self, name, len(items), callbacks)
         if not items:
             return result
         workers = engine.supervisor.processes

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from prefork import pool
 from prefork._compat.classes import adopt_bases
+from prefork._public import public
 
 __all__ = ["get_context", "install", "uninstall"]
 
@@ -21,6 +22,7 @@ StdPool = std_pool.Pool
 adopt_bases()
 
 
+@public
 def get_context(method: str | None = None) -> Context:
     """Like `multiprocessing.get_context`: everything is the standard library's, but `Pool`.
 
@@ -80,6 +82,7 @@ class Pool(pool.Pool):
             super().__init__(*args, **kwargs)
 
 
+@public
 def install() -> None:
     """Have every pool that `multiprocessing` makes from now on in this process be a `prefork.Pool`:
     by `multiprocessing.Pool`, a context's `Pool`, or the class `multiprocessing.pool.Pool`.
@@ -95,6 +98,7 @@ def install() -> None:
             _say_where_it_is(__name__, "StdPool")
 
 
+@public
 def uninstall() -> None:
     """Undo `install`. Pools that there are go on."""
     with _lock:

@@ -11,8 +11,10 @@ from multiprocessing import TimeoutError
 from typing import TYPE_CHECKING, Any
 
 from prefork._describe import describe_exit
+from prefork._public import public
 
 __all__ = [
+    "LimitExceeded",
     "MaybeDecodingError",
     "MemoryLimitExceeded",
     "PoolBrokenError",
@@ -27,10 +29,12 @@ __all__ = [
 ]
 
 
+@public
 class PreforkError(Exception):
     """Base class of all errors that come from the pool itself, not from the user's function."""
 
 
+@public
 class WorkerLostError(PreforkError):
     """The worker process ended while it ran this job; no other job is affected.
 
@@ -69,75 +73,98 @@ class WorkerLostError(PreforkError):
         return f"{text}\n{self.stack.rstrip()}" if self.stack else text
 
 
-class TimeLimitExceeded(PreforkError):
+@public
+class LimitExceeded(PreforkError):
+    """The job had more of something than it may have, so its worker was killed. This is the base
+    class of `TimeLimitExceeded` and `MemoryLimitExceeded`, for those who treat both alike.
+
+    Attributes:
+        limit: what it was allowed (int or float).
+        job: the job's number in its pool (int).
+        function: the qualified name of the function that ran (str).
+        pid: the process id of the worker that was killed (int).
+        stack: the Python stack where the task was, of all threads; or why there is none, in
+            parentheses (str).
+    """
+
+    limit: float
+    job: int
+    function: str
+    pid: int
+    stack: str
+
+    def _set(self, limit: float, job: int, function: str, pid: int, stack: str) -> None:
+        self.limit = limit
+        self.job = job
+        self.function = function
+        self.pid = pid
+        self.stack = stack
+
+    def _message(self, what: str) -> str:
+        text = f"job {self.job} ({self.function}) {what}; its worker process {self.pid} was killed"
+        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+
+
+@public
+class TimeLimitExceeded(LimitExceeded):
     """The job ran longer than its hard time limit, so its worker was killed.
 
     Attributes:
-        limit: the limit in seconds, counted from the moment the worker started the task.
-        job, function, pid: which job, what it ran, in which process.
-        stack: the Python stack where the task was stuck, of all threads; or why there is none,
-            in parentheses.
+        limit: the limit in seconds, counted from the moment the worker started the task (float).
+        job, function, pid, stack: as in `LimitExceeded`.
     """
 
     def __init__(
         self, limit: float, job: int = 0, function: str = "", pid: int = 0, stack: str = ""
     ) -> None:
         super().__init__(limit, job, function, pid, stack)
-        self.limit = limit
-        self.job = job
-        self.function = function
-        self.pid = pid
-        self.stack = stack
+        self._set(limit, job, function, pid, stack)
 
     def __str__(self) -> str:
-        text = (
-            f"job {self.job} ({self.function}) exceeded its time limit of {self.limit:g} s; "
-            f"its worker process {self.pid} was killed"
-        )
-        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+        return self._message(f"exceeded its time limit of {self.limit:g} s")
 
 
-class MemoryLimitExceeded(PreforkError):
+@public
+class MemoryLimitExceeded(LimitExceeded):
     """The job's worker had more memory resident than it may have, so it was killed.
 
     Attributes:
-        limit: `max_memory_per_task`, KiB.
-        resident: what was measured, KiB.
-        job, function, pid: which job, what it ran, in which process.
-        stack: the Python stack where the task was, of all threads, likewise.
+        limit: `max_memory_per_task`, KiB (int).
+        resident: what was measured, KiB (int).
+        job, function, pid, stack: as in `LimitExceeded`.
     """
+
+    limit: int
 
     def __init__(
         self, limit: int, resident: int, job: int, function: str, pid: int, stack: str = ""
     ) -> None:
         super().__init__(limit, resident, job, function, pid, stack)
-        self.limit = limit
+        self._set(limit, job, function, pid, stack)
         self.resident = resident
-        self.job = job
-        self.function = function
-        self.pid = pid
-        self.stack = stack
 
     def __str__(self) -> str:
-        text = (
-            f"job {self.job} ({self.function}) had {self.resident} KiB of memory resident, more "
-            f"than the {self.limit} KiB allowed; its worker process {self.pid} was killed"
+        return self._message(
+            f"had {self.resident} KiB of memory resident, more than the {self.limit} KiB allowed"
         )
-        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
 
 
+@public
 class SoftTimeLimitExceeded(PreforkError):
     """Raised inside a task that has passed its soft time limit, to give it a chance to clean up."""
 
 
+@public
 class Terminated(PreforkError):
     """The pool was terminated, or the job was, before the job had finished."""
 
 
+@public
 class PoolBrokenError(PreforkError):
     """Workers cannot start, so the pool has given up; the message and `__cause__` say why."""
 
 
+@public
 class MaybeDecodingError(PreforkError):
     """A task's result or exception arrived, but could not be unpickled in the pool's process.
 

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Never, Self
 
 from prefork import errors
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
+from prefork._calling import CallFamily
 from prefork._compat.classes import stands_for
-from prefork._compat.habits import check_environment, check_function, unknown_option
+from prefork._compat.habits import check_environment, unknown_option
 from prefork._compat.names import PoolNames
-from prefork._engine import callbacks, roles
+from prefork._engine import roles
+from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.spawner import Options
 from prefork._engine.state import PoolPhase
-from prefork._engine.terminator import Terminator
-from prefork._ipc.outcome import Outcome
-from prefork._ipc.wire import ACCEPT
 from prefork._mapping import MapFamily
 from prefork._policy.limits import Limits
-from prefork._results.apply import callbacks_for
-from prefork._results.protocols import Callback
+from prefork._public import public
 from prefork._system import process
-from prefork._system.condition import Condition
 from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.options import Initializer
-from prefork.results import ApplyResult
 from prefork.statistics import PoolStatistics
 
 __all__ = ["Pool"]
 
 
+@public
 @stands_for("Pool")
-class Pool(MapFamily, PoolNames):
+class Pool(CallFamily, MapFamily, PoolNames):
     """A pool of worker processes that run functions.
 
     Args:
@@ -85,12 +82,8 @@ class Pool(MapFamily, PoolNames):
     TaskHandler = roles.TaskHandler
     TimeoutHandler = roles.TimeoutHandler
     Supervisor = roles.Supervisor
-    CallbackRunner = callbacks.CallbackRunner
     Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
-    first_start_timeout: float | None = None
-    """What a subclass gives the first workers instead of `start_timeout`, in seconds: all of them
-    start at once, and what they load is not in the system's caches yet."""
 
     def __init__(
         self,
@@ -149,7 +142,7 @@ class Pool(MapFamily, PoolNames):
             max_memory_per_task,
             max_restarts,
             None if start_timeout is None else seconds("start_timeout", start_timeout),
-            self.first_start_timeout,
+            None,
             self.SoftTimeLimitExceeded,
             None if accept_delay is None else seconds("accept_delay", accept_delay),
         )
@@ -159,111 +152,20 @@ class Pool(MapFamily, PoolNames):
             self.TaskHandler,
             self.TimeoutHandler,
             self.Supervisor,
-            self.CallbackRunner,
+            CallbackRunner,
         )
-        self._engine = engine = uninterrupted(lambda: Engine(options, limits, classes, threads))
+        self._engine = engine = uninterrupted(
+            lambda: self._make_engine(options, limits, classes, threads)
+        )
         # Two, and not a finalizer of the pool's own: a signal handler that raises may keep one of
         # them from being run, since Python ignores what is raised in there.
         self._owners = Owner(engine), Owner(engine)
         engine.start()
 
-    # ---- one call
-
-    def apply(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> Any:
-        """Call `func(*args, **kwds)` in a worker and return its result; see `apply_async`."""
-        handle = self.apply_async(
-            func, args, kwds, soft_timeout=soft_timeout, timeout=timeout, retries=retries
-        )
-        return handle.get()
-
-    def apply_async(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-        callback: Callback = None,
-        error_callback: Callback = None,
-        accept_callback: Callback = None,
-        timeout_callback: Callback = None,
-        waitforslot: bool = False,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        lost_worker_timeout: float | None = None,
-        *,
-        retries: int = 0,
-    ) -> ApplyResult[Any]:
-        """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
-
-        Args:
-            callback: called with the result.
-            error_callback: called with the exception, if the call fails for any reason.
-            accept_callback: called with the worker's pid and `time.monotonic()` at the start.
-            timeout_callback: called as `timeout_callback(soft=…, timeout=…)` when a limit passes.
-            waitforslot: wait until a worker has nothing to do before the job is handed in.
-            soft_timeout, timeout, lost_worker_timeout: instead of the pool's, for this job.
-            retries: how often to run it again after its worker was lost.
-
-        Callbacks run one after another on a thread of the pool; each is called at most once. As in
-        `multiprocessing`, the result is ready (for `ready`, `wait` and `get`) when they have run;
-        only inside of a callback every result is ready as soon as it is here, so that callbacks may
-        wait for any job. They should be short: those that follow wait for them.
-
-        Raises:
-            ValueError: the pool is closed or terminated.
-            PoolBrokenError: the pool could not start its workers.
-            TypeError: `func` or a callback cannot be called.
-        """
-        check_function(func)
-        told = callbacks_for(
-            self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
-        )
-        result: ApplyResult[Any] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        job = self._engine.factory.call(result, func, args, kwds, limits)
-        if accept_callback is not None:
-            if self._engine.reports_starts:
-                job.flags |= ACCEPT
-            else:
-                job.start_unreported = True
-        if waitforslot:
-            self._engine.dispatcher.submit_when_free(job)
-        else:
-            self._engine.dispatcher.submit(job)
-        return result
-
-    def each_async(
-        self,
-        func: Callable[[Any], Any],
-        items: Iterable[Any],
-        callback: Callback = None,
-        error_callback: Callback = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> ApplyResult[list[Outcome]]:
-        """Call `func` with one item after another, in one worker, as one job.
-
-        The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
-        the exception. The time limits are each item's. If the worker is lost or killed on the
-        way, the job fails as a whole, or is run again as a whole.
-        """
-        self._engine.state.check_running()
-        check_function(func)
-        told = callbacks_for(self._engine.callbacks, callback, error_callback)
-        result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
-        self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
-        return result
+    def _make_engine(
+        self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
+    ) -> Engine:
+        return Engine(options, limits, classes, threads)
 
     # ---- the pool itself
 
@@ -338,42 +240,6 @@ class Pool(MapFamily, PoolNames):
             ValueError: neither `close` nor `terminate` was called before.
         """
         return self._engine.join(timeout)
-
-    @property
-    def terminator(self) -> Terminator:
-        """For the results: what ends single jobs."""
-        return self._engine.terminator
-
-    def wait_for(
-        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
-    ) -> bool:
-        """For the results: wait until `predicate()`, at most `timeout` seconds.
-
-        Raises:
-            RuntimeError: in a forked child, where this pool is the parent's; or when called by
-                the pool itself, while it reads a result.
-        """
-        return self._engine.wait_for(condition, predicate, timeout)
-
-    def call_soon(self, call: Callable[..., object], *args: object) -> None:
-        """Have this called like the callbacks of jobs, after those that are waiting. Safe from any
-        thread, and from signal roles."""
-        self._engine.call_soon(call, *args)
-
-    def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:
-        """Have this called, like the callbacks of jobs, if the pool gives up; at once if it has."""
-        self._engine.lifecycle.when_broken(call)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the pool has given up, since its workers cannot start."""
-        return self._engine.state.broken is not None
-
-    def is_busy_here(self) -> bool:
-        """Whether this is called by the pool's own work, as from a signal handler that has
-        interrupted it: then nothing may be waited for, and `call_soon` is the way to change
-        something."""
-        return self._engine.is_busy_here()
 
     # ---- without threads
 

@@ -1,13 +1,14 @@
 """What can be seen of a running pool: immutable snapshots."""
 
-from __future__ import annotations
-
 import enum
 from typing import NamedTuple
+
+from prefork._public import public
 
 __all__ = ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"]
 
 
+@public
 class WorkerState(enum.StrEnum):
     """Where a worker is in its life."""
 
@@ -17,6 +18,7 @@ class WorkerState(enum.StrEnum):
     RETIRING = "retiring"  # it leaves after what it runs, or is being killed
 
 
+@public
 class WorkerStatistics(NamedTuple):
     """One worker, at the moment of asking."""
 
@@ -30,6 +32,7 @@ class WorkerStatistics(NamedTuple):
     memory: int | None  # resident, KiB; None where that cannot be told
 
 
+@public
 class WorkerExit(NamedTuple):
     """One worker that has ended."""
 
@@ -40,6 +43,7 @@ class WorkerExit(NamedTuple):
     tasks: int  # that it had finished
 
 
+@public
 class PoolStatistics(NamedTuple):
     """A pool, at the moment of asking. Jobs are counted, not the items of a `map`."""
 

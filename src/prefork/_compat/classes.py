@@ -42,7 +42,7 @@ class StandsIn:
 
 def _nearest(cls: type) -> type:
     """The class of this package that a class is derived from, or is."""
-    return next(each for each in cls.__mro__ if each.__module__.startswith("prefork."))
+    return next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == "prefork")
 
 
 def stands_for(name: str) -> Callable[[C], C]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final, NamedTuple
 
 from prefork._describe import short_repr
 
-__all__ = ["check_environment", "check_function", "unknown_option"]
+__all__ = ["check_environment", "check_function", "check_keywords", "unknown_option"]
 
 _OPTIONS: Final = {
     "max_workers": "processes",  # concurrent.futures
@@ -29,6 +29,15 @@ def unknown_option(name: str, options: Iterable[str]) -> TypeError:
         f"{option} is called {_OPTIONS[option]} here" for option in options if option in _OPTIONS
     ]
     return TypeError(": ".join([text, ", ".join(hints)]) if hints else text)
+
+
+def check_keywords(name: str, given: Mapping[str, object], known: Set[str]) -> None:
+    """
+    Raises:
+        TypeError: an argument is given that there is not.
+    """
+    if given and (unknown := given.keys() - known):
+        raise unknown_option(name, unknown)
 
 
 def check_function(func: object) -> None:

@@ -116,7 +116,7 @@ class Handle:
             with self._making_signals:
                 if self._signal is None:
                     self._signal = Condition()
-        pool.wait_for(self._signal, self.ready, timeout)
+        pool._engine.wait_for(self._signal, self.ready, timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """The result, waiting for it at most `timeout` seconds.
@@ -234,7 +234,7 @@ class ApplyResult(Handle):
             Whether it was cancelled.
         """
         pool, job = self._pool, self._entry
-        return pool is not None and job is not None and pool.terminator.cancel(job)
+        return pool is not None and job is not None and pool._engine.terminator.cancel(job)
 
     def terminate(self, signal: int | None = None) -> bool:
         """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
@@ -248,7 +248,9 @@ class ApplyResult(Handle):
             Whether there was anything to end: False if the job had finished.
         """
         pool, job = self._pool, self._entry
-        return pool is not None and job is not None and pool.terminator.terminate(job, signal)
+        return (
+            pool is not None and job is not None and pool._engine.terminator.terminate(job, signal)
+        )
 
     # ---- the pool's side
 

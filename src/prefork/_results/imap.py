@@ -183,7 +183,7 @@ class Items:
         if self._is_over() and not self._ready:
             self._pool = None
             return False
-        if (pool := self._pool) is not None and not pool.wait_for(
+        if (pool := self._pool) is not None and not pool._engine.wait_for(
             self.arrivals, self.has_news, timeout
         ):
             raise TimeoutError(f"no result arrived within {timeout:g} s")

@@ -69,7 +69,7 @@ class MapResult(Handle):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        return (pool := self._pool) is not None and self._end(pool.terminator.cancel_all)
+        return (pool := self._pool) is not None and self._end(pool._engine.terminator.cancel_all)
 
     def terminate(self) -> bool:
         """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
@@ -78,7 +78,7 @@ class MapResult(Handle):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        return (pool := self._pool) is not None and self._end(pool.terminator.terminate_all)
+        return (pool := self._pool) is not None and self._end(pool._engine.terminator.terminate_all)
 
     def _end(self, end_all: Callable[[ResultSink], None]) -> bool:
         return uninterrupted(lambda: self._end_now(end_all))

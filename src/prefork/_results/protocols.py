@@ -8,7 +8,7 @@ from typing import Protocol
 from prefork._policy.job import Job, ResultSink
 from prefork._system.condition import Condition
 
-__all__ = ["Callback", "JobTerminator", "PoolRef", "RunCallback"]
+__all__ = ["Callback", "EngineRef", "JobTerminator", "PoolRef", "RunCallback"]
 
 Callback = Callable[..., object] | None
 
@@ -39,8 +39,8 @@ class JobTerminator(Protocol):
         """All jobs whose results are this one's."""
 
 
-class PoolRef(Protocol):
-    """The pool that a result comes from; results keep it alive until they are here."""
+class EngineRef(Protocol):
+    """What runs the pool."""
 
     @property
     def terminator(self) -> JobTerminator: ...
@@ -53,3 +53,10 @@ class PoolRef(Protocol):
         Raises:
             RuntimeError: it would wait in vain: in a forked child, or inside of the pool.
         """
+
+
+class PoolRef(Protocol):
+    """The pool that a result comes from; results keep it alive until they are here."""
+
+    @property
+    def _engine(self) -> EngineRef: ...

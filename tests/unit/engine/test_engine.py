@@ -13,6 +13,7 @@ import pytest
 
 from fakes import Clock, FakeChild, FakeWorker, Nursery, fork_options
 from prefork import Pool
+from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import EventLoop
 from prefork._engine.engine import Engine, RoleClasses
 from prefork._engine.state import PoolPhase
@@ -22,7 +23,7 @@ from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 
 MakePool = Callable[..., Pool]
 CLASSES = RoleClasses(
-    Pool.ResultHandler, Pool.TaskHandler, Pool.TimeoutHandler, Pool.Supervisor, Pool.CallbackRunner
+    Pool.ResultHandler, Pool.TaskHandler, Pool.TimeoutHandler, Pool.Supervisor, CallbackRunner
 )
 
 

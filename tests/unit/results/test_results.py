@@ -19,6 +19,10 @@ from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
 class Pool:
+    @property
+    def _engine(self):
+        return self
+
     def wait_for(self, signal, condition, timeout=None) -> bool:
         return signal.wait(condition, timeout)
 

@@ -1,0 +1,265 @@
+"""Single calls, and several calls as one job: what `Pool` has of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Unpack, overload
+
+from prefork._compat.habits import check_function, check_keywords
+from prefork._engine.engine import Engine
+from prefork._ipc.outcome import Outcome
+from prefork._ipc.wire import ACCEPT
+from prefork._results.apply import callbacks_for
+from prefork._signatures import (
+    A,
+    B,
+    C,
+    Callback,
+    CallOptions,
+    OfOneType,
+    R,
+    TaskLimits,
+    Ts,
+    Unchecked,
+    X,
+    Y,
+    Z,
+)
+from prefork.results import ApplyResult
+
+__all__ = ["CallFamily"]
+
+
+class CallFamily:
+    """`apply`, `apply_async` and `each_async`. The overloads are explained in `_signatures`."""
+
+    _engine: Engine
+
+    @overload
+    def apply(self, func: Callable[[], R], **options: Unpack[TaskLimits]) -> R: ...
+    @overload
+    def apply(
+        self,
+        func: Callable[[*Ts], R],
+        args: tuple[*Ts],
+        **options: Unpack[TaskLimits],
+    ) -> R: ...
+    @overload
+    def apply(
+        self, func: Callable[[A | X], R], args: tuple[A | X], **options: Unpack[TaskLimits]
+    ) -> R: ...
+    @overload
+    def apply(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        args: tuple[A | X, B | Y],
+        **options: Unpack[TaskLimits],
+    ) -> R: ...
+    @overload
+    def apply(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        args: tuple[A | X, B | Y, C | Z],
+        **options: Unpack[TaskLimits],
+    ) -> R: ...
+    @overload
+    def apply(
+        self, func: Callable[..., R], args: Unchecked, **options: Unpack[TaskLimits]
+    ) -> R: ...
+    @overload
+    def apply(
+        self, func: OfOneType[A, R], args: Iterable[A], **options: Unpack[TaskLimits]
+    ) -> R: ...
+    @overload
+    def apply(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = ...,
+        *,
+        kwds: Mapping[str, Any],
+        **options: Unpack[TaskLimits],
+    ) -> R: ...
+    @overload
+    def apply(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        **options: Unpack[TaskLimits],
+    ) -> R: ...
+    def apply(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        **options: Unpack[TaskLimits],
+    ) -> R:
+        """Call `func(*args, **kwds)` in a worker and return its result.
+
+        Args:
+            func, args, kwds: what is called; all of it is pickled.
+            options: `soft_timeout`, `timeout` (seconds) and `retries`, as in `apply_async`.
+
+        Raises:
+            Exception: what `ApplyResult.get` raises, and `apply_async`.
+        """
+        check_keywords("apply", options, TaskLimits.__optional_keys__)
+        return self.apply_async(func, args, kwds, **options).get()
+
+    @overload
+    def apply_async(
+        self, func: Callable[[], R], **options: Unpack[CallOptions[R]]
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[[*Ts], R],
+        args: tuple[*Ts],
+        **options: Unpack[CallOptions[R]],
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self, func: Callable[[A | X], R], args: tuple[A | X], **options: Unpack[CallOptions[R]]
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        args: tuple[A | X, B | Y],
+        **options: Unpack[CallOptions[R]],
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        args: tuple[A | X, B | Y, C | Z],
+        **options: Unpack[CallOptions[R]],
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self, func: Callable[..., R], args: Unchecked, **options: Unpack[CallOptions[R]]
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self, func: OfOneType[A, R], args: Iterable[A], **options: Unpack[CallOptions[R]]
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = ...,
+        *,
+        kwds: Mapping[str, Any],
+        **options: Unpack[CallOptions[R]],
+    ) -> ApplyResult[R]: ...
+    @overload
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any],
+        callback: Callback[R] = None,
+        error_callback: Callback[Any] = None,
+        accept_callback: Callable[[int, float], object] | None = None,
+        timeout_callback: Callable[..., object] | None = None,
+        waitforslot: bool = False,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        lost_worker_timeout: float | None = None,
+        *,
+        retries: int = 0,
+    ) -> ApplyResult[R]: ...
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callback[R] = None,
+        error_callback: Callback[Any] = None,
+        accept_callback: Callable[[int, float], object] | None = None,
+        timeout_callback: Callable[..., object] | None = None,
+        waitforslot: bool = False,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        lost_worker_timeout: float | None = None,
+        *,
+        retries: int = 0,
+    ) -> ApplyResult[R]:
+        """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
+
+        Args:
+            callback: called with the result.
+            error_callback: called with the exception, if the call fails for any reason.
+            accept_callback: called with the worker's pid and `time.monotonic()` at the start.
+            timeout_callback: called as `timeout_callback(soft=…, timeout=…)` when a limit passes.
+            waitforslot: wait until a worker has nothing to do before the job is handed in.
+            soft_timeout, timeout, lost_worker_timeout: instead of the pool's, for this job.
+            retries: how often to run it again after its worker was lost.
+
+        Callbacks run one after another on a thread of the pool; each is called at most once. As in
+        `multiprocessing`, the result is ready (for `ready`, `wait` and `get`) when they have run;
+        only inside of a callback every result is ready as soon as it is here, so that callbacks may
+        wait for any job. They should be short: those that follow wait for them.
+
+        Raises:
+            ValueError: the pool is closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `func` or a callback cannot be called.
+        """
+        check_function(func)
+        told = callbacks_for(
+            self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
+        )
+        result: ApplyResult[R] = ApplyResult(self, told)
+        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        job = self._engine.factory.call(result, func, args, kwds, limits)
+        if accept_callback is not None:
+            if self._engine.reports_starts:
+                job.flags |= ACCEPT
+            else:
+                job.start_unreported = True
+        if waitforslot:
+            self._engine.dispatcher.submit_when_free(job)
+        else:
+            self._engine.dispatcher.submit(job)
+        return result
+
+    @overload
+    def each_async(
+        self,
+        func: Callable[[A], object],
+        items: Iterable[A],
+        callback: Callback[list[Outcome]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> ApplyResult[list[Outcome]]: ...
+    @overload
+    def each_async(
+        self,
+        func: Callable[[A | X], object],
+        items: Iterable[A | X],
+        callback: Callback[list[Outcome]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> ApplyResult[list[Outcome]]: ...
+    def each_async(
+        self,
+        func: Callable[[Any], object],
+        items: Iterable[Any],
+        callback: Callback[list[Outcome]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> ApplyResult[list[Outcome]]:
+        """Call `func` with one item after another, in one worker, as one job.
+
+        The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
+        the exception. The time limits are each item's. If the worker is lost or killed on the
+        way, the job fails as a whole, or is run again as a whole.
+        """
+        self._engine.state.check_running()
+        check_function(func)
+        told = callbacks_for(self._engine.callbacks, callback, error_callback)
+        result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
+        limits = self._engine.limits.override(**options)
+        self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
+        return result
