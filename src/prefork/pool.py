@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Never, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 
 from prefork import errors
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
@@ -35,7 +35,7 @@ __all__ = ["Pool"]
 
 @public
 @stands_for("Pool")
-class Pool(CallFamily, MapFamily, PoolNames):
+class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are more precise
     """A pool of worker processes that run functions.
 
     Args:
@@ -82,7 +82,13 @@ class Pool(CallFamily, MapFamily, PoolNames):
     TaskHandler = roles.TaskHandler
     TimeoutHandler = roles.TimeoutHandler
     Supervisor = roles.Supervisor
-    Process = process.Process
+    if TYPE_CHECKING:
+
+        class Process(process.Process):  # not what the stubs of the standard library take it for
+            pass
+
+    else:
+        Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
 
     def __init__(
@@ -161,6 +167,7 @@ class Pool(CallFamily, MapFamily, PoolNames):
         # them from being run, since Python ignores what is raised in there.
         self._owners = Owner(engine), Owner(engine)
         engine.start()
+        self._was_made = True
 
     def _make_engine(
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
@@ -224,7 +231,7 @@ class Pool(CallFamily, MapFamily, PoolNames):
         with `Terminated`."""
         self._engine.terminate()
 
-    def join(self, timeout: float | None = None) -> bool:
+    def join(self, timeout: float | None = None) -> bool:  # type: ignore[override]
         """Wait until all jobs are done, all callbacks have run and all workers have left.
 
         Inputs of `imap` that are still being read are read to their end, without waiting for
@@ -287,8 +294,10 @@ class Pool(CallFamily, MapFamily, PoolNames):
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,
         where nobody's filters and hooks for warnings are to run."""
-        engine: Engine | None = getattr(self, "_engine", None)
-        if engine is None or engine.state.phase is not PoolPhase.RUN or engine.is_busy_here():
+        if not hasattr(self, "_was_made"):
+            return
+        engine = self._engine
+        if engine.state.phase is not PoolPhase.RUN or engine.is_busy_here():
             return
         try:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from prefork._compat.classes import stands_for
+from prefork._compat.classes import LATER, stands_for
 from prefork._compat.names import ApplyNames, IMapNames, MapNames
 from prefork._public import public
 from prefork._results import apply, imap, map
@@ -17,10 +17,15 @@ __all__ = ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
 
 T = TypeVar("T")
 
+if TYPE_CHECKING:
+    from multiprocessing import pool as standard
+else:
+    standard = LATER
+
 
 @public
 @stands_for("ApplyResult")
-class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T]):
+class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T], standard.ApplyResult[T]):
     __doc__ = apply.ApplyResult.__doc__
     __slots__ = ("__weakref__",)
 
@@ -31,7 +36,7 @@ class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T]):
 
 @public
 @stands_for("MapResult")
-class MapResult(map.MapResult, MapNames, Generic[T]):
+class MapResult(map.MapResult, MapNames, Generic[T], standard.MapResult[T]):
     __doc__ = map.MapResult.__doc__
 
     if TYPE_CHECKING:
@@ -41,7 +46,7 @@ class MapResult(map.MapResult, MapNames, Generic[T]):
 
 @public
 @stands_for("IMapIterator")
-class IMapIterator(imap.IMapIterator, IMapNames, Generic[T]):
+class IMapIterator(imap.IMapIterator, IMapNames, Generic[T], standard.IMapIterator[T]):
     __doc__ = imap.IMapIterator.__doc__
 
     def __del__(self) -> None:
@@ -52,7 +57,7 @@ class IMapIterator(imap.IMapIterator, IMapNames, Generic[T]):
 
         def __iter__(self) -> Self: ...
 
-        def __next__(self) -> T: ...
+        def __next__(self) -> T: ...  # type: ignore[override]
 
         def next(self, timeout: float | None = None) -> T: ...
 

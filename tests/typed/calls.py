@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import multiprocessing.pool
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -157,7 +158,9 @@ def callbacks(pool: Pool) -> None:
     assert_type(pool.apply_async(double, (1,), callback=floats.append).get(), int)
     assert_type(pool.apply_async(double, (1,), callback=lambda x: use(x.bit_length())).get(), int)
     assert_type(pool.apply_async(double, (1,), {}, use, use, use, use).get(), int)
-    assert_type(pool.apply_async(double, (1,), {}, None, None, None, None, True, 8, 9, 1).get(), int)
+    assert_type(
+        pool.apply_async(double, (1,), {}, None, None, None, None, True, 8, 9, 1).get(), int
+    )
     assert_type(pool.apply_async(some, [1], {"z": 2}, callback=floats.append).get(), float)
     assert_type(pool.apply_async(some, kwds={"x": 2}, callback=floats.append).get(), float)
     assert_type(pool.apply_async(nothing, callback=use, error_callback=use).get(), None)
@@ -214,7 +217,7 @@ def maps(pool: Pool) -> None:
     assert_type(list(pool.imap(double, [1], 1, None, buffersize=9)), list[int])
     assert_type(next(pool.imap(double, [1])), int)
     assert_type(pool.imap(double, [1]).next(timeout=30), int)
-    assert_type([x for x in pool.imap(either, [1, "a"])], list[bytes])
+    assert_type([*pool.imap(either, [1, "a"])], list[bytes])
     assert_type(pool.imap_unordered(double, [1]), IMapUnorderedIterator[int])
     assert_type(sorted(pool.imap_unordered(some, itertools.repeat(1, 3), timeout=9)), list[float])
     assert_type(dict(pool.imap_unordered(divided, range(3))), dict[int, int])
@@ -308,7 +311,7 @@ def what_is_only_known_in_part(
     sequence: Sequence[int] = (1,),
     iterable: Iterable[Any] = (1,),
     objects: Iterable[object] = (1,),
-    named: Mapping[str, object] = {},  # noqa: B006
+    named: Mapping[str, object] = {},
     settings: list[Any] = [1],  # noqa: B006
 ) -> None:
     assert_type(pool.apply(anything, (1,)), Any)
@@ -358,6 +361,33 @@ def wider_types(pool: Pool) -> None:
     assert_type([each.get() for each in handles], list[str])
 
 
+def in_the_place_of_the_standard_library(pool: Pool) -> None:
+    assert_type(handed_to(pool), int)
+    standard: multiprocessing.pool.AsyncResult[int] = pool.apply_async(double, (1,))
+    listed: multiprocessing.pool.MapResult[int] = pool.map_async(double, [1])
+    iterator: multiprocessing.pool.IMapIterator[int] = pool.imap(double, [1])
+    use(standard.get(), listed.get(), list(iterator))
+
+
+def handed_to(pool: multiprocessing.pool.Pool) -> int:
+    assert isinstance(pool, multiprocessing.pool.Pool)
+    return pool.apply(double, (1,))
+
+
+class OtherProcess(Pool.Process):
+    pass
+
+
+class OtherPool(Pool):
+    Process = OtherProcess
+
+    def __init__(self, processes: int) -> None:
+        super().__init__(processes, timeout=30)
+
+    def terminate(self) -> None:
+        super().terminate()
+
+
 def the_rest(pool: Pool) -> None:
     outcomes = pool.each_async(either, [1, "a"]).get()
     assert_type(outcomes, list[Outcome])
@@ -381,6 +411,7 @@ ACCEPTED = [
     all_kinds_of_functions,
     what_is_only_known_in_part,
     wider_types,
+    in_the_place_of_the_standard_library,
     the_rest,
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import calls
 import prefork
 
 CALLS = Path(calls.__file__)
-ALLOWED = ("typing_extensions", "mypy_extensions")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["StandsIn", "adopt_bases", "stands_for"]
+__all__ = ["LATER", "StandsIn", "adopt_bases", "stands_for"]
 
 C = TypeVar("C", bound=type)
 
@@ -43,6 +43,19 @@ class StandsIn:
 def _nearest(cls: type) -> type:
     """The class of this package that a class is derived from, or is."""
     return next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == "prefork")
+
+
+class _Later:
+    """In the place of that module, where bases of generic classes are named for type checkers."""
+
+    def __getattr__(self, name: str) -> _Later:
+        return self
+
+    def __getitem__(self, of: object) -> type:
+        return StandsIn
+
+
+LATER = _Later()
 
 
 def stands_for(name: str) -> Callable[[C], C]:

@@ -11,13 +11,18 @@ from collections.abc import Callable, Mapping
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prefork._compat.classes import StandsIn
 from prefork._engine.engine import Engine
 from prefork._engine.state import PoolPhase
 
 __all__ = ["ApplyNames", "IMapNames", "MapNames", "PoolNames"]
+
+if TYPE_CHECKING:
+    from multiprocessing.pool import Pool as StandardPool  # see `classes`
+else:
+    StandardPool = object
 
 _STATES: Final = {
     PoolPhase.RUN: "RUN",
@@ -27,7 +32,7 @@ _STATES: Final = {
 }
 
 
-class PoolNames(StandsIn):
+class PoolNames(StandsIn, StandardPool):
     """Of a pool."""
 
     _engine: Engine

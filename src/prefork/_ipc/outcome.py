@@ -9,6 +9,7 @@ from prefork._describe import describe, type_name
 from prefork._ipc.descriptors import ArrivedFds, arriving
 from prefork._ipc.pickling import dumps, load, pack, pickle_in_band, unpack
 from prefork._ipc.wire import Kind
+from prefork._public import public
 from prefork.errors import (
     MaybeDecodingError,
     PreforkError,
@@ -25,6 +26,7 @@ class PickledError(NamedTuple):
     traceback: str
 
 
+@public
 class Outcome(NamedTuple):
     """What became of one call of several: `value` is its result, or the exception if not `ok`."""
 

@@ -66,7 +66,7 @@ def stop_the_worker(why: BaseException) -> None:
 
 class Pool(prefork.adapters.AdapterPool):
     CallbackRunner = Callbacks
-    Process = child.Process
+    Process = child.Process  # type: ignore[assignment]  # `Pool.Process` is no class of its own
     SoftTimeLimitExceeded = SoftTimeLimitExceeded
     first_start_timeout = FIRST_START_SECONDS
 
