@@ -59,10 +59,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multiprocessing import TimeoutError
 
+    from prefork._compat.broken import BrokenProcessPool
+    from prefork._executor import PoolExecutor
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._view import PoolView
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
+        Cancelled,
         LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -74,6 +78,8 @@ if TYPE_CHECKING:
         TimeLimitExceeded,
         WorkerLostError,
     )
+    from prefork.executor import ProcessPoolExecutor
+    from prefork.futures import Future
     from prefork.pool import Pool
     from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
     from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
@@ -83,6 +89,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "BrokenProcessPool",
+    "Cancelled",
+    "Future",
     "IMapIterator",
     "IMapUnorderedIterator",
     "LimitExceeded",
@@ -93,8 +102,11 @@ __all__ = [
     "Outcome",
     "Pool",
     "PoolBrokenError",
+    "PoolExecutor",
     "PoolStatistics",
+    "PoolView",
     "PreforkError",
+    "ProcessPoolExecutor",
     "RemoteTraceback",
     "SoftTimeLimitExceeded",
     "TaskPool",
@@ -111,6 +123,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "prefork._compat.broken": ["BrokenProcessPool"],
+    "prefork._executor": ["PoolExecutor"],
+    "prefork._view": ["PoolView"],
+    "prefork.executor": ["ProcessPoolExecutor"],
+    "prefork.futures": ["Future"],
     "prefork.contexts": ["get_context", "install", "uninstall"],
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],

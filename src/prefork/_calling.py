@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
 from prefork._engine.engine import Engine
 from prefork._ipc.outcome import Outcome
 from prefork._ipc.wire import ACCEPT
+from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
 from prefork._signatures import (
     A,
@@ -17,6 +18,7 @@ from prefork._signatures import (
     Callback,
     CallOptions,
     OfOneType,
+    P,
     R,
     TaskLimits,
     Ts,
@@ -27,13 +29,18 @@ from prefork._signatures import (
 )
 from prefork.results import ApplyResult
 
+if TYPE_CHECKING:
+    from prefork.futures import Future
+
 __all__ = ["CallFamily"]
 
 
 class CallFamily:
-    """`apply`, `apply_async` and `each_async`. The overloads are explained in `_signatures`."""
+    """`apply`, `apply_async`, `submit` and `each_async`. The overloads are explained in
+    `_signatures`."""
 
     _engine: Engine
+    _limits: Limits  # of jobs that ask for none
 
     @overload
     def apply(self, func: Callable[[], R], **options: Unpack[TaskLimits]) -> R: ...
@@ -183,7 +190,7 @@ class CallFamily:
         timeout: float | None = None,
         lost_worker_timeout: float | None = None,
         *,
-        retries: int = 0,
+        retries: int | None = None,
     ) -> ApplyResult[R]:
         """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
 
@@ -211,7 +218,7 @@ class CallFamily:
             self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
         result: ApplyResult[R] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = self._limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = self._engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             if self._engine.reports_starts:
@@ -223,6 +230,19 @@ class CallFamily:
         else:
             self._engine.dispatcher.submit(job)
         return result
+
+    def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call `func(*args, **kwargs)` in a worker; returns at once with a future of the result,
+        for `concurrent.futures.wait`, `asyncio.wrap_future` and the like.
+
+        All keywords are the function's: limits are given by `options`.
+
+        Raises:
+            ValueError, PoolBrokenError, TypeError: as `apply_async` does.
+        """
+        from prefork import futures  # by now its import is worth the time
+
+        return futures.submit(futures.Future(self), self._engine, func, args, kwargs, self._limits)
 
     @overload
     def each_async(
@@ -260,6 +280,6 @@ class CallFamily:
         check_function(func)
         told = callbacks_for(self._engine.callbacks, callback, error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
-        limits = self._engine.limits.override(**options)
+        limits = self._limits.override(**options)
         self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
         return result

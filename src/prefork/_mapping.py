@@ -33,6 +33,7 @@ class MapFamily:
     """
 
     _engine: Engine
+    _limits: Limits  # of jobs that ask for none
 
     @overload
     def map(
@@ -70,7 +71,7 @@ class MapFamily:
         Raises:
             Exception: what `MapResult.get` raises, and `map_async`.
         """
-        limits = self._limits("map", options)
+        limits = self._limits_of("map", options)
         return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
 
     @overload
@@ -114,7 +115,7 @@ class MapFamily:
             TypeError: an argument is of the wrong type.
             Exception: what `iterable` raises.
         """
-        limits = self._limits("map_async", options)
+        limits = self._limits_of("map_async", options)
         return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
 
     @overload
@@ -173,7 +174,7 @@ class MapFamily:
         **options: Unpack[TaskLimits],
     ) -> list[R]:
         """Like `map`, but each item is unpacked: `(a, b)` becomes `func(a, b)`."""
-        limits = self._limits("starmap", options)
+        limits = self._limits_of("starmap", options)
         return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
 
     @overload
@@ -246,7 +247,7 @@ class MapFamily:
         **options: Unpack[TaskLimits],
     ) -> MapResult[R]:
         """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
-        limits = self._limits("starmap_async", options)
+        limits = self._limits_of("starmap_async", options)
         return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
 
     @overload
@@ -290,7 +291,7 @@ class MapFamily:
                 None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In any
                 case it is not read on while 256 MiB of calls are on their way.
         """
-        limits = self._limits("imap", options, lost_worker_timeout)
+        limits = self._limits_of("imap", options, lost_worker_timeout)
         return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
 
     @overload
@@ -326,17 +327,17 @@ class MapFamily:
         **options: Unpack[TaskLimits],
     ) -> IMapUnorderedIterator[R]:
         """Like `imap`, but the results come as they become ready."""
-        limits = self._limits("imap_unordered", options, lost_worker_timeout)
+        limits = self._limits_of("imap_unordered", options, lost_worker_timeout)
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits)
 
     # ---- how
 
-    def _limits(
+    def _limits_of(
         self, name: str, options: TaskLimits, lost_worker_timeout: float | None = None
     ) -> Limits:
         check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
-        return self._engine.limits.override(lost_worker_timeout=lost_worker_timeout, **options)
+        return self._limits.override(lost_worker_timeout=lost_worker_timeout, **options)
 
     def _map(
         self,

@@ -16,7 +16,7 @@ would refuse that; rather too little is refused than too much. What the overload
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
-from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, TypeVarTuple
+from typing import Any, Generic, ParamSpec, TypeAlias, TypedDict, TypeVar, TypeVarTuple
 
 __all__ = [
     "A",
@@ -25,6 +25,7 @@ __all__ = [
     "CallOptions",
     "Callback",
     "OfOneType",
+    "P",
     "R",
     "TaskLimits",
     "Ts",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 R = TypeVar("R")  # the result
+P = ParamSpec("P")  # all parameters
 Ts = TypeVarTuple("Ts")  # the types of all arguments
 A = TypeVar("A")  # of the first one
 B = TypeVar("B")
