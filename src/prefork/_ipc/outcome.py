@@ -69,8 +69,8 @@ def _encoding_error(reason: Exception, value: object) -> Exception:
         name = value.__qualname__
         value.close()  # else there would be a warning that nobody has awaited it
         return TypeError(
-            f"{name} is a coroutine function, and nobody awaits what it returns in a worker process: "
-            "await is on this side, as in `await loop.run_in_executor(executor, f)` with a plain "
+            f"{name} is a coroutine function, and nobody awaits in a worker what it returns: await "
+            "is on this side, as in `await loop.run_in_executor(executor, f)` with a plain "
             "function f. One that calls asyncio.run has a loop of its own in the worker"
         )
     try:
