@@ -8,7 +8,10 @@ The rooms, from the top; a module imports only from its own room and those below
     celery                celery's worker pool
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
-    pool, _mapping        `Pool`: the public verbs
+    executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`
+    pool, _view           `Pool`: the public verbs; the same with other limits
+    _executor, _calling, _mapping    the kinds of verbs
+    futures               results as `concurrent.futures` has them; imported when asked for
     results               what users hold: handles and iterators
     _compat               what programs expect because `multiprocessing` has it; hints
     _results              the same, as the pool fills them

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
-import os
 import signal
 import sys
 import threading
@@ -195,21 +194,25 @@ def test_a_callback_that_raises_is_logged(pool, caplog):
     assert "exception calling callback for <Future of job" in caplog.text
 
 
-def test_no_thread_more_than_a_pool_has(make_pool):
-    counts = [threads()]
-    pool = make_pool(1)
-    pool.apply(square, (3,))
-    counts.append(threads())
-    assert pool.submit(square, 3).result(DEADLINE) == 9
-    assert threads() == counts[-1]
-    with prefork.ProcessPoolExecutor(1) as executor:
-        assert executor.submit(square, 3).result(DEADLINE) == 9
-        counts.append(threads())
-    assert counts[2] - counts[1] == counts[1] - counts[0]
-
-
+THREADS = """
+import os
+import prefork
 def threads():
     return len(os.listdir("/proc/self/task"))
+pool = prefork.Pool(1, context="fork")
+pool.apply(abs, (-3,))
+with_a_pool = threads()
+pool.submit(abs, -3).result()
+assert threads() == with_a_pool
+with prefork.ProcessPoolExecutor(1, "fork") as executor:
+    executor.submit(abs, -3).result()
+    assert threads() - with_a_pool == with_a_pool - 1, (threads(), with_a_pool)
+pool.terminate()
+"""
+
+
+def test_no_thread_more_than_a_pool_has(script):
+    assert script(THREADS).finish() == (0, "", "")
 
 
 # --- asyncio
