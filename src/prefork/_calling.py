@@ -8,7 +8,6 @@ from typing import Any, Unpack, overload
 from prefork._compat.habits import check_function, check_keywords
 from prefork._family import Family
 from prefork._ipc.outcome import Outcome
-from prefork._ipc.wire import ACCEPT
 from prefork._results.apply import callbacks_for
 from prefork._signatures import (
     A,
@@ -216,21 +215,19 @@ class CallFamily(Family):
             RuntimeError: in a forked child, whose pool this is not.
         """
         check_function(func)
+        engine = self._engine
         told = callbacks_for(
-            self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
+            engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
         result: ApplyResult[R] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        job = self._engine.factory.call(result, func, args, kwds, limits)
+        limits = engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        job = engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            if self._engine.reports_starts:
-                job.flags |= ACCEPT
-            else:
-                job.start_unreported = True
+            job.report_start(by_worker=engine.reports_starts)
         if waitforslot:
-            self._engine.dispatcher.submit_when_free(job)
+            engine.dispatcher.submit_when_free(job)
         else:
-            self._engine.dispatcher.submit(job)
+            engine.dispatcher.submit(job)
         return result
 
     @overload
@@ -274,9 +271,10 @@ class CallFamily(Family):
         Raises:
             Exception: what `apply_async` raises; what `items` raises.
         """
+        engine = self._engine
         limits = self._limits("each_async", options)
         check_function(func)
-        told = callbacks_for(self._engine.callbacks, callback, error_callback)
+        told = callbacks_for(engine.callbacks, callback, error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
-        self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
+        engine.dispatcher.submit(engine.factory.each(result, func, list(items), limits))
         return result

@@ -182,6 +182,7 @@ class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[mis
         # them from being run, since Python ignores what is raised in there.
         self._owners = Owner(engine), Owner(engine)
         engine.start()
+        self._was_made = True
 
     def _make_engine(
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
@@ -356,8 +357,10 @@ class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[mis
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,
         where nobody's filters and hooks for warnings are to run."""
-        engine: Engine | None = getattr(self, "_engine", None)
-        if engine is None or engine.state.phase is not PoolPhase.RUN or engine.is_busy_here():
+        if not hasattr(self, "_was_made"):
+            return
+        engine = self._engine
+        if engine.state.phase is not PoolPhase.RUN or engine.is_busy_here():
             return
         try:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)

@@ -70,12 +70,17 @@ class _Worker:
     def run(self) -> None:
         at_fork.register(self)
         self._set_signals()
-        self._initialise()
-        set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         try:
+            self._initialise()
+            set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
             self._end.report(Kind.READY)
-        except BrokenPipeError:  # the pool has not waited for it, or does not know of it
+            self._work()
+        except BrokenPipeError:
+            # Nobody reads what it reports: the pool has gone, has not waited for it, or does not
+            # know of it. (What its tasks raise does not come to here.)
             return
+
+    def _work(self) -> None:
         tasks_left = self._max_tasks
         memory = None
         if self._options.max_memory:
