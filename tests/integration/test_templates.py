@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -256,6 +257,26 @@ def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recw
         results = [pool.apply_async(do_the_same, (n,)) for n in range(60)]
         assert [result.get(DEADLINE) for result in results] == list(range(60))
     assert not [w for w in recwarn if "fork" in str(w.message)]
+
+
+def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
+    pool = make_pool(2, context="fork", maxtasksperchild=2)
+    templates = pool._engine._spawner._templates
+    made, results = set(), []
+    for n in range(25):
+        results += [pool.apply_async(abs, (-n,)) for _ in range(2)]
+        if n % 3:  # else they are lost while others are being made
+            results[-1].wait(DEADLINE)
+        for template in list(templates._all):
+            if template.pid and not template.is_lost:
+                made.add(template)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(template.pid, random.choice((signal.SIGKILL, signal.SIGSTOP)))
+    assert [result.get(DEADLINE) for result in results] == [n // 2 for n in range(50)]
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert len(made) > 5
+    assert all(process(template.pid) is None for template in made)
 
 
 KILLED = """
