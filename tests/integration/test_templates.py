@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from helpers import DEADLINE, eventually, has_ended, mark, marked, process, stop
+from helpers import DEADLINE, eventually, has_ended, mark, mark_and_stay, marked, process, stop
 from prefork import Pool, WorkerLostError
 from prefork._system.process import Process
 
@@ -257,6 +257,36 @@ def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recw
         results = [pool.apply_async(do_the_same, (n,)) for n in range(60)]
         assert [result.get(DEADLINE) for result in results] == list(range(60))
     assert not [w for w in recwarn if "fork" in str(w.message)]
+
+
+def stay_or_return(path):
+    """Once for ever, then not."""
+    if path.exists():
+        return "again"
+    mark_and_stay(path)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_stopped_worker_that_ends_with_its_template_is_accounted_for(
+    make_pool, tmp_path, retries
+):
+    """The kernel ends the stopped processes of a group that has lost its last link to its session,
+    as a worker does whose template is killed; see `template.py`."""
+    pool = make_pool(1, context="fork")
+    template = template_of(pool)
+    guilty = pool.apply_async(stay_or_return, (tmp_path / "pid",), retries=retries)
+    innocent = pool.apply_async(abs, (-1,))
+    worker = int(marked(tmp_path / "pid"))
+    stop(worker)
+    os.kill(template.pid, signal.SIGKILL)
+    if retries:
+        assert guilty.get(DEADLINE) == "again"
+    else:
+        with pytest.raises(WorkerLostError) as caught:
+            guilty.get(DEADLINE)
+        assert (caught.value.pid, caught.value.exitcode) == (worker, None)
+    assert innocent.get(DEADLINE) == 1
+    assert [(left.pid, left.exitcode) for left in pool.statistics().exits] == [(worker, None)]
 
 
 def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
