@@ -9,8 +9,11 @@ The rooms, from the top; a module imports only from its own room and those below
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
     executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`
-    pool, _view           `Pool`: the public verbs; the same with other limits
-    _executor, _calling, _mapping    the kinds of verbs
+    adapters              the `Pool` of those who make another interface of it
+    pool                  `Pool`: the public verbs
+    _view                 the same with other limits: all calls that a pool has. They are in
+                          `_calling`, `_mapping` and `_lazy_mapping`, which share `_family`; their
+                          types in `_signatures`; those of executors in `_executor`
     futures               results as `concurrent.futures` has them; imported when asked for
     results               what users hold: handles and iterators
     _compat               what programs expect because `multiprocessing` has it; hints
@@ -20,6 +23,7 @@ The rooms, from the top; a module imports only from its own room and those below
     _ipc                  what travels between them, and the channel that it goes through
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
+    buildinfo             whether this is compiled
 
 A job, from `apply_async` to `get()` (each name is a method, in the module of its class):
 
@@ -67,6 +71,7 @@ if TYPE_CHECKING:
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
     from prefork._view import PoolView
+    from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         Cancelled,
@@ -93,6 +98,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ApplyResult",
     "BrokenProcessPool",
+    "BuildInfo",
     "Cancelled",
     "Future",
     "IMapIterator",
@@ -120,6 +126,7 @@ __all__ = [
     "WorkerLostError",
     "WorkerState",
     "WorkerStatistics",
+    "build_info",
     "get_context",
     "install",
     "uninstall",
@@ -135,6 +142,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
     "prefork.taskpool": ["TaskPool"],

@@ -35,7 +35,7 @@ AFTER_SHUTDOWN: Final = "cannot schedule new futures after shutdown"
 class BaseExecutor(concurrent.futures.Executor):
     """What executors have in common, wherever their pool comes from."""
 
-    _limits: Limits  # of calls
+    _defaults: Limits  # of calls
 
     _future_class: type[Future[Any]] = Future
 
@@ -61,14 +61,14 @@ class BaseExecutor(concurrent.futures.Executor):
         check_function(fn)
         pool, engine = self._pool_to_use()
         future = self._future_class(pool)
-        _hand_in(engine, engine.factory.call(future, fn, args, kwargs, self._limits))
+        _hand_in(engine, engine.factory.call(future, fn, args, kwargs, self._defaults))
         return future
 
     def _submit_each(self, fn: Callable[[Any], Any], items: list[Any]) -> Future[list[Outcome]]:
         """Call `fn` with each of these items, as one job."""
         pool, engine = self._pool_to_use()
         future = self._future_class(pool)
-        _hand_in(engine, engine.factory.each(future, fn, items, self._limits))
+        _hand_in(engine, engine.factory.each(future, fn, items, self._defaults))
         return future
 
     def map(
@@ -127,7 +127,7 @@ class BaseExecutor(concurrent.futures.Executor):
         """The same executor, with other limits for the calls that it is given by this view, as
         `Pool.options`: `executor.options(timeout=5).submit(f, x)`. To shut it down ends nothing
         but the view."""
-        limits = self._limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
         pool, engine = self._pool_to_use()
         return PoolExecutor(pool, engine, limits)
 
@@ -140,7 +140,7 @@ class PoolExecutor(BaseExecutor):
     def __init__(self, pool: PoolRef, engine: Engine, limits: Limits) -> None:
         self._pool = pool
         self._engine = engine
-        self._limits = limits
+        self._defaults = limits
         self._is_shut = False
         self._pending: set[Future[Any]] = set()
         self._done = Condition()

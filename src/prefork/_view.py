@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefork._calling import CallFamily
 from prefork._engine.engine import Engine
+from prefork._lazy_mapping import LazyMapFamily
 from prefork._mapping import MapFamily
 from prefork._policy.limits import Limits
 from prefork._public import public
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PoolView", "Verbs"]
 
 
-class Verbs(CallFamily, MapFamily):
+class Verbs(CallFamily, MapFamily, LazyMapFamily):
     """All that has functions called: what a pool and a view of it have in common."""
 
     def options(
@@ -40,7 +41,7 @@ class Verbs(CallFamily, MapFamily):
         Raises:
             TypeError, ValueError: one of them is no number, or out of range.
         """
-        limits = self._limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
         return PoolView(self, self._engine, limits)
 
     def executor(self) -> PoolExecutor:
@@ -48,7 +49,7 @@ class Verbs(CallFamily, MapFamily):
         view. Its `shutdown` ends nothing but itself: the pool stays open."""
         from prefork._executor import PoolExecutor
 
-        return PoolExecutor(self, self._engine, self._limits)
+        return PoolExecutor(self, self._engine, self._defaults)
 
 
 @public
@@ -58,10 +59,10 @@ class PoolView(Verbs):
     def __init__(self, pool: PoolRef, engine: Engine, limits: Limits) -> None:
         self._pool = pool
         self._engine = engine
-        self._limits = limits
+        self._defaults = limits
 
     def __repr__(self) -> str:
-        limits = self._limits._asdict().items()
+        limits = self._defaults._asdict().items()
         default = Limits()._asdict()
         told = ", ".join(f"{name}={value}" for name, value in limits if value != default[name])
         return f"<{type(self).__name__}: {told or 'no limits'}, of {self._pool!r}>"

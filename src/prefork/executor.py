@@ -79,7 +79,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         check_callables(initializer=initializer)
         if max_workers is not None:
             max_workers = count("max_workers", max_workers)
-        self._limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
+        self._defaults = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._options = Pool._check_options(
             max_workers,
             initializer,
@@ -114,7 +114,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
             if self._pool is None:
                 if self._is_shut:
                     raise RuntimeError(AFTER_SHUTDOWN)
-                pool = Pool._make(self._options, self._limits)
+                pool = Pool._make(self._options, self._defaults)
                 _finish_at_exit(pool._engine)
                 self._pool = pool
             return self._pool

@@ -11,7 +11,7 @@ import multiprocessing.pool
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypedDict, TypeVar, assert_type
 
 import prefork
@@ -367,6 +367,10 @@ def in_the_place_of_the_standard_library(pool: Pool) -> None:
     listed: multiprocessing.pool.MapResult[int] = pool.map_async(double, [1])
     iterator: multiprocessing.pool.IMapIterator[int] = pool.imap(double, [1])
     use(standard.get(), listed.get(), list(iterator))
+    with OtherPool(1) as other:
+        assert_type(other.map(double, [1]), list[int])
+    with prefork.get_context("fork").Pool(1) as third:
+        assert_type(third.map(double, [1]), list[int])
 
 
 def handed_to(pool: multiprocessing.pool.Pool) -> int:
@@ -378,8 +382,14 @@ class OtherProcess(Pool.Process):
     pass
 
 
+class OtherHandler(Pool.ResultHandler):
+    def body(self) -> None:
+        super().body()
+
+
 class OtherPool(Pool):
     Process = OtherProcess
+    ResultHandler = OtherHandler
 
     def __init__(self, processes: int) -> None:
         super().__init__(processes, timeout=30)
@@ -403,8 +413,36 @@ def the_rest(pool: Pool) -> None:
         pass
 
 
+def futures(pool: Pool) -> None:
+    future = pool.submit(double, 1)
+    assert_type(future, prefork.Future[int])
+    assert_type(future.result(3), int)
+    assert_type(future.get(), int)
+    use(future.exception(), future.add_done_callback(print))
+    standard: Future[int] = future
+    handle: ApplyResult[int] = future
+    use(standard, handle)
+    assert_type(pool.submit(some, 1, y="a", z=2).result(), float)
+    assert_type(pool.submit(options, 1, timeout="a").result(), bytes)
+    limited = pool.options(timeout=3, retries=1)
+    assert_type(limited.submit(double, x=1).result(), int)
+    assert_type(limited.apply_async(double, (1,)).get(), int)
+    assert_type(limited.map(double, [1]), list[int])
+    executor = pool.executor()
+    assert_type(executor.submit(double, 1).result(), int)
+    assert_type(executor.options(timeout=3).submit(double, 1).result(), int)
+    assert_type(list(executor.map(double, [1], timeout=3)), list[int])
+    any_executor: Executor = executor
+    with prefork.ProcessPoolExecutor(1, timeout=3) as own:
+        assert_type(own.submit(double, 1).result(), int)
+        assert_type(own.pool, Pool)
+        any_executor = own
+        use(any_executor)
+
+
 ACCEPTED = [
     single_calls,
+    futures,
     callbacks,
     maps,
     starmaps,
@@ -489,6 +527,19 @@ def wrong_use(pool: Pool) -> None:
     pool.apply_async(double, (1,), callback=words)  # wrong
     pool.map_async(double, [1], callback=words)  # wrong
     use(text, texts, handle)
+
+
+def wrong_futures(pool: Pool) -> None:
+    pool.submit(double, "a")  # wrong
+    pool.submit(double)  # wrong
+    pool.submit(double, 1, timeout=3)  # wrong
+    pool.submit(double(1))  # wrong
+    text: str = pool.submit(double, 1).result()  # wrong
+    pool.options(timeout="3")  # wrong
+    pool.options(callback=print)  # wrong
+    pool.executor().submit(double, "a")  # wrong
+    use(text, prefork.ProcessPoolExecutor(max_workers="2"))  # wrong
+    prefork.ProcessPoolExecutor(processes=2)  # wrong
 
 
 def wrong_options(pool: Pool) -> None:

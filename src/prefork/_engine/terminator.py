@@ -28,6 +28,8 @@ __all__ = ["Terminator"]
 class Terminator:
     def __init__(self, state: PoolState, dispatcher: Dispatcher, collector: Collector) -> None:
         self._state = state
+        self._open_jobs = state.open_jobs
+        self._scheduler = state.scheduler
         self._dispatcher = dispatcher
         self._collector = collector
 
@@ -100,7 +102,7 @@ class Terminator:
     def _cancel_where(self, is_meant: Callable[[Job], bool]) -> None:
         """One after another, each worker would be sent more after each job that is taken back."""
         with self._state.lock:
-            meant = [job for job in self._state.open_jobs.by_id.values() if is_meant(job)]
+            meant = [job for job in self._open_jobs.by_id.values() if is_meant(job)]
             holders = {job.slot: None for job in meant if isinstance(job.slot, WorkerHandle)}
             for worker in holders:
                 self._collector.isolate(worker)
@@ -113,24 +115,24 @@ class Terminator:
     def _terminate_where(self, is_meant: Callable[[Job], bool], signum: int | None) -> None:
         with self._state.lock:
             self._cancel_where(is_meant)
-            for job in list(self._state.open_jobs.by_id.values()):
+            for job in list(self._open_jobs.by_id.values()):
                 if is_meant(job):
                     self._terminate(job, signum)
 
     def _recall(self, job: Job) -> WorkerHandle | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""
         worker = job.slot
-        if job.id not in self._state.open_jobs.by_id or not isinstance(worker, WorkerHandle):
+        if job.id not in self._open_jobs.by_id or not isinstance(worker, WorkerHandle):
             return None
         self._collector.isolate(worker)
         return worker
 
     def _cancel_queued(self, job: Job) -> bool:
-        if job.phase != QUEUED or job.id not in self._state.open_jobs.by_id:
+        if job.phase != QUEUED or job.id not in self._open_jobs.by_id:
             return False
         text = f"job {job.id} ({job.function}) was cancelled before it started"
-        self._state.open_jobs.fail(job, Cancelled(text))
-        self._state.scheduler.drop_resolved()
+        self._open_jobs.fail(job, Cancelled(text))
+        self._scheduler.drop_resolved()
         return True
 
     def _terminate_running(self, worker: WorkerHandle, job: Job, signum: int | None) -> None:
@@ -182,6 +184,6 @@ class Terminator:
         self._state.wake_supervisor()
 
     def _condemn(self, worker: WorkerHandle, reason: KillReason, why: str) -> None:
-        worker.kill_reason = reason
+        worker.condemn(reason)
         self._dispatcher.dismiss(worker, why)
         self._state.wake_supervisor()
