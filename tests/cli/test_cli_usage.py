@@ -249,8 +249,8 @@ def test_a_missing_package(missing: str) -> None:
 
 def test_the_version_needs_neither() -> None:
     code = (
-        "import sys; sys.modules['click'] = sys.modules['rich'] = None; sys.argv[1:] = ['--version'];"
-        "from prefork.cli import main; main()"
+        "import sys; sys.modules['click'] = sys.modules['rich'] = None\n"
+        "from prefork.cli import main; sys.argv[1:] = ['--version']; main()"
     )
     told = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert told == f"{package.build_info()}\n"
