@@ -18,12 +18,13 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, _children  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
-from prefork._system import at_fork, forks, orderly_end
+from prefork._system import at_fork, forks, orderly_end, signals
 from prefork._system.lifeline import Lifeline, LifelineEnd
+from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Process", "Ties", "preload"]
+__all__ = ["Child", "Process", "Ties"]
 
 STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
@@ -38,6 +39,7 @@ class Process(BaseProcess):
 
     kind = "PreforkWorker"  # what a pool's workers are called, before their number
     index = 0  # in a pool: its place there; free places are used again, the lowest first
+    is_worker = False  # it is a `Child`, which decides for itself what happens at Ctrl-C
 
     def __init__(
         self,
@@ -165,16 +167,6 @@ class Process(BaseProcess):
         return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
 
 
-def preload(context: BaseContext, module: str) -> None:
-    """Have the fork server, unless it runs already, import a module once for all its children."""
-    if context.get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # large
-
-        server: Any = forkserver._forkserver
-        if module not in server._preload_modules:
-            server.set_forkserver_preload([*server._preload_modules, module])
-
-
 def _status(thread: str) -> dict[str, str]:
     with open(f"{thread}/status") as status:
         lines = status.read().splitlines()
@@ -185,7 +177,13 @@ def _has(status: dict[str, str], signals: str, signum: int) -> bool:
     return bool(int(status.get(signals, "0"), 16) >> (signum - 1) & 1)
 
 
-def _run_tied(end: LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _run_tied(
+    end: LifelineEnd,
+    blocked: Iterable[int] | None,
+    target: Callable[..., object],
+    args: tuple[Any, ...],
+) -> None:
+    signals.was_started_with(blocked)
     end.hold()
     target(*args)
 
@@ -233,6 +231,7 @@ class Child:
         ties: Ties = NO_TIES,
     ) -> None:
         self.index = index
+        self._context = context
         self.pid = 0  # until it is started
         self._pidfd = -1  # of one that is not forked
         self._was_killed = False
@@ -243,9 +242,12 @@ class Child:
             self._process.index = index
             self._process.prepare(fds, lifeline, ties.template)
         else:
-            tied = lifeline, target, args
+            # A child of the fork server has that one's mask.
+            is_held = context.get_start_method() == "spawn"
+            tied = lifeline, signals.blocked() if is_held else None, target, args
             self._process = process_class(target=_run_tied, name=name, args=tied, context=context)
             self._process.index = index
+        self._process.is_worker = True
 
     def start(self) -> None:
         """
@@ -253,10 +255,12 @@ class Child:
             TemplateLostError: it was to be forked from a template that has gone.
             OSError: as above.
         """
-        at_fork.keeping(self._process.fds(), self._process.start)
-        # A status can be collected once: not by whoever in this process asks multiprocessing for
-        # its active children meanwhile.
-        _children.discard(self._process)
+        is_foreign = self._process.is_foreign
+        with surviving_interrupts(self._context) if is_foreign else contextlib.nullcontext():
+            at_fork.keeping(self._process.fds(), self._process.start)
+            # A status can be collected once: not by whoever in this process asks multiprocessing
+            # for its active children meanwhile.
+            _children.discard(self._process)
 
     def look_after(self) -> None:
         """It has been started; no harm if this is done again.
