@@ -16,24 +16,14 @@ from multiprocessing import context as mp_context
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from prefork._system import at_fork, forks
+from prefork._system import at_fork, forks, signals
 from prefork._system.launch import Foreign, Launch
 from prefork._system.lifeline import Lifeline
 from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "preload"]
-
-
-def preload(context: BaseContext, module: str) -> None:
-    """Have the fork server, unless it runs already, import a module once for all its children."""
-    if context.get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # large
-
-        server: Any = forkserver._forkserver
-        if module not in server._preload_modules:
-            server.set_forkserver_preload([*server._preload_modules, module])
+__all__ = ["Child", "Ties", "is_forking"]
 
 
 def is_forking(context: BaseContext) -> bool:
@@ -102,11 +92,14 @@ class Child:
         lifeline = (self._own_lifeline or ties.lifeline).end  # type: ignore[union-attr]
         forks_here = is_forking(context)
         if not forks_here:
-            target, args = run_tied, (lifeline, target, args)
+            # A child of the fork server has that one's mask.
+            blocked = signals.blocked() if context.get_start_method() == "spawn" else None
+            target, args = run_tied, (lifeline, blocked, target, args)
         self._process = process = process_class(
             target=target, name=name, args=args, context=context
         )
         process.index = index
+        process.is_worker = True
         template = ties.template
         self._launch: Launch
         if not forks_here:

@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from prefork._system import at_fork
+from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 
 if TYPE_CHECKING:
@@ -222,9 +223,10 @@ class Foreign(Launch):
         return bool(self._popens)
 
     def launch(self) -> None:
-        # All in C: nothing comes between the start and its being known.
         popen: Any = self._context.Process._Popen  # type: ignore[attr-defined]
-        self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+        with surviving_interrupts(self._context):
+            # All in C: nothing comes between the start and its being known.
+            self._popens.extend(itertools.starmap(popen, [(self._process,)]))
 
     def tidy(self) -> None:
         if self.pidfd < 0 and self.pid and HAS_PIDFD:

@@ -107,10 +107,10 @@ class _Worker:
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
-        here a forked worker has all signals blocked."""
+        here a forked worker has all signals blocked, and no other one is ended by Ctrl-C."""
         signal.set_wakeup_fd(-1)
-        forget_handlers()
         set_action(signal.SIGINT, IGNORE)
+        forget_handlers()
         set_action(SOFT_SIGNAL, self._on_soft_limit)
         let_through()
         unblock(SOFT_SIGNAL, signal.SIGTERM)
