@@ -289,6 +289,7 @@ def test_workers_start_with_the_first_call(make_executor):
 
 
 AT_EXIT = """
+import sys
 from helpers import DEADLINE, NEVER, has_ended
 from prefork import ProcessPoolExecutor
 from pathlib import Path
