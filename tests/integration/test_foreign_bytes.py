@@ -84,6 +84,7 @@ def corrupted(guilty: ApplyResult) -> WorkerLostError:
     return raised.value
 
 
+@pytest.mark.promise(number=3)
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
 def test_a_task_that_writes_to_its_outbox_fails_alone(
     data: bytes, gate: Gate, make_pool: Callable[..., Pool]

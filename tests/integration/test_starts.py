@@ -110,6 +110,7 @@ def die_at_first(log: Path, times: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.promise(number=1)
 def test_a_closed_pool_whose_worker_is_killed_at_its_start_again_and_again(
     context: BaseContext, make_pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_fork_server_that_is_killed_while_it_starts_the_only_worker(
     assert pool.apply(abs, (-1,)) == 1
 
 
+@pytest.mark.promise(number=1)
 def test_a_fork_server_that_is_stopped(script: Callable[..., Script]) -> None:
     program = script(STOPPED_SERVER)
     assert program.finish()[:2] == (0, "lost\nbroken\nnot made\n")

@@ -267,7 +267,7 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        preload(self._options.context, main.__module__)
+        preload(self._options.start_method, main.__module__)
         if not self._in_background:
             self.spawn(self._options.processes)
             return

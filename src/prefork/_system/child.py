@@ -141,6 +141,7 @@ class Child:
             if self.pid:
                 self.kill()
                 if self.wait(timeout):
+                    self.ask_status()
                     self.collect()
         self.close()
 
@@ -195,18 +196,17 @@ class Child:
 
     def ask_status(self) -> None:
         """The process has ended: have its status ready for `collect`, if that has to be asked for.
-        To be called where a moment's waiting does no harm."""
+        To be called first, where a moment's waiting does no harm."""
         self._launch.ask_status()
 
     def collect(self) -> int | None:
-        """The process has ended: kill what it left behind, return its exit code.
+        """The process has ended: kill what it left behind, return its exit code. Never waits.
 
         As in `multiprocessing.Process.exitcode`; None if nobody can tell it any more.
         """
         if not (self._was_killed and self._launch.outlives_its_number):
             self._kill_group()  # while the dead process still holds its number
-        self._launch.ask_status()
-        code = self._launch.poll()
+        code = self._launch.known_status()
         self._launch.reap()
         return -signal.SIGKILL if code is None and self._was_killed else code
 
