@@ -18,6 +18,8 @@ import misdeeds
 from ledger import Fate
 from misdeeds import AMPLE, HARD_LIMIT, RESTING_MEMORY, SOFT_LIMIT, Conduct, Mischief, Task, run
 
+from prefork.adapters import AdapterPool
+
 RECYCLED_AFTER = 50  # tasks
 
 _UNLIMITED = frozenset(c for c in Conduct if not c.needs_limit and c is not Conduct.LATE)
@@ -97,7 +99,7 @@ class Prefork(Rival):
             prefork.SoftTimeLimitExceeded: Fate.SOFT,
             prefork.Terminated: Fate.ENDED,
         }
-        self.pool = prefork.Pool(
+        self.pool = AdapterPool(
             processes,
             misdeeds.open_log,
             (log,),

@@ -25,8 +25,8 @@ def make_pool() -> Iterator[Callable[..., Pool]]:
     """Makes pools that are terminated after the test."""
     pools: list[Pool] = []
 
-    def make(*args: Any, **kwargs: Any) -> Pool:
-        pools.append(Pool(*args, **kwargs))
+    def make(*args: Any, pool_class: type[Pool] = Pool, **kwargs: Any) -> Pool:
+        pools.append(pool_class(*args, **kwargs))
         return pools[-1]
 
     yield make

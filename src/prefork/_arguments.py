@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_callables", "check_count", "check_counts", "check_iterable", "seconds"]
+__all__ = [
+    "check_callables",
+    "check_can_iterate",
+    "check_iterable",
+    "count",
+    "seconds",
+    "some_count",
+]
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+def count(name: str, value: object, least: int = 1) -> int:
+    """An int, or what is one to `operator.index`, as numpy's integers are."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number
 
 
-def check_counts(**values: object) -> None:
+def some_count(name: str, value: object) -> int | None:
     """None is fine, too: no limit."""
-    for name, value in values.items():
-        if value is not None:
-            check_count(name, value)
+    return None if value is None else count(name, value)
+
+
+def check_can_iterate(value: object) -> None:
+    """Without asking it for an iterator.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if not (hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")):
+        raise TypeError(f"{type(value).__name__!r} object is not iterable")
 
 
 def check_callables(**functions: object) -> None:
@@ -36,11 +59,12 @@ def check_iterable(name: str, value: Iterable[Any]) -> tuple[Any, ...]:
         raise TypeError(f"{name} must be iterable, not {value!r}") from None
 
 
-def seconds(name: str, value: object, zero: bool = False) -> float | None:
+def seconds(name: str, value: Any, zero: bool = False) -> float | None:
     """A time limit as a float; infinity is None."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not (value > 0 or (zero and value == 0)):
+    number: Any = value  # numpy's are registered as real, too
+    if not (number > 0 or (zero and number == 0)):
         least = "at least" if zero else "more than"
         raise ValueError(f"{name} must be {least} 0 seconds, not {value}")
     try:

@@ -1,151 +1,255 @@
-"""The map family: many calls of one function."""
+"""The map family: many calls of one function, whose results are wanted together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Unpack, overload
 
-from prefork._arguments import check_count, check_counts
+from prefork._arguments import count
+from prefork._compat.habits import check_function
 from prefork._describe import function_name
-from prefork._engine.engine import Engine
+from prefork._family import Family
 from prefork._ipc.wire import MAP, STARMAP
 from prefork._policy.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
 from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
-from prefork._results.imap import Items
-from prefork._results.protocols import Callback, PoolRef
-from prefork.results import IMapIterator, IMapUnorderedIterator, MapResult
+from prefork._signatures import A, B, C, Callback, OfOneType, R, TaskLimits, Ts, Unchecked, X, Y, Z
+from prefork.results import MapResult
 
 __all__ = ["MapFamily"]
 
-Iterator = TypeVar("Iterator", bound=IMapIterator)
 
-
-class MapFamily(PoolRef):
+class MapFamily(Family):
     """What `Pool` has of it. All of these take, as keywords:
 
-    timeout, soft_timeout: the time limits of each call, in seconds; None: the pool's.
+    timeout, soft_timeout: the time limits of each call, in seconds; None: the pool's; infinity:
+        none.
     retries: how often a chunk is run again after its worker was lost; its calls that had
         finished are then run again, too.
     """
 
-    _engine: Engine
-
+    @overload
     def map(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def map(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    def map(
+        self,
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> list[Any]:
+        **options: Unpack[TaskLimits],
+    ) -> list[R]:
         """`[func(item) for item in iterable]`, in the workers.
 
-        Without `chunksize`, items are handed over in chunks that are sized by their measured run
-        time. The first error among the items is raised, when all chunks have finished.
-        """
-        limits = self._limits(timeout, soft_timeout, retries=retries)
-        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
-
-    def map_async(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> MapResult:
-        """Like `map`, but returns at once with a handle of the list."""
-        limits = self._limits(timeout, soft_timeout, retries=retries)
-        return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
-
-    def starmap(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> list[Any]:
-        """Like `map`, but each item is unpacked: `(a, b)` becomes `func(a, b)`."""
-        limits = self._limits(timeout, soft_timeout, retries=retries)
-        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
-
-    def starmap_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-        callback: Callback = None,
-        error_callback: Callback = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> MapResult:
-        """Like `starmap`, but returns at once with a handle of the list."""
-        limits = self._limits(timeout, soft_timeout, retries=retries)
-        return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
-
-    def imap(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int = 1,
-        lost_worker_timeout: float | None = None,
-        *,
-        buffersize: int | None = None,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> IMapIterator:
-        """Like `map`, but lazy: an iterator over the results, in the order of the input.
+        The first error among the items is raised, when all chunks have finished.
 
         Args:
-            chunksize: how many items are handed to a worker at once.
-            lost_worker_timeout: instead of the pool's.
-            buffersize: how many items the input is read ahead of the results that were taken;
-                None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In any
-                case it is not read on while 256 MiB of calls are on their way.
-        """
-        limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
+            func: a callable that takes one item, and can be pickled.
+            iterable: the items, which can be pickled; it is read to its end at once.
+            chunksize: how many items are one job, an int of at least 1. None: as many as take about
+                as long, by their measured run time, as handing them over is worth.
+            options: `soft_timeout`, `timeout` (seconds, of each item) and `retries` (of a chunk).
 
-    def imap_unordered(
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            Exception: what `MapResult.get` raises, and `map_async`.
+        """
+        limits = self._limits("map", options)
+        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
+
+    @overload
+    def map_async(
         self,
-        func: Callable[[Any], Any],
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def map_async(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    def map_async(
+        self,
+        func: Callable[[Any], R],
         iterable: Iterable[Any],
-        chunksize: int = 1,
-        lost_worker_timeout: float | None = None,
-        *,
-        buffersize: int | None = None,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> IMapUnorderedIterator:
-        """Like `imap`, but the results come as they become ready."""
-        limits = self._limits(timeout, soft_timeout, lost_worker_timeout, retries)
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits)
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]:
+        """Like `map`, but returns at once with a handle of the list.
+
+        Args:
+            func, iterable, chunksize, options: as in `map`.
+            callback: called with the list of results.
+            error_callback: called with the first exception, if any item fails for any reason.
+
+        Raises:
+            ValueError: the pool is closed or terminated; an option is out of range.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `func` or a callback cannot be called, or an argument is of the wrong type.
+            RuntimeError: in a forked child, whose pool this is not.
+            Exception: what `iterable` raises.
+        """
+        limits = self._limits("map_async", options)
+        return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[tuple[A | X]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Unchecked],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: OfOneType[A, R],
+        iterable: Iterable[Iterable[A]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]:
+        """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
+        limits = self._limits("starmap", options)
+        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
+
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[tuple[A | X]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Unchecked],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: OfOneType[A, R],
+        iterable: Iterable[Iterable[A]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]:
+        """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
+        limits = self._limits("starmap_async", options)
+        return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
 
     # ---- how
-
-    def _limits(
-        self,
-        timeout: float | None,
-        soft_timeout: float | None,
-        lost_worker_timeout: float | None = None,
-        retries: int = 0,
-    ) -> Limits:
-        self._engine.state.check_running()
-        return self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
 
     def _map(
         self,
@@ -154,47 +258,29 @@ class MapFamily(PoolRef):
         iterable: Iterable[Any],
         chunksize: int | None,
         limits: Limits,
-        callback: Callback = None,
-        error_callback: Callback = None,
+        callback: Callback[Any] = None,
+        error_callback: Callback[Any] = None,
         wait: bool = False,
-    ) -> MapResult:
+    ) -> MapResult[Any]:
+        check_function(func)
         callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
         if chunksize is not None:
-            check_count("chunksize", chunksize)
+            chunksize = count("chunksize", chunksize)
         engine, items = self._engine, list(iterable)
         name = function_name(func)
-        result = MapResult(self, name, len(items), callbacks)
+        result: MapResult[Any] = MapResult(self, name, len(items), callbacks)
         if not items:
             return result
         workers = engine.supervisor.processes
+        few = FIRST_CHUNKS * workers  # they are handed over at once
         chunks: Iterable[list[Any]]
         if chunksize is None:
             chunks = adaptive = AdaptiveChunks(items, workers)
-            result.limit(FIRST_CHUNKS * workers, adaptive.measured)
+            # One more than few: after them there is still room, and so the end is found at once.
+            result.limit(few + (len(items) == few), adaptive.measured)
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        engine.feed(jobs, result, here=wait, at_once=len(items) <= FIRST_CHUNKS * workers)
-        return result
-
-    def _imap(
-        self,
-        iterator_class: type[Iterator],
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int,
-        buffersize: int | None,
-        limits: Limits,
-    ) -> Iterator:
-        engine = self._engine
-        check_count("chunksize", chunksize)
-        check_counts(buffersize=buffersize)
-        name, workers = function_name(func), engine.supervisor.processes
-        ordered = iterator_class is not IMapUnorderedIterator
-        items = Items(self, name, buffersize, chunksize, workers, ordered)
-        items.on_cancel = engine.state.check_done
-        result = iterator_class(items)  # which cancels them if this is interrupted
-        jobs = engine.factory.items(items, func, iter(iterable), chunksize, limits)
-        engine.feed(jobs, items)
+        engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
         return result

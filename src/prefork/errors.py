@@ -6,11 +6,16 @@ All of them survive pickling, so that a pool inside a pool's task reports them u
 
 from __future__ import annotations
 
+import importlib
 from multiprocessing import TimeoutError
+from typing import TYPE_CHECKING, Any
 
 from prefork._describe import describe_exit
+from prefork._public import public
 
 __all__ = [
+    "Cancelled",
+    "LimitExceeded",
     "MaybeDecodingError",
     "MemoryLimitExceeded",
     "PoolBrokenError",
@@ -21,24 +26,27 @@ __all__ = [
     "TimeLimitExceeded",
     "TimeoutError",
     "WorkerLostError",
+    "remote_traceback",
 ]
 
 
+@public
 class PreforkError(Exception):
     """Base class of all errors that come from the pool itself, not from the user's function."""
 
 
+@public
 class WorkerLostError(PreforkError):
     """The worker process ended while it ran this job; no other job is affected.
 
     Attributes:
-        job: the job's number in its pool.
-        function: the qualified name of the function that ran.
-        pid: the process id of the worker that ended.
+        job: the job's number in its pool (int).
+        function: the qualified name of the function that ran (str).
+        pid: the process id of the worker that ended (int).
         exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of the signal
-            that ended it, None is unknown (somebody else collected the child's status).
-        stack: the Python stack at the moment of a crash, or "".
-        note: what else is known, such as a lack of memory, or "".
+            that ended it, None is unknown: somebody else collected the child's status.
+        stack: the Python stack at the moment of a crash, or "" (str).
+        note: what else is known, such as a lack of memory, or "" (str).
     """
 
     def __init__(
@@ -66,82 +74,116 @@ class WorkerLostError(PreforkError):
         return f"{text}\n{self.stack.rstrip()}" if self.stack else text
 
 
-class TimeLimitExceeded(PreforkError):
+@public
+class LimitExceeded(PreforkError):
+    """The job had more of something than it may have, so its worker was killed. This is the base
+    class of `TimeLimitExceeded` and `MemoryLimitExceeded`, for those who treat both alike.
+
+    Attributes:
+        limit: what it was allowed (int or float).
+        job: the job's number in its pool (int).
+        function: the qualified name of the function that ran (str).
+        pid: the process id of the worker that was killed (int).
+        stack: the Python stack where the task was, of all threads; or why there is none, in
+            parentheses (str).
+    """
+
+    limit: float
+    job: int
+    function: str
+    pid: int
+    stack: str
+
+    def _set(self, limit: float, job: int, function: str, pid: int, stack: str) -> None:
+        self.limit = limit
+        self.job = job
+        self.function = function
+        self.pid = pid
+        self.stack = stack
+
+    def _message(self, what: str) -> str:
+        text = f"job {self.job} ({self.function}) {what}; its worker process {self.pid} was killed"
+        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+
+
+@public
+class TimeLimitExceeded(LimitExceeded):
     """The job ran longer than its hard time limit, so its worker was killed.
 
     Attributes:
-        limit: the limit in seconds, counted from the moment the worker started the task.
-        job, function, pid: which job, what it ran, in which process.
-        stack: the Python stack where the task was stuck, of all threads; or why there is none,
-            in parentheses.
+        limit: the limit in seconds, counted from the moment the worker started the task (float).
+        job, function, pid, stack: as in `LimitExceeded`.
     """
 
     def __init__(
         self, limit: float, job: int = 0, function: str = "", pid: int = 0, stack: str = ""
     ) -> None:
         super().__init__(limit, job, function, pid, stack)
-        self.limit = limit
-        self.job = job
-        self.function = function
-        self.pid = pid
-        self.stack = stack
+        self._set(limit, job, function, pid, stack)
 
     def __str__(self) -> str:
-        text = (
-            f"job {self.job} ({self.function}) exceeded its time limit of {self.limit:g} s; "
-            f"its worker process {self.pid} was killed"
-        )
-        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
+        return self._message(f"exceeded its time limit of {self.limit:g} s")
 
 
-class MemoryLimitExceeded(PreforkError):
+@public
+class MemoryLimitExceeded(LimitExceeded):
     """The job's worker had more memory resident than it may have, so it was killed.
 
     Attributes:
-        limit: `max_memory_per_task`, KiB.
-        resident: what was measured, KiB.
-        job, function, pid: which job, what it ran, in which process.
-        stack: the Python stack where the task was, of all threads, likewise.
+        limit: `max_memory_per_task`, KiB (int).
+        resident: what was measured, KiB (int).
+        job, function, pid, stack: as in `LimitExceeded`.
     """
+
+    limit: int
 
     def __init__(
         self, limit: int, resident: int, job: int, function: str, pid: int, stack: str = ""
     ) -> None:
         super().__init__(limit, resident, job, function, pid, stack)
-        self.limit = limit
+        self._set(limit, job, function, pid, stack)
         self.resident = resident
-        self.job = job
-        self.function = function
-        self.pid = pid
-        self.stack = stack
 
     def __str__(self) -> str:
-        text = (
-            f"job {self.job} ({self.function}) had {self.resident} KiB of memory resident, more "
-            f"than the {self.limit} KiB allowed; its worker process {self.pid} was killed"
+        return self._message(
+            f"had {self.resident} KiB of memory resident, more than the {self.limit} KiB allowed"
         )
-        return f"{text}\n{self.stack.rstrip()}" if self.stack else text
 
 
+@public
 class SoftTimeLimitExceeded(PreforkError):
-    """Raised inside a task that has passed its soft time limit, to give it a chance to clean up."""
+    """Raised inside a task that has passed its soft time limit, to give it a chance to clean up.
+
+    If the task does not catch it, its job fails with it.
+    """
 
 
+@public
 class Terminated(PreforkError):
     """The pool was terminated, or the job was, before the job had finished."""
 
 
+@public
+class Cancelled(Terminated):
+    """The job was cancelled before it started; it will never run."""
+
+
+@public
 class PoolBrokenError(PreforkError):
-    """Workers cannot start, so the pool has given up; the message and `__cause__` say why."""
+    """Workers cannot start, so the pool has given up; the message and `__cause__` say why.
+
+    All its jobs fail with it, and it is raised by all calls that hand in others.
+    """
 
 
+@public
 class MaybeDecodingError(PreforkError):
     """A task's result or exception arrived, but could not be unpickled in the pool's process.
 
     Attributes:
-        type_name: the qualified name of the original type.
-        reason: why unpickling failed.
-        traceback: the traceback of the task's own exception, or "" for a result.
+        type_name: the qualified name of the original type (str).
+        reason: why unpickling failed (str).
+        traceback: the traceback of the task's own exception, or "" for a result (str).
     """
 
     def __init__(self, type_name: str, reason: str, traceback: str = "") -> None:
@@ -155,12 +197,25 @@ class MaybeDecodingError(PreforkError):
         return f"{text}\nThe task's own traceback:\n{self.traceback}" if self.traceback else text
 
 
-class RemoteTraceback(Exception):
+def remote_traceback(traceback: str) -> RemoteTraceback:
     """The `__cause__` of an exception from elsewhere: its traceback there, as text."""
+    error: type[RemoteTraceback] = __getattr__("RemoteTraceback")
+    return error(f'\n"""\n{traceback}"""')
 
-    def __init__(self, traceback: str) -> None:
-        super().__init__(traceback)
-        self.traceback = traceback
 
-    def __str__(self) -> str:
-        return f'\n"""\n{self.traceback}"""'
+if TYPE_CHECKING:
+
+    class RemoteTraceback(Exception):
+        """The standard library's; `tb` is the text."""
+
+        tb: str
+
+        def __init__(self, tb: str) -> None: ...
+
+
+def __getattr__(name: str) -> Any:
+    """The standard library's class, once somebody asks for it: its module is large, and a worker
+    does without (PEP 562)."""
+    if name == "RemoteTraceback":
+        return importlib.import_module("multiprocessing.pool").RemoteTraceback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 
 from prefork import errors
-from prefork._arguments import check_callables, check_count, check_counts, check_iterable, seconds
-from prefork._engine import callbacks, roles
+from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
+from prefork._compat.classes import stands_for
+from prefork._compat.habits import check_environment, unknown_option
+from prefork._compat.names import PoolNames
+from prefork._engine import roles
+from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.spawner import Options
-from prefork._engine.terminator import Terminator
-from prefork._ipc.outcome import Outcome
-from prefork._ipc.wire import ACCEPT
-from prefork._mapping import MapFamily
+from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
-from prefork._results.apply import callbacks_for
-from prefork._results.protocols import Callback
+from prefork._public import public
 from prefork._system import process
-from prefork._system.condition import Condition
 from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
+from prefork._view import Verbs
 from prefork._worker.options import Initializer
-from prefork.results import ApplyResult
 from prefork.statistics import PoolStatistics
 
 __all__ = ["Pool"]
 
 
-class Pool(MapFamily):
+@public
+@stands_for("Pool")
+class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
     """A pool of worker processes that run functions.
 
     Args:
-        processes: the number of workers. None: as many as this process may use CPUs, by its
-            affinity and its control group's quota.
-        initializer: called in each worker as `initializer(*initargs)` when it starts. If it
-            raises, the pool fails with `PoolBrokenError`.
-        initargs: its arguments.
-        maxtasksperchild: a worker is replaced after so many jobs (calls, or chunks of calls);
-            None: never.
-        timeout: the hard time limit of each task, in seconds from its start; its worker is
-            killed and the job fails with `TimeLimitExceeded`. None: no limit.
+        processes: the number of workers, an int of at least 1. None: as many as this process may
+            use CPUs, by its affinity and its control group's quota.
+        initializer: a function, called in each worker as `initializer(*initargs)` when it starts.
+            If it raises, the pool fails with `PoolBrokenError`.
+        initargs: its arguments, an iterable.
+        maxtasksperchild: a worker is replaced after so many jobs (calls, or chunks of calls), an
+            int; None: never.
+        timeout: the hard time limit of each task, in seconds from its start (int or float; so are
+            all seconds); its worker is killed and the job fails with `TimeLimitExceeded`. None,
+            and infinity: no limit.
         soft_timeout: the soft limit, likewise: `SoftTimeLimitExceeded` is raised in the task.
         lost_worker_timeout: when a worker has died but a process that it forked could still
             send the result, how many seconds to wait for that.
         context: a start method's context, as from `multiprocessing.get_context("spawn")`, or just
-            its name. None: the default one.
+            its name. None: the default one. It may also be the fifth positional argument, as it
+            is that of `multiprocessing.pool.Pool`.
         threads: False: the pool has no threads; it is driven by an event loop (`attach`) or by
             hand (`handle_events`).
         maxtasksperchild_jitter: each worker is replaced after up to so many jobs less, by
@@ -68,22 +72,37 @@ class Pool(MapFamily):
             cheaper. None: each start is reported at once.
 
     Raises:
-        ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
-        TypeError: an argument is of the wrong type.
+        ValueError: `processes`, `maxtasksperchild` or a limit is out of range, or there is no such
+            start method.
+        TypeError: an argument is of the wrong type, or unknown.
+        OSError: the system has no process, memory or descriptor left.
+        RuntimeError: gevent or eventlet has patched what a pool needs.
+
+    The types of calls follow the function's: `pool.apply(f, (1,))` is what `f` returns, and type
+    checkers refuse arguments that `f` does not take.
 
     The seed of the interface is `multiprocessing.Pool`, whose documentation applies.
     """
 
-    ResultHandler = roles.ResultHandler
-    TaskHandler = roles.TaskHandler
-    TimeoutHandler = roles.TimeoutHandler
-    Supervisor = roles.Supervisor
-    CallbackRunner = callbacks.CallbackRunner
-    Process = process.Process
+    if TYPE_CHECKING:  # as classes of their own, they may be bases of others: variables may not
+
+        class ResultHandler(roles.ResultHandler): ...
+
+        class TaskHandler(roles.TaskHandler): ...
+
+        class TimeoutHandler(roles.TimeoutHandler): ...
+
+        class Supervisor(roles.Supervisor): ...
+
+        class Process(process.Process): ...
+
+    else:
+        ResultHandler = roles.ResultHandler
+        TaskHandler = roles.TaskHandler
+        TimeoutHandler = roles.TimeoutHandler
+        Supervisor = roles.Supervisor
+        Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
-    first_start_timeout: float | None = None
-    """What a subclass gives the first workers instead of `start_timeout`, in seconds: all of them
-    start at once, and what they load is not in the system's caches yet."""
 
     def __init__(
         self,
@@ -91,7 +110,7 @@ class Pool(MapFamily):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        timeout: float | None = None,
+        timeout: float | BaseContext | None = None,
         soft_timeout: float | None = None,
         lost_worker_timeout: float = 10.0,
         *,
@@ -103,179 +122,165 @@ class Pool(MapFamily):
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
         accept_delay: float | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unknown_option(type(self).__name__, unknown)
+        if isinstance(timeout, BaseContext):
+            if context is not None:
+                raise TypeError("context is given twice: as the fifth argument, and by its name")
+            context, timeout = timeout, None
+        options = self._check_options(
+            processes,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            context,
+            maxtasksperchild_jitter,
+            max_memory_per_child,
+            max_memory_per_task,
+            max_restarts,
+            start_timeout,
+            accept_delay,
+        )
+        limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
+        self._begin(options, limits, threads)
+
+    @classmethod
+    def _check_options(
+        cls,
+        processes: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        maxtasksperchild: int | None,
+        context: BaseContext | str | None,
+        maxtasksperchild_jitter: int,
+        max_memory_per_child: int | None,
+        max_memory_per_task: int | None,
+        max_restarts: int,
+        start_timeout: float | None,
+        accept_delay: float | None = None,
+    ) -> Options:
+        """What the workers are made with; it raises what the constructor does."""
         if processes is None:
             processes = available_cpus()
-        check_count("processes", processes)
-        check_counts(
-            maxtasksperchild=maxtasksperchild,
-            max_memory_per_child=max_memory_per_child,
-            max_memory_per_task=max_memory_per_task,
-        )
-        check_count("maxtasksperchild_jitter", maxtasksperchild_jitter, least=0)
-        if maxtasksperchild_jitter and maxtasksperchild_jitter >= (maxtasksperchild or 0):
+        processes = count("processes", processes)
+        try:
+            maxtasksperchild = some_count("maxtasksperchild", maxtasksperchild)
+        except TypeError as exc:
+            raise ValueError(*exc.args) from None  # as `multiprocessing` has it
+        max_memory_per_child = some_count("max_memory_per_child", max_memory_per_child)
+        max_memory_per_task = some_count("max_memory_per_task", max_memory_per_task)
+        jitter = count("maxtasksperchild_jitter", maxtasksperchild_jitter, least=0)
+        if jitter and jitter >= (maxtasksperchild or 0):
             raise ValueError("maxtasksperchild_jitter must be less than maxtasksperchild")
-        check_count("max_restarts", max_restarts, least=0)
+        max_restarts = count("max_restarts", max_restarts, least=0)
         check_callables(initializer=initializer)
         initargs = check_iterable("initargs", initargs)
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         elif not isinstance(context, BaseContext):
             raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
-        options = Options(
+        check_environment()
+        return Options(
             processes,
             context,
             Initializer(initializer, initargs) if initializer else None,
-            self.Process,
+            cls.Process,
             maxtasksperchild,
-            maxtasksperchild_jitter,
+            jitter,
             max_memory_per_child,
             max_memory_per_task,
             max_restarts,
             None if start_timeout is None else seconds("start_timeout", start_timeout),
-            self.first_start_timeout,
-            self.SoftTimeLimitExceeded,
+            None,
+            cls.SoftTimeLimitExceeded,
             None if accept_delay is None else seconds("accept_delay", accept_delay),
         )
-        limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
+
+    @classmethod
+    def _make(cls, options: Options, limits: Limits) -> Self:
+        """A pool with these options, which have been checked."""
+        pool = cls.__new__(cls)
+        pool._begin(options, limits, threads=True)
+        return pool
+
+    def _begin(self, options: Options, limits: Limits, threads: bool) -> None:
+        """Have the engine made, and the workers started."""
+        self._defaults = limits
         classes = RoleClasses(
             self.ResultHandler,
             self.TaskHandler,
             self.TimeoutHandler,
             self.Supervisor,
-            self.CallbackRunner,
+            CallbackRunner,
         )
-        self._engine = engine = uninterrupted(lambda: Engine(options, limits, classes, threads))
+        self._engine = engine = uninterrupted(
+            lambda: self._make_engine(options, limits, classes, threads)
+        )
         # Two, and not a finalizer of the pool's own: a signal handler that raises may keep one of
         # them from being run, since Python ignores what is raised in there.
         self._owners = Owner(engine), Owner(engine)
         engine.start()
+        self._was_made = True
 
-    # ---- one call
-
-    def apply(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> Any:
-        """Call `func(*args, **kwds)` in a worker and return its result; see `apply_async`."""
-        handle = self.apply_async(
-            func, args, kwds, soft_timeout=soft_timeout, timeout=timeout, retries=retries
-        )
-        return handle.get()
-
-    def apply_async(
-        self,
-        func: Callable[..., Any],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-        callback: Callback = None,
-        error_callback: Callback = None,
-        accept_callback: Callback = None,
-        timeout_callback: Callback = None,
-        waitforslot: bool = False,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        lost_worker_timeout: float | None = None,
-        *,
-        retries: int = 0,
-    ) -> ApplyResult[Any]:
-        """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
-
-        Args:
-            callback: called with the result.
-            error_callback: called with the exception, if the call fails for any reason.
-            accept_callback: called with the worker's pid and `time.monotonic()` at the start.
-            timeout_callback: called as `timeout_callback(soft=…, timeout=…)` when a limit passes.
-            waitforslot: wait until a worker has nothing to do before the job is handed in.
-            soft_timeout, timeout, lost_worker_timeout: instead of the pool's, for this job.
-            retries: how often to run it again after its worker was lost.
-
-        Callbacks run one after another on a thread of the pool; each is called at most once.
-
-        Raises:
-            ValueError: the pool is closed or terminated.
-            PoolBrokenError: the pool could not start its workers.
-        """
-        told = callbacks_for(
-            self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
-        )
-        result: ApplyResult[Any] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        job = self._engine.factory.call(result, func, args, kwds, limits)
-        if accept_callback is not None:
-            if self._engine.reports_starts:
-                job.flags |= ACCEPT
-            else:
-                job.start_unreported = True
-        if waitforslot:
-            self._engine.dispatcher.submit_when_free(job)
-        else:
-            self._engine.dispatcher.submit(job)
-        return result
-
-    def each_async(
-        self,
-        func: Callable[[Any], Any],
-        items: Iterable[Any],
-        callback: Callback = None,
-        error_callback: Callback = None,
-        *,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-    ) -> ApplyResult[list[Outcome]]:
-        """Call `func` with one item after another, in one worker, as one job.
-
-        The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
-        the exception. The time limits are each item's. If the worker is lost or killed on the
-        way, the job fails as a whole, or is run again as a whole.
-        """
-        self._engine.state.check_running()
-        told = callbacks_for(self._engine.callbacks, callback, error_callback)
-        result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, retries=retries)
-        self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
-        return result
+    def _make_engine(
+        self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
+    ) -> Engine:
+        return Engine(options, limits, classes, threads)
 
     # ---- the pool itself
 
     @property
     def processes(self) -> int:
-        """How many workers there should be."""
+        """How many workers there should be (int)."""
         return self._engine.supervisor.processes
 
     def grow(self, n: int = 1) -> None:
-        """Add `n` workers."""
-        check_count("n", n)
-        self._engine.supervisor.resize(+n)
+        """Add workers. They are started soon; this does not wait for them.
 
-    def shrink(self, n: int = 1) -> None:
-        """Take `n` workers away; busy ones finish their task first.
+        Args:
+            n: how many, an int of at least 1.
 
         Raises:
-            ValueError: fewer than one worker would be left.
+            ValueError: `n` is less than 1; or the pool is closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `n` is no int.
         """
-        check_count("n", n)
-        self._engine.supervisor.resize(-n)
+        self._engine.supervisor.resize(+count("n", n))
+
+    def shrink(self, n: int = 1) -> None:
+        """Take workers away; busy ones finish their task first. This does not wait for them.
+
+        Args:
+            n: how many, an int of at least 1.
+
+        Raises:
+            ValueError: fewer than one worker would be left; or `n` is less than 1; or the pool is
+                closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `n` is no int.
+        """
+        self._engine.supervisor.resize(-count("n", n))
 
     def restart(self) -> None:
         """Replace all workers, one after another: each goes after the task that it runs, when
-        its successor is ready. Returns at once."""
+        its successor is ready. Returns at once.
+
+        Raises:
+            ValueError: the pool is closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+        """
         self._engine.supervisor.replace_all()
 
     def terminate_job(self, pid: int, signal: int | None = None) -> bool:
         """End the job that a worker runs now; it fails with `Terminated`. No other job is hit.
 
         Args:
-            pid: the process id of the worker.
-            signal: what to send to it, for instance SIGTERM; if the task survives that, the
-                worker leaves after it. None: it is killed, with all that the task started.
+            pid: the process id of the worker (int).
+            signal: the number of what to send to it, for instance SIGTERM; if the task survives
+                that, the worker leaves after it. None: it is killed, with all that the task
+                started.
 
         Returns:
             Whether a worker of that number was running a job.
@@ -285,75 +290,55 @@ class Pool(MapFamily):
     # ---- what can be seen
 
     def statistics(self) -> PoolStatistics:
-        """What there is now: workers, what they run, and counts of jobs; immutable."""
+        """What there is now: workers, what they run, and counts of jobs.
+
+        Returns:
+            An immutable snapshot. It can be had in any state of the pool, also after its end.
+        """
         return self._engine.observer.statistics()
 
     def dump_stacks(self) -> dict[int, str]:
-        """The Python stack of every worker by its process id, whatever it is doing, C code
-        included. The workers go on; one that cannot tell has the reason in parentheses."""
+        """The Python stacks of all workers, whatever they are doing, C code included. The workers
+        go on.
+
+        Returns:
+            Texts by process ids; for a worker that cannot tell, or does not within a second, the
+            reason in parentheses.
+        """
         return self._engine.observer.stacks()
 
     def close(self) -> None:
-        """Take no more jobs. The workers leave when all are done."""
+        """Take no more jobs. The workers leave when all are done; `join` waits for that. A pool
+        that is closed already stays so."""
         self._engine.lifecycle.close()
 
     def terminate(self) -> None:
         """Kill the workers with all that their tasks started; jobs that have not finished fail
-        with `Terminated`."""
+        with `Terminated`.
+
+        Waits until the workers have ended; only in the pool's own work, which would wait for
+        itself, it returns at once. May be called again.
+        """
         self._engine.terminate()
 
-    def join(self, timeout: float | None = None) -> bool:
+    def join(self, timeout: float | None = None) -> bool:  # type: ignore[override]
         """Wait until all jobs are done, all callbacks have run and all workers have left.
 
         Inputs of `imap` that are still being read are read to their end, without waiting for
         their results to be taken.
 
         Args:
-            timeout: at most so many seconds; None: for ever.
+            timeout: at most so many seconds (int or float); None: for ever.
 
         Returns:
             Whether that is so.
 
         Raises:
             ValueError: neither `close` nor `terminate` was called before.
+            RuntimeError: it would wait in vain: in a forked child, whose pool this is not; or in
+                the pool's own work.
         """
         return self._engine.join(timeout)
-
-    @property
-    def terminator(self) -> Terminator:
-        """For the results: what ends single jobs."""
-        return self._engine.terminator
-
-    def wait_for(
-        self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
-    ) -> bool:
-        """For the results: wait until `predicate()`, at most `timeout` seconds.
-
-        Raises:
-            RuntimeError: in a forked child, where this pool is the parent's; or when called by
-                the pool itself, while it reads a result.
-        """
-        return self._engine.wait_for(condition, predicate, timeout)
-
-    def call_soon(self, call: Callable[..., object], *args: object) -> None:
-        """Have this called like the callbacks of jobs, after those that are waiting. Safe from any
-        thread, and from signal roles."""
-        self._engine.call_soon(call, *args)
-
-    def when_broken(self, call: Callable[[errors.PoolBrokenError], object]) -> None:
-        """Have this called, like the callbacks of jobs, if the pool gives up; at once if it has."""
-        self._engine.lifecycle.when_broken(call)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the pool has given up, since its workers cannot start."""
-        return self._engine.state.broken is not None
-
-    def is_busy_here(self) -> bool:
-        """Whether this is called by the pool's own work, as from a signal handler that has
-        interrupted it: then nothing may be waited for, and `call_soon` is the way to change
-        something."""
-        return self._engine.is_busy_here()
 
     # ---- without threads
 
@@ -372,13 +357,24 @@ class Pool(MapFamily):
         self._event_loop().attach(loop)
 
     def detach(self) -> None:
-        """Leave the loop; nothing happens until `handle_events` or another `attach`."""
+        """Leave the loop; nothing happens until `handle_events` or another `attach`.
+
+        Raises:
+            RuntimeError: the pool has threads of its own.
+        """
         self._event_loop().detach()
 
     def handle_events(self, timeout: float | None = None) -> None:
-        """Drive this pool, which was made with `threads=False`, by one step: wait at most so many
-        seconds (None: as long as it takes) for something to happen, and handle it. Calls that
-        wait, such as `get()` and `join()`, do so by themselves."""
+        """Drive this pool, which was made with `threads=False`, by one step: wait for something to
+        happen, and handle it. Calls that wait, such as `get()` and `join()`, do so by themselves.
+
+        Args:
+            timeout: how many seconds to wait at most (int or float); None: as long as it takes.
+
+        Raises:
+            RuntimeError: the pool has threads of its own; or this is called by what it handles, as
+                by a callback.
+        """
         self._event_loop().handle_events(timeout)
 
     def _event_loop(self) -> EventLoop:
@@ -397,6 +393,19 @@ class Pool(MapFamily):
         traceback: TracebackType | None,
     ) -> None:
         self.terminate()
+
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
+        """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,
+        where nobody's filters and hooks for warnings are to run."""
+        if not hasattr(self, "_was_made"):
+            return
+        engine = self._engine
+        if engine.state.phase is not PoolPhase.RUN or engine.is_busy_here():
+            return
+        try:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+        finally:
+            engine.drop()  # even if a list of warnings holds it
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise NotImplementedError("a pool cannot be passed between processes or pickled")

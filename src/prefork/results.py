@@ -6,16 +6,26 @@ it, so that none must be made; and a compiled finalizer forgets the exception th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+from prefork._compat.classes import LATER, stands_for
+from prefork._compat.names import ApplyNames, IMapNames, MapNames
+from prefork._public import public
 from prefork._results import apply, imap, map
 
 __all__ = ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"]
 
 T = TypeVar("T")
 
+if TYPE_CHECKING:
+    from multiprocessing import pool as standard
+else:
+    standard = LATER
 
-class ApplyResult(apply.ApplyResult, Generic[T]):
+
+@public
+@stands_for("ApplyResult")
+class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T], standard.ApplyResult[T]):
     __doc__ = apply.ApplyResult.__doc__
     __slots__ = ("__weakref__",)
 
@@ -24,21 +34,35 @@ class ApplyResult(apply.ApplyResult, Generic[T]):
         def get(self, timeout: float | None = None) -> T: ...
 
 
-class MapResult(map.MapResult):
+@public
+@stands_for("MapResult")
+class MapResult(map.MapResult, MapNames, Generic[T], standard.MapResult[T]):
     __doc__ = map.MapResult.__doc__
 
     if TYPE_CHECKING:
 
-        def get(self, timeout: float | None = None) -> list[Any]: ...
+        def get(self, timeout: float | None = None) -> list[T]: ...
 
 
-class IMapIterator(imap.IMapIterator):
+@public
+@stands_for("IMapIterator")
+class IMapIterator(imap.IMapIterator, IMapNames, Generic[T], standard.IMapIterator[T]):
     __doc__ = imap.IMapIterator.__doc__
 
     def __del__(self) -> None:
         if hasattr(self, "items"):
             self.close()
 
+    if TYPE_CHECKING:
 
-class IMapUnorderedIterator(IMapIterator):
+        def __iter__(self) -> Self: ...
+
+        def __next__(self) -> T: ...  # type: ignore[override]
+
+        def next(self, timeout: float | None = None) -> T: ...
+
+
+@public
+@stands_for("IMapUnorderedIterator")
+class IMapUnorderedIterator(IMapIterator[T]):
     """The results of `imap_unordered`: like `imap`, but as they become ready."""

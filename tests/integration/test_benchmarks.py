@@ -48,3 +48,15 @@ def test_a_run_makes_samples_and_tables(tmp_path):
     report = benchmarks("report", results, "--details")
     assert "one `apply` after another, p50" in report
     assert "socket ping-pong" in report
+
+
+def test_a_program_prints_the_same_with_prefork_installed():
+    """Others need their packages."""
+    told = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "programs.py"), "a script"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+    ).stdout
+    assert told == "a script: the same: 2 lines, 1 pools\n"

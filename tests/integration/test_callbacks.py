@@ -11,7 +11,12 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, NEVER, eventually
-from prefork import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from prefork import (
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from prefork._engine import spawner
 from prefork._engine.callbacks import CallbackRunner
 
@@ -117,8 +122,16 @@ def test_to_others_a_handle_is_ready_when_its_callback_has_run(pool, verb):
     assert handle.ready()
 
 
-@pytest.mark.parametrize("threads", [True, False])
-@pytest.mark.parametrize("error", [None, LookupError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("threads", "error"),
+    [
+        (True, None),
+        (False, None),
+        (True, LookupError),
+        (False, LookupError),
+        (True, KeyboardInterrupt),  # (of nobody, on the pool's own thread)
+    ],
+)
 def test_what_callbacks_collect_is_there_when_the_handles_are(make_pool, threads, error):
     pool = make_pool(2, threads=threads)
     for _ in range(20):
@@ -143,6 +156,9 @@ def test_without_a_thread_for_its_callback_a_handle_is_ready_all_the_same(pool, 
     called = []
     assert pool.apply_async(square, (3,), callback=called.append).get(DEADLINE) == 9
     assert not called
+    monkeypatch.undo()
+    assert pool.apply_async(square, (4,), callback=called.append).get(DEADLINE) == 16
+    assert called == [9, 16]
 
 
 def test_a_callback_may_wait_for_a_handle_whose_callback_waits_for_it(pool):
@@ -171,6 +187,166 @@ def test_in_its_callback_a_handle_is_ready(pool):
     handle = pool.apply_async(square, (3,), callback=done)
     made.set()
     assert seen.get(timeout=DEADLINE)
+
+
+# --- a result is ready when its callback has run
+
+VERBS = {
+    "apply_async": lambda pool, **told: pool.apply_async(square, (3,), **told),
+    "map_async": lambda pool, **told: pool.map_async(square, range(3), **told),
+    "empty map_async": lambda pool, **told: pool.map_async(square, [], **told),
+    "starmap_async": lambda pool, **told: pool.starmap_async(square, [(3,)], **told),
+    "each_async": lambda pool, **told: pool.each_async(square, range(3), **told),
+    "failing apply_async": lambda pool, **told: pool.apply_async(fail, (3,), **told),
+    "failing map_async": lambda pool, **told: pool.map_async(fail, range(3), **told),
+    "lost": lambda pool, **told: pool.apply_async(end_process, **told),
+}
+
+
+class Halt:
+    """A callback that stays until its test lets it go."""
+
+    def __init__(self):
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, *args, **kwargs):
+        self.entered.set()
+        assert self.go.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_result_is_not_ready_before_its_callback_has_run(pool, verb):
+    halt = Halt()
+    handle = VERBS[verb](pool, callback=halt, error_callback=halt)
+    assert halt.entered.wait(DEADLINE)
+    assert not handle.ready()
+    assert "pending" in repr(handle) or "running" in repr(handle)
+    with pytest.raises(ValueError, match="not ready"):
+        handle.successful()
+    with pytest.raises(TimeoutError):
+        handle.get(0.001)
+    halt.go.set()
+    handle.wait(DEADLINE)
+    assert handle.ready()
+    assert handle.successful() == (not verb.startswith(("failing", "lost")))
+
+
+@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize("verb", VERBS)
+def test_who_collects_by_callback_and_waits_finds_all(make_pool, verb, threads):
+    pool = make_pool(2, threads=threads)
+    collected = []
+    for handle in [
+        VERBS[verb](pool, callback=collected.append, error_callback=collected.append)
+        for _ in range(100)
+    ]:
+        handle.wait(DEADLINE)
+    assert len(collected) == 100
+
+
+def test_a_result_is_ready_after_its_accept_callback(pool):
+    halt = Halt()
+    handle = pool.apply_async(square, (3,), accept_callback=halt)
+    assert halt.entered.wait(DEADLINE)
+    assert not handle.ready()
+    halt.go.set()
+    assert handle.get(DEADLINE) == 9
+
+
+def test_results_without_callbacks_do_not_wait_for_callbacks(pool):
+    halt = Halt()
+    pool.apply_async(square, (3,), callback=halt)
+    assert halt.entered.wait(DEADLINE)
+    assert pool.apply_async(square, (4,)).get(DEADLINE) == 16
+    assert pool.map_async(square, range(100)).get(DEADLINE)[-1] == 99 * 99
+    halt.go.set()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize("verb", ["apply_async", "map_async"])
+def test_a_callback_may_wait_for_its_own_result(make_pool, verb, threads):
+    pool = make_pool(2, threads=threads)
+    handles, values = SimpleQueue(), []
+
+    def done(value):
+        handle = handles.get(timeout=DEADLINE)
+        values.append((handle.ready(), handle.successful(), handle.get(DEADLINE) == value))
+
+    handle = VERBS[verb](pool, callback=done)
+    handles.put(handle)
+    handle.wait(DEADLINE)
+    assert values == [(True, True, True)]
+
+
+def test_callbacks_of_two_pools_may_wait_for_each_other(make_pool):
+    """Each for a result whose callback is to run after it."""
+    pools = make_pool(1), make_pool(1)
+    meet = threading.Barrier(2)
+    inner = [SimpleQueue(), SimpleQueue()]
+    values = SimpleQueue()
+
+    def wait_for_other(index):
+        meet.wait(DEADLINE)
+        inner[index].put(pools[index].apply_async(square, (index,), callback=str))
+        values.put(inner[1 - index].get(timeout=DEADLINE).get(DEADLINE))
+
+    handles = [
+        pool.apply_async(square, (i,), callback=lambda _, i=i: wait_for_other(i))
+        for i, pool in enumerate(pools)
+    ]
+    for handle in handles:
+        handle.get(DEADLINE)
+    assert {values.get(timeout=DEADLINE), values.get(timeout=DEADLINE)} == {0, 1}
+
+
+def test_a_result_whose_callback_raises_is_ready(pool, caplog):
+    def bad(_):
+        raise SystemExit("no")
+
+    assert pool.apply_async(square, (3,), callback=bad).get(DEADLINE) == 9
+    assert pool.map_async(square, [3], callback=bad).get(DEADLINE) == [9]
+    eventually(lambda: caplog.text.count("a callback raised") == 2, "both are logged")
+
+
+def test_without_threads_an_interrupt_in_a_callback_is_for_who_drives_the_pool(make_pool):
+    pool = make_pool(1, threads=False)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    handle = pool.apply_async(square, (3,), callback=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        handle.get(DEADLINE)
+    assert handle.get(DEADLINE) == 9
+
+
+def test_results_of_a_pool_that_is_terminated_while_a_callback_runs(pool, gate):
+    halt, calls = Halt(), []
+    first = pool.apply_async(square, (3,), callback=halt)
+    assert halt.entered.wait(DEADLINE)
+    others = [
+        pool.apply_async(enter, (gate,), error_callback=calls.append),
+        pool.map_async(enter, [gate] * 3, error_callback=calls.append),
+    ]
+    pool.terminate()  # does not wait for the callback
+    assert not pool.join(0.001)
+    assert not any(each.ready() for each in (first, *others))
+    halt.go.set()
+    assert first.get(DEADLINE) == 9
+    for each in others:
+        with pytest.raises(Terminated):
+            each.get(DEADLINE)
+    assert len(calls) == 2
+    assert pool.join(DEADLINE)
+
+
+def test_a_result_is_ready_if_its_callbacks_thread_has_ended(pool):
+    """As when a map of nothing is made in the moment in which the pool ends."""
+    pool.apply_async(square, (3,), callback=str).get(DEADLINE)
+    runner = pool._engine.callbacks
+    runner.stop()
+    assert runner.join(DEADLINE)
+    assert pool.map_async(square, [], callback=str).get(DEADLINE) == []
 
 
 def test_callbacks_run_in_one_thread_of_the_pool(pool, log):

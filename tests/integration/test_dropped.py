@@ -38,6 +38,7 @@ def test_after_an_interrupted_map_the_pool_can_be_dropped():
     with pytest.raises(Interrupted):
         pool.map(abs, range(10))
     del pool
-    gc.collect()
+    with pytest.warns(ResourceWarning, match="unclosed running"):
+        gc.collect()
     assert gone() is None
     eventually(lambda: len(children()) == before, "the workers of the pool are gone")

@@ -255,7 +255,8 @@ def test_grow_shrink_and_restart(pool):
 def test_a_pool_that_is_dropped():
     pool = Pool(1, threads=False)
     pid = pool.apply(os.getpid)
-    del pool
+    with pytest.warns(ResourceWarning, match="unclosed running"):
+        del pool
     eventually(lambda: has_ended(pid), "the worker of the dropped pool ends")
 
 

@@ -17,7 +17,7 @@ from helpers import DEADLINE, METHODS, children, eventually
 from prefork import Pool
 from prefork._engine import starts
 from prefork._ipc import channel
-from prefork._system import log, process, resources, selector
+from prefork._system import child, log, resources, selector
 
 # --- descriptors
 
@@ -35,14 +35,22 @@ hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 def leave_descriptors(spare):
     "At most so many more than now; below 0: not even when some are closed."
     used = descriptors()
-    free = [fd for fd in range(max(used) + spare + 2) if fd not in used]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free[spare] if spare >= 0 else 3, hard))
+    limit = 3
+    if spare >= 0:
+        limit = max(used) + 1 + spare
+        missing = limit - spare - len(used)
+        plugs.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(missing))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+plugs = []  # where others were closed before
 
 def descriptors():
     listed = {int(fd) for fd in os.listdir("/proc/self/fd")}
     return {fd for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")}  # not listdir's own
 
 def enough_descriptors():
+    while plugs:
+        os.close(plugs.pop())
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 def data(size):
@@ -257,7 +265,7 @@ def failing(call, at, error):
         (os, "fork", BlockingIOError(errno.EAGAIN, "no process is left")),
         (selector.Selector, "add", OSError(errno.ENOSPC, "no watch is left")),
         (log.Log, "note", KeyboardInterrupt()),
-        (process.Child, "look_after", KeyboardInterrupt()),
+        (child.Child, "look_after", KeyboardInterrupt()),
         (resources, "open", KeyboardInterrupt()),
     ],
     ids=["fork", "watch", "admitted", "forked", "prepared"],

@@ -15,6 +15,7 @@ from gate import enter
 from helpers import DEADLINE, eventually
 from prefork import Pool, PoolBrokenError
 from prefork._system.process import Process
+from prefork.adapters import AdapterPool
 
 SOON = 0.05
 
@@ -81,7 +82,7 @@ def test_a_freed_place_is_taken_again(context, gate):
 
 @pytest.mark.parametrize("threads", [True, False])
 def test_call_soon_comes_after_the_callbacks(make_pool, threads):
-    pool = make_pool(1, threads=threads)
+    pool = make_pool(1, threads=threads, pool_class=AdapterPool)
     calls = queue.SimpleQueue()
     pool.apply_async(os.getpid, callback=calls.put)
     threading.Thread(target=pool.call_soon, args=(calls.put, "soon")).start()
@@ -93,7 +94,7 @@ def test_call_soon_comes_after_the_callbacks(make_pool, threads):
 @pytest.mark.parametrize("threads", [True, False])
 def test_the_end_of_a_broken_pool_is_told(make_pool, threads):
     told = queue.SimpleQueue()
-    pool = make_pool(1, os._exit, (3,), threads=threads)
+    pool = make_pool(1, os._exit, (3,), threads=threads, pool_class=AdapterPool)
     pool.when_broken(told.put)
     while not threads and not told.qsize():
         pool.handle_events(DEADLINE)
@@ -101,7 +102,7 @@ def test_the_end_of_a_broken_pool_is_told(make_pool, threads):
 
 
 def test_a_pool_is_busy_while_it_works(make_pool):
-    pool = make_pool(1, threads=False)
+    pool = make_pool(1, threads=False, pool_class=AdapterPool)
     assert not pool.is_busy_here()
     with pool._engine.state.lock:
         assert pool.is_busy_here()

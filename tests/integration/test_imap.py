@@ -306,8 +306,6 @@ def test_an_input_that_is_not_iterable_is_refused_at_once(make_pool):
     pool = make_pool(1)
     with pytest.raises(TypeError, match="not iterable"):
         pool.imap(square, 5)
-    with pytest.raises(KeyError):
-        pool.imap(square, UnwillingIterable())
     pool.close()
     assert pool.join(DEADLINE)
 
@@ -315,6 +313,15 @@ def test_an_input_that_is_not_iterable_is_refused_at_once(make_pool):
 class UnwillingIterable:
     def __iter__(self):
         raise KeyError
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_an_iterable_that_refuses_to_begin_is_told_to_who_takes_the_results(make_pool, threads):
+    results = make_pool(1, threads=threads).imap(square, UnwillingIterable())
+    with pytest.raises(KeyError):
+        results.next(DEADLINE)
+    with pytest.raises(StopIteration):
+        results.next(DEADLINE)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -446,4 +453,5 @@ def test_a_pool_may_end_while_items_are_rejected(make_pool, verb):
 
 
 def test_an_iterator_lives_without_other_references_to_its_pool():
-    assert list(Pool(1).imap(square, range(100))) == [x * x for x in range(100)]
+    with pytest.warns(ResourceWarning, match="unclosed running"):
+        assert list(Pool(1).imap(square, range(100))) == [x * x for x in range(100)]

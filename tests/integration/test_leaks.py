@@ -18,6 +18,8 @@ from prefork._engine.engine import Engine
 from prefork._engine.roles import ResultHandler, Supervisor
 from prefork._engine.supervisor import WorkerSupervisor
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+
 POOLS = {"fork": 50, "forkserver": 10, "spawn": 8}
 
 

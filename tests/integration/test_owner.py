@@ -138,7 +138,8 @@ def test_dropped(tmp_path):
     pool = Pool(2)
     pids = [pool.apply(os.getpid)]
     weak = weakref.ref(pool)
-    del pool
+    with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool <Pool: runn"):
+        del pool
     gc.collect()
     assert weak() is None
     eventually(lambda: all(map(has_ended, pids)), "its workers end")
@@ -146,7 +147,8 @@ def test_dropped(tmp_path):
     eventually(lambda: not {child.pid for child in children()} & set(pids), "no zombie is left")
 
 
-def test_a_pending_result_keeps_its_pool(tmp_path):
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+def test_a_pending_result_keeps_its_pool():
     result = Pool(1).apply_async(time.sleep, (0.05,))
     gc.collect()
     assert result.get(DEADLINE) is None

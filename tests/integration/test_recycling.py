@@ -14,6 +14,7 @@ from gate import enter
 from helpers import DEADLINE, NEVER, eventually, has_ended, log_start, mark
 from prefork import MemoryLimitExceeded, Pool, PoolBrokenError, WorkerLostError
 from prefork._system.resources import resident
+from prefork.adapters import AdapterPool
 
 MIB = 1 << 20
 
@@ -265,16 +266,28 @@ def hang_if(path):
         signal.pause()
 
 
+class WellBegun(AdapterPool):
+    """Its first workers have time to start; only those that replace them are to be in a hurry."""
+
+    first_start_timeout = DEADLINE
+
+
 @pytest.mark.parametrize("threads", [True, False])
 def test_workers_that_cannot_be_replaced_leave_those_that_work_alone(
-    make_pool, tmp_path, gate, monkeypatch, threads
+    make_pool, tmp_path, gate, threads
 ):
     """The pool goes on with them. It breaks down with the last of them, for the jobs that nobody
     can run any more."""
-    monkeypatch.setattr(Pool, "first_start_timeout", DEADLINE)
     path = tmp_path / "hang"
     pool = make_pool(
-        2, hang_if, (path,), start_timeout=0.05, max_restarts=2, context="fork", threads=threads
+        2,
+        hang_if,
+        (path,),
+        start_timeout=0.05,
+        max_restarts=2,
+        context="fork",
+        threads=threads,
+        pool_class=WellBegun,
     )
     job = pool.apply_async(enter, (gate, "value"))
     visitor = gate.arrival()
@@ -298,11 +311,18 @@ def test_workers_that_cannot_be_replaced_leave_those_that_work_alone(
         pool.apply(square, (3,))
 
 
-def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path, monkeypatch):
+def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path):
     """The failed starts are counted anew."""
-    monkeypatch.setattr(Pool, "first_start_timeout", DEADLINE)
     path = tmp_path / "hang"
-    pool = make_pool(1, hang_if, (path,), start_timeout=0.05, max_restarts=2, context="fork")
+    pool = make_pool(
+        1,
+        hang_if,
+        (path,),
+        start_timeout=0.05,
+        max_restarts=2,
+        context="fork",
+        pool_class=WellBegun,
+    )
     for _ in range(3):
         assert pool.apply(square, (3,)) == 9
         path.touch()
@@ -315,11 +335,8 @@ def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path, monkeypatch):
         assert handle.get(DEADLINE) == 9
 
 
-def test_a_job_that_ends_with_its_worker_has_an_outcome_of_its_own(
-    make_pool, tmp_path, gate, monkeypatch
-):
+def test_a_job_that_ends_with_its_worker_has_an_outcome_of_its_own(make_pool, tmp_path, gate):
     """Though nobody else can be started: here its result comes from what its worker has forked."""
-    monkeypatch.setattr(Pool, "first_start_timeout", DEADLINE)
     path = tmp_path / "hang"
     pool = make_pool(
         1,
@@ -327,6 +344,7 @@ def test_a_job_that_ends_with_its_worker_has_an_outcome_of_its_own(
         (path,),
         start_timeout=0.05,
         max_restarts=0,
+        pool_class=WellBegun,
         context="fork",
         lost_worker_timeout=NEVER,
     )

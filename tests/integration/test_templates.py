@@ -136,7 +136,8 @@ DISMISSED = """
 import ctypes, multiprocessing, sys
 from helpers import DEADLINE, children, stop
 from prefork._system.lifeline import Lifeline
-from prefork._system.process import Child, Process, Ties
+from prefork._system.child import Child, Ties
+from prefork._system.process import Process
 from prefork._system.template import Template
 
 PR_SET_CHILD_SUBREAPER = 36

@@ -13,6 +13,8 @@ from prefork._system.log import ERROR, Log
 
 __all__ = ["CallbackRunner"]
 
+_this_thread = threading.local()  # `calls`: the callbacks that it is at, one inside of the other
+
 
 class CallbackRunner(Role):
     """Runs the users' callbacks, one after another.
@@ -30,29 +32,41 @@ class CallbackRunner(Role):
         self._log = log
         self._on_call = on_call
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._is_over = False  # the thread has ended, or is about to
         self._turn = threading.Lock()  # who holds it, goes next
         self._going = threading.Lock()  # held while a callback runs on the thread
-        self._caller = 0  # the thread that runs a callback
 
     def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> bool:
         """Have this called soon. False if it cannot be, as no thread is left for it: then it is
         called with the next one that can."""
         self._queue.put(functools.partial(callback, *args, **kwargs))
+        if self._is_over:  # its thread may not have seen this one
+            self.handle_event()
+            return True
         return self._on_call()
 
-    def is_calling_here(self) -> bool:
-        """Whether the caller is, further up the stack, a callback that this runs."""
-        return self._caller == threading.get_ident()
+    def has_waiting(self) -> bool:
+        return not self._queue.empty()
+
+    @staticmethod
+    def is_calling_here() -> bool:
+        """Whether the caller is, further up the stack, a callback of whatever pool: callbacks of
+        two pools that wait for each other's jobs do not wait for ever."""
+        return getattr(_this_thread, "calls", 0) > 0
 
     def body(self) -> None:
-        while (call := self._queue.get()) is not None:
-            with self._turn:
-                self._going.acquire()
-            try:
-                self._run(call)
-            finally:
-                self._going.release()
-            del call
+        try:
+            while (call := self._queue.get()) is not None:
+                with self._turn:
+                    self._going.acquire()
+                try:
+                    self._run(call)
+                finally:
+                    self._going.release()
+                del call
+        finally:
+            self._is_over = True
+            self.handle_event()
 
     @contextlib.contextmanager
     def pausing(self, patience: float) -> Iterator[None]:
@@ -80,17 +94,25 @@ class CallbackRunner(Role):
                 self._run(call)
 
     def _run(self, call: Callable[[], object]) -> None:
-        before, self._caller = self._caller, threading.get_ident()
+        before = getattr(_this_thread, "calls", 0)
+        _this_thread.calls = before + 1
         try:
             self.run(call)
         finally:
-            self._caller = before
+            _this_thread.calls = before
 
     def run(self, call: Callable[[], object]) -> None:
-        """Run one callback; what it raises is logged, and harms nothing."""
+        """Run one callback; what it raises is logged, and harms nothing.
+
+        Raises:
+            BaseException: what is no mere error, such as KeyboardInterrupt, without a thread: it
+                is for who drives the pool.
+        """
         try:
             call()
         except BaseException as exc:
+            if not (self.is_started or isinstance(exc, Exception)):
+                raise
             self._log.note(ERROR, "a callback raised; its job is not affected", error=exc)
 
     def stop(self) -> None:

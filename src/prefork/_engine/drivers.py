@@ -340,6 +340,8 @@ class EventLoop:
             raise RuntimeError(WAIT_INSIDE)
         self._read_inputs(roles)  # somebody may have taken results since
         times = [time for time in (timeout, self._delay()) if time is not None]
+        if roles.callbacks.has_waiting():  # one before has raised what was for the caller
+            times.append(0.0)
         try:
             self._events.ready(min(times) if times else None)
         except (OSError, ValueError):  # a signal handler has waited for the end, meanwhile
@@ -349,7 +351,10 @@ class EventLoop:
             self._on_event()
 
     def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
-        reader.handle_event()
+        if here or at_once:
+            reader.handle_event()
+        elif (roles := self._roles) is not None:  # it may take long: that is for who drives this
+            roles.state.outboxes.wakeup.set()
 
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None

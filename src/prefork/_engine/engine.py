@@ -84,6 +84,7 @@ class Engine:
         factory: makes jobs of calls.
         callbacks: calls what users want to have called.
         driver: drives all of them.
+        options: what the workers are made with.
         limits: of jobs that ask for none.
     """
 
@@ -91,7 +92,7 @@ class Engine:
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
     ) -> None:
         self.limits = limits
-        self._options = options
+        self.options = options
         self._classes = classes
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
@@ -150,7 +151,7 @@ class Engine:
 
     def _pausing(self, threads: bool) -> Callable[[float], AbstractContextManager[object]]:
         """What a start waits for: with fork, that the thread of the callbacks is quiet."""
-        if threads and self._options.start_method == "fork":
+        if threads and self.options.start_method == "fork":
             return self.callbacks.pausing
         return nullcontext
 
@@ -205,7 +206,19 @@ class Engine:
     @property
     def reports_starts(self) -> bool:
         """Whether workers report the starts of jobs themselves; else they are looked for."""
-        return self._options.accept_delay is None
+        return self.options.accept_delay is None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pool has given up, since its workers cannot start."""
+        return self.state.broken is not None
+
+    def check_owner(self) -> None:
+        """
+        Raises:
+            RuntimeError: in a forked child, where this pool is the parent's.
+        """
+        self.state.check_owner()
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         self.callbacks(call, *args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from prefork._ipc.memfd import BEST, MemfdCache
@@ -14,7 +14,7 @@ from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork._system import at_fork
-from prefork.errors import RemoteTraceback
+from prefork.errors import remote_traceback
 
 __all__ = ["JobFactory"]
 
@@ -73,16 +73,16 @@ class JobFactory:
         self,
         owner: ResultSink,
         func: Callable[[Any], Any],
-        iterator: Iterator[Any],
+        iterable: Iterable[Any],
         chunksize: int,
         limits: Limits,
     ) -> Generator[Job, None, None]:
         """The jobs of an `imap`."""
         if chunksize == 1:
-            for index, item in enumerate(iterator):
+            for index, item in enumerate(iterable):
                 yield self._make(owner, func, CALL, (item,), limits, 1, index)
         else:
-            for index, chunk in enumerate(fixed_chunks(iterator, chunksize)):
+            for index, chunk in enumerate(fixed_chunks(iterable, chunksize)):
                 yield self._make(owner, func, EACH, chunk, limits, len(chunk), index)
 
     def _make(
@@ -95,22 +95,24 @@ class JobFactory:
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, self._calls.name(func), mode, limits)
-        job.size, job.index = size, index
+        job = Job(owner, self._calls.name(func), mode, limits, size, index)
         fds: list[int] = []
         try:
-            pickled, job.function_length, buffers = self._calls.pickle(func, arguments, fds)
-            job.nbytes = len(pickled)
+            pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
             if buffers or fds or len(pickled) > INLINE:
-                job.payload = self._payload(pickled, buffers, fds)
-                job.nbytes = job.payload.nbytes
+                job.set_payload(self._payload(pickled, buffers, fds), function_length)
             else:
-                job.pickled = pickled
+                job.set_call(pickled, function_length)
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
+            if "<lambda>" in job.function or "<locals>" in job.function:
+                exc.add_note(
+                    "a worker finds a function by its name: define this one with `def`, at the "
+                    "top level of a module, not as a lambda or inside of another function"
+                )
             # As text: the frames themselves would keep the whole input alive.
-            exc.__cause__ = RemoteTraceback(format_traceback(exc))
-            job.pickling_error = exc.with_traceback(None)
+            exc.__cause__ = remote_traceback(format_traceback(exc))
+            job.refuse(exc.with_traceback(None))
         return job
 
     def _payload(self, pickled: bytes, buffers: list[memoryview], fds: list[int]) -> Payload:

@@ -42,7 +42,7 @@ class Lifecycle:
         state = self._state
         with state.lock:
             if state.phase is PoolPhase.RUN:
-                state.phase = PoolPhase.CLOSE
+                state.move_to(PoolPhase.CLOSE)
         state.slot_free.notify_all()
         state.wake_supervisor()
 
@@ -53,7 +53,7 @@ class Lifecycle:
         with state.lock:
             if state.phase in (PoolPhase.TERMINATE, PoolPhase.ENDED):
                 return
-            state.phase = PoolPhase.TERMINATE
+            state.move_to(PoolPhase.TERMINATE)
             idle: list[WorkerHandle] = []
             for worker in state.workers:
                 self._collector.isolate(worker)  # what is done is done
@@ -64,10 +64,12 @@ class Lifecycle:
                 elif not worker.has_exited:
                     worker.kill("the pool was terminated")
             state.scheduler.clear()
+            # Each gets an error of its own: who raises it adds a traceback to it, and keeps with it
+            # what that refers to.
             for job in list(state.open_jobs.by_id.values()):
-                state.open_jobs.fail(job, reason)
+                state.open_jobs.fail(job, _another(reason))
             for reader in state.inputs:
-                reader.abort(reason)
+                reader.abort(_another(reason))
             for worker in idle:
                 worker.leave("the pool was terminated", TERMINATE_SECONDS)
         state.slot_free.notify_all()
@@ -79,8 +81,9 @@ class Lifecycle:
         with state.lock:
             if state.broken is not None or state.phase not in (PoolPhase.RUN, PoolPhase.CLOSE):
                 return
-            state.broken = broken = PoolBrokenError(why)
+            broken = PoolBrokenError(why)
             broken.__cause__ = cause
+            state.give_up(broken)
             state.log.note(ERROR, "%s", why)
             self.stop(broken)
             told = list(self._when_broken)
@@ -104,3 +107,10 @@ class Lifecycle:
         """The result handler has failed, so what is to be told must be told here, now."""
         self.crash(error)
         self._state.outcomes.deliver()
+
+
+def _another(error: Exception) -> Exception:
+    """The same error as an object of its own."""
+    another = type(error)(*error.args)
+    another.__cause__ = error.__cause__
+    return another

@@ -10,8 +10,9 @@ from typing import Protocol
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._system.child import Child
 from prefork._system.condition import Condition
-from prefork._system.process import Child, Process
+from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
 
 __all__ = ["BackgroundStart", "PendingWorker", "persist"]
@@ -92,7 +93,7 @@ class PendingWorker:
         self._channel.open()
         worker = WorkerHandle(self._channel, self._child, self.name, self.origin.generation)
         if self._tasks is not None:
-            worker.quota = self._tasks
+            worker.limit_tasks(self._tasks)
         return worker
 
     def discard(self) -> None:

@@ -16,9 +16,9 @@ from multiprocessing.context import BaseContext
 
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._system import template
+from prefork._system.child import Ties, is_forking
 from prefork._system.lifeline import Lifeline, is_shareable
 from prefork._system.log import DEBUG, Log
-from prefork._system.process import Process, Ties
 from prefork._system.template import Template
 
 __all__ = ["Origin", "Templates"]
@@ -52,11 +52,14 @@ class _Candidate:
         self.generation = generation
         self.first: WorkerHandle | None = None
 
+    def has_worker(self, worker: WorkerHandle) -> None:
+        self.first = worker
+
 
 class Templates:
     def __init__(self, context: BaseContext, log: Log) -> None:
         self._log = log
-        self._is_enabled = Process.forks(context) and template.is_supported()
+        self._is_enabled = is_forking(context) and template.is_supported()
         self._lifeline = Lifeline() if is_shareable() else None
         self._accepted: _Candidate | None = None
         self._candidate: _Candidate | None = None
@@ -128,7 +131,7 @@ class Templates:
         if candidate is None or origin.ties.template is not candidate.template:
             return
         if candidate.first is None:
-            candidate.first = worker
+            candidate.has_worker(worker)
             how = "clean" if candidate.template.is_clean else "while the program had other threads"
             text = "later workers are forked from process %d, which was forked %s"
             self._log.note(DEBUG, text, candidate.template.pid, how)

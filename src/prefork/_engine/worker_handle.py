@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from prefork._ipc.channel import Channel
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Expiry
-from prefork._system.process import Child
+from prefork._system.child import Child
 from prefork._system.resources import resident
 from prefork._system.stacks import LAST_WORDS
 from prefork.statistics import WorkerState, WorkerStatistics
@@ -134,12 +134,45 @@ class WorkerHandle(WorkerSlot):
         self._move(Phase.READY)
         return time.monotonic() - self._began
 
+    def be_late(self) -> None:
+        """It is not ready in time."""
+        self.is_late = True
+        self.ask_for_last_words(f"not ready within {self.start_limit:g} s")
+
+    def note_finished_job(self) -> None:
+        self.tasks += 1
+        self.kill_reason = None  # if it was for this job, it came too late
+
+    def fail_to_start(self, failure: object) -> None:
+        """What its initializer has raised: an exception, or the pickle of one."""
+        self.start_failure = failure
+
+    def quarantine(self) -> None:
+        self.is_quarantined = True
+
+    def lose(self, job: Job) -> None:
+        """This job is lost with it, which runs nothing any more."""
+        self.sent.pop(job.id, None)
+        self.lost_job = job
+
+    def condemn(self, reason: KillReason) -> None:
+        """It is to be killed for this."""
+        self.kill_reason = reason
+
+    def limit_tasks(self, quota: int) -> None:
+        self.quota = float(quota)
+
+    def wait_until(self, deadline: float) -> None:
+        self.deadline = deadline
+
     def leave(self, why: str, seconds: float | None = None) -> None:
         """Have it end after what it runs, within so many seconds from now (None: it is waited for
         as long as that takes)."""
         self.reason = self.reason or why
         if self._move(Phase.LEAVING):
             self.channel.send_leave()
+            if not self.ready:  # who is starting may be stopped, too, and nobody looks for that
+                self.process.signal(signal.SIGCONT)
         if seconds is not None and self.phase in (Phase.LEAVING, Phase.CLOSED):
             self._set_latest(time.monotonic() + seconds)
             self.process.signal(signal.SIGCONT)  # one that was stopped could not leave

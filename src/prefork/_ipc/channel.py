@@ -22,7 +22,6 @@ box* for the worker's Python stack (`stacks.py`).
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
 import socket
@@ -31,6 +30,7 @@ from collections import deque
 from typing import Any, Final
 
 from prefork._ipc.descriptors import ArrivedFds
+from prefork._ipc.file_memory import shared_memory
 from prefork._ipc.layout import BLACK_BOX, BOARD, CALLS, MEMORY, RESULTS, RING
 from prefork._ipc.memfd import BEST, Transport, above_stdio, memory_file
 from prefork._ipc.outcome import Large
@@ -162,7 +162,7 @@ class Channel:
         self.eof = False
 
     def _make(self, ours: at_fork.Descriptors, theirs: at_fork.Descriptors) -> None:
-        inbox, inbox_writer = _pipe(ours, ours)
+        inbox, inbox_writer = _pipe(theirs, ours)
         self._outbox, outbox = _pipe(ours, theirs)
         kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
         own, their = socket.socketpair(socket.AF_UNIX, kind)
@@ -172,7 +172,13 @@ class Channel:
         os.set_blocking(inbox, False)
         os.set_blocking(inbox_writer, False)
         os.set_blocking(self._outbox, False)
-        self._taken_back = inbox
+        try:  # one descriptor for both directions
+            flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+            both = ours.add(above_stdio(os.open(f"/proc/self/fd/{inbox}", flags)))
+            ours.remove(inbox_writer)
+            self._taken_back = inbox_writer = both
+        except OSError:  # there is no /proc here
+            self._taken_back = ours.add(os.dup(inbox))
         self._worker_end: WorkerEnd | None = WorkerEnd(
             inbox, outbox, payloads, self._memory_fd, self.transport, theirs
         )
@@ -182,7 +188,7 @@ class Channel:
         """Raises OSError when there is no memory or descriptor for it."""
         keep_reserve()
         with at_fork.creating():
-            self._memory = mmap.mmap(self._memory_fd, MEMORY)
+            self._memory = shared_memory(self._memory_fd, MEMORY)
             self._board = memoryview(self._memory)[:BOARD].cast("Q")
             self._clock = memoryview(self._memory)[:BOARD].cast("d")
             view = memoryview(self._memory)[BLACK_BOX:]

@@ -10,11 +10,13 @@ from multiprocessing.pool import (  # type: ignore[attr-defined]
 from typing import Any
 
 from prefork._describe import short_repr, type_name
+from prefork._public import public
 from prefork.errors import PreforkError
 
 __all__ = ["MaybeEncodingError"]
 
 
+@public
 class MaybeEncodingError(PreforkError, _StdMaybeEncodingError):  # type: ignore[misc]
     """A task's result or exception could not be pickled, so only its `repr` came back.
 

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["file_memory", "read_into"]
+__all__ = ["file_memory", "read_into", "shared_memory"]
 
 DEFAULT_MAX_MAPS = 65530  # where the system does not tell
 
@@ -64,6 +64,18 @@ def file_memory(fd: int) -> memoryview:
     memory = memoryview(bytearray(size))
     read_into(fd, 0, memory)
     return memory
+
+
+def shared_memory(fd: int, size: int) -> mmap.mmap:
+    """The beginning of a file, as all see it. Before Python 3.13 this does hold a descriptor: what
+    it would take to hold none is large to import, and there are few of these.
+
+    Raises:
+        OSError: there is no memory for it.
+    """
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, trackfd=False)
+    return mmap.mmap(fd, size)
 
 
 def _map(fd: int, size: int) -> _Mapping:

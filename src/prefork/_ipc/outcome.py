@@ -1,15 +1,22 @@
 """What becomes of a call, and how it is written down: a result, or an exception."""
 
-from __future__ import annotations
+# Annotations are evaluated here: as strings, those of `Outcome` would be looked up in `prefork`.
 
 import traceback
+from types import CoroutineType
 from typing import Any, Final, NamedTuple
 
 from prefork._describe import describe, type_name
 from prefork._ipc.descriptors import ArrivedFds, arriving
 from prefork._ipc.pickling import dumps, load, pack, pickle_in_band, unpack
 from prefork._ipc.wire import Kind
-from prefork.errors import MaybeDecodingError, PreforkError, RemoteTraceback, SoftTimeLimitExceeded
+from prefork._public import public
+from prefork.errors import (
+    MaybeDecodingError,
+    PreforkError,
+    SoftTimeLimitExceeded,
+    remote_traceback,
+)
 
 
 class PickledError(NamedTuple):
@@ -20,6 +27,7 @@ class PickledError(NamedTuple):
     traceback: str
 
 
+@public
 class Outcome(NamedTuple):
     """What became of one call of several: `value` is its result, or the exception if not `ok`."""
 
@@ -55,8 +63,16 @@ def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[by
     return pickled, type_name(exc), text
 
 
-def _encoding_error(reason: Exception, value: object) -> PreforkError:
-    error: PreforkError
+def _encoding_error(reason: Exception, value: object) -> Exception:
+    error: Exception
+    if isinstance(value, CoroutineType):
+        name = value.__qualname__
+        value.close()  # else there would be a warning that nobody has awaited it
+        return TypeError(
+            f"{name} is a coroutine function, and nobody awaits in a worker what it returns: await "
+            "is on this side, as in `await loop.run_in_executor(executor, f)` with a plain "
+            "function f. One that calls asyncio.run has a loop of its own in the worker"
+        )
     try:
         from prefork._ipc.encoding_error import MaybeEncodingError
 
@@ -155,7 +171,7 @@ def decode_failure(failure: PickledError) -> tuple[bool, Any]:
         exc = load(failure.pickled)
         if not isinstance(exc, BaseException):
             raise TypeError(f"it unpickles to {type_name(exc)}, which is no exception")
-        exc.__cause__ = RemoteTraceback(failure.traceback)
+        exc.__cause__ = remote_traceback(failure.traceback)
     except BaseException as reason:
         exc = _decoding_error(failure.type_name, reason, failure.traceback)
     return False, exc

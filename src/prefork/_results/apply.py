@@ -1,14 +1,17 @@
 """What callers hold while their jobs run: result handles.
 
-The pool's threads call `accept` and `settle` once per job; callers wait. Everything else that a
-handle knows it asks its job.
+The pool's threads tell a handle once what has become of its job; callers wait. Everything else that
+a handle knows it asks its job.
+
+A handle that has callbacks is ready when they have run, as in `multiprocessing`: who collects by
+callback and then waits for the handles finds everything collected. Only callbacks themselves see a
+result as soon as it is here, so that one may wait for any job, its own included.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from multiprocessing import TimeoutError
 from typing import Any, ClassVar
 
@@ -75,7 +78,7 @@ class Handle:
     while a million handles wait for their jobs.
     """
 
-    __slots__ = ("_callbacks", "_ok", "_pool", "_signal", "_value")
+    __slots__ = ("_callbacks", "_ok", "_pool", "_result", "_signal")
 
     # Re-entrant, like the other locks that callers take: a signal handler may call, too.
     _making_signals: ClassVar[Any] = threading.RLock()
@@ -84,7 +87,7 @@ class Handle:
         self._pool: PoolRef | None = pool  # kept alive until the result is here
         self._callbacks = callbacks  # until they have run
         self._ok: bool | None = None  # not known yet
-        self._value: Any = None  # the result, or the exception if not ok
+        self._result: Any = None  # or the exception if not ok
         self._signal: Condition | None = None
 
     def ready(self) -> bool:
@@ -102,24 +105,36 @@ class Handle:
         """
         ok = self._ok
         if ok is None or not self.ready():
-            raise ValueError(f"{self!r} is not ready")
+            raise ValueError(f"{self.title()} is not ready")
         return ok
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the result is here, at most `timeout` seconds."""
-        if (pool := self._pool) is None:  # it is here
+        """Wait until the result is here and its callbacks have run.
+
+        Args:
+            timeout: at most so many seconds (int or float); None: for ever.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child, whose pool this is not; or in
+                the pool's own work.
+        """
+        if (pool := self._pool) is None or self.ready():
             return
         if self._signal is None:
             with self._making_signals:
                 if self._signal is None:
                     self._signal = Condition()
-        pool.wait_for(self._signal, self.ready, timeout)
+        pool._engine.wait_for(self._signal, self.ready, timeout)
 
     def get(self, timeout: float | None = None) -> Any:
-        """The result, waiting for it at most `timeout` seconds.
+        """The result.
+
+        Args:
+            timeout: how many seconds to wait for it at most (int or float); None: for ever.
 
         Raises:
             multiprocessing.TimeoutError: it is not here in time. The job goes on.
+            RuntimeError: it will never be here, as in `wait`; or since the pool has ended.
             Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
                 `PreforkError` that says why the task did not finish.
         """
@@ -128,46 +143,52 @@ class Handle:
             if not self.ready():
                 raise self._late(timeout)
         if self._ok:
-            return self._value
-        raise self._value
+            return self._result
+        try:
+            raise self._result
+        finally:
+            del self  # else the traceback, by this frame, would hold us, and we hold the traceback
 
     def _late(self, timeout: float | None) -> Exception:
         """What `get` raises when there is nothing in time."""
         if timeout is None:
-            return RuntimeError(f"{self!r} will never be ready: its pool has ended")
-        return TimeoutError(f"{self!r} was not ready within {timeout:g} s")
+            return RuntimeError(f"{self.title()} will never be ready: its pool has ended")
+        return TimeoutError(f"{self.title()} was not ready within {timeout:g} s")
 
     def waiters(self) -> Condition | None:
         return self._signal
 
     def _finish(self, ok: bool, value: Any) -> Condition | None:
         """Returns what is to be notified of it."""
-        self._value = value
+        self._result = value
         callbacks = self._callbacks
         if callbacks is not None:
-            callback = callbacks.done if ok else callbacks.failed
-            if callback is not None:
-                self._ok = ok
-                if callbacks.run(self._call_back, callback):
-                    return self._signal  # a callback may be waiting for this
+            self._ok = ok
+            if callbacks.run(self._call_back, callbacks.done if ok else callbacks.failed):
+                return self._signal  # a callback may be waiting for this
             self._callbacks = None
         self._ok = ok  # now it is ready
         self._pool = None
         return self._signal
 
-    def _call_back(self, callback: Callable[..., object]) -> None:
+    def _call_back(self, callback: Callback) -> None:
         try:
-            callback(self._value)
+            if callback is not None:
+                callback(self._result)
         finally:
             self._callbacks = None  # now it is ready
             self._pool = None
             if self._signal is not None:
                 self._signal.notify_all()
 
-    def _state(self) -> str:
+    def title(self) -> str:
+        """What messages call it."""
+        return "the result"
+
+    def _describe(self) -> str:
         if not self.ready():
             return "pending"
-        return "successful" if self._ok else f"failed: {self._value!r}"
+        return "successful" if self._ok else f"failed: {self._result!r}"
 
 
 def _after_in_child() -> None:
@@ -181,38 +202,39 @@ os.register_at_fork(after_in_child=_after_in_child)
 class ApplyResult(Handle):
     """The result of one job (`apply_async`)."""
 
-    __slots__ = ("_job",)
+    __slots__ = ("_entry",)
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         super().__init__(pool, callbacks)
-        self._job: Job | None = None
+        self._entry: Job | None = None  # the pool's record of it
 
     # ---- what a user wants to know of a running job
 
     @property
     def job(self) -> int:
-        """The job's number; it is in the messages of the errors, too."""
-        return self._job.id if self._job else 0
+        """The job's number in its pool (int); it is in the messages of the errors, too."""
+        return self._entry.id if self._entry else 0
 
     @property
     def pid(self) -> int | None:
         """The process id of the worker that runs or ran the job; None if it has not started."""
-        return self._job.running_pid() if self._job else None
+        return self._entry.running_pid() if self._entry else None
 
     @property
     def time_accepted(self) -> float | None:
         """When the worker started the job (`time.monotonic`, seconds), or None."""
-        return self._job.running_since() if self._job else None
+        return self._entry.running_since() if self._entry else None
 
     @property
     def seconds(self) -> float | None:
-        """How long the finished job ran, as its worker measured it."""
-        return self._job.seconds if self._job and self.ready() else None
+        """How long the finished job ran (float, seconds), as its worker measured it; None: it has
+        not finished."""
+        return self._entry.seconds if self._entry and self.ready() else None
 
     @property
     def retries(self) -> int:
-        """How often the job was run again, since its worker was lost."""
-        return self._job.attempts if self._job else 0
+        """How often the job was run again (int), since its worker was lost."""
+        return self._entry.attempts if self._entry else 0
 
     def accepted(self) -> bool:
         """Whether a worker has started the job."""
@@ -224,27 +246,29 @@ class ApplyResult(Handle):
         Returns:
             Whether it was cancelled.
         """
-        pool, job = self._pool, self._job
-        return pool is not None and job is not None and pool.terminator.cancel(job)
+        pool, job = self._pool, self._entry
+        return pool is not None and job is not None and pool._engine.terminator.cancel(job)
 
     def terminate(self, signal: int | None = None) -> bool:
         """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
 
         Args:
-            signal: what to send to the worker, if one runs the job. If the task survives that,
-                its own result counts, and the worker leaves after it. None: the worker is
-                killed, with all that the task started.
+            signal: the number of what to send to the worker, if one runs the job. If the task
+                survives that, its own result counts, and the worker leaves after it. None: the
+                worker is killed, with all that the task started.
 
         Returns:
             Whether there was anything to end: False if the job had finished.
         """
-        pool, job = self._pool, self._job
-        return pool is not None and job is not None and pool.terminator.terminate(job, signal)
+        pool, job = self._pool, self._entry
+        return (
+            pool is not None and job is not None and pool._engine.terminator.terminate(job, signal)
+        )
 
     # ---- the pool's side
 
     def job_added(self, job: Job) -> None:
-        self._job = job
+        self._entry = job
 
     def job_started(self, job: Job, pid: int, time_accepted: float) -> None:
         callbacks = self._callbacks
@@ -263,9 +287,12 @@ class ApplyResult(Handle):
         if callbacks is not None and callbacks.expired is not None:
             callbacks.run(callbacks.expired, soft=soft, timeout=timeout)
 
+    def title(self) -> str:
+        return f"the result of job {self.job} ({self._entry.function if self._entry else '?'})"
+
     def __repr__(self) -> str:
-        function = self._job.function if self._job else "?"
-        state = self._state()
+        function = self._entry.function if self._entry else "?"
+        state = self._describe()
         if not self.ready() and self.pid is not None:
             state = f"running in process {self.pid}"
         return f"<{type(self).__name__} of job {self.job} {function}: {state}>"

@@ -183,7 +183,7 @@ class Items:
         if self._is_over() and not self._ready:
             self._pool = None
             return False
-        if (pool := self._pool) is not None and not pool.wait_for(
+        if (pool := self._pool) is not None and not pool._engine.wait_for(
             self.arrivals, self.has_news, timeout
         ):
             raise TimeoutError(f"no result arrived within {timeout:g} s")
@@ -210,7 +210,10 @@ class IMapIterator:
         return self.next()
 
     def next(self, timeout: float | None = None) -> Any:
-        """The next result, waiting for it at most `timeout` seconds.
+        """The next result.
+
+        Args:
+            timeout: how many seconds to wait for it at most (int or float); None: for ever.
 
         Raises:
             StopIteration: there are no more.

@@ -23,7 +23,7 @@ class MapResult(Handle):
     """The results of all jobs of a `map_async` or `starmap_async`, as one list.
 
     As in `multiprocessing.Pool`, it becomes ready when all its chunks are finished, and the
-    first error among them is its error.
+    first error among them is its error. What other chunks came to is not kept then.
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class MapResult(Handle):
         "_most_jobs",
         "_values",
         "cancelled",
+        "number",
         "room",
     )
 
@@ -49,6 +50,7 @@ class MapResult(Handle):
         self._values: list[Any] = [None] * length
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # a signal handler may call, too
+        self.number = 0  # of its first job
         self._items = length  # that are expected
         self._done = 0  # items
         self._jobs = 0  # on their way
@@ -67,7 +69,7 @@ class MapResult(Handle):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        return (pool := self._pool) is not None and self._end(pool.terminator.cancel_all)
+        return (pool := self._pool) is not None and self._end(pool._engine.terminator.cancel_all)
 
     def terminate(self) -> bool:
         """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
@@ -76,7 +78,7 @@ class MapResult(Handle):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        return (pool := self._pool) is not None and self._end(pool.terminator.terminate_all)
+        return (pool := self._pool) is not None and self._end(pool._engine.terminator.terminate_all)
 
     def _end(self, end_all: Callable[[ResultSink], None]) -> bool:
         return uninterrupted(lambda: self._end_now(end_all))
@@ -86,7 +88,7 @@ class MapResult(Handle):
         self.room.notify_all()
         self.end(error := self._terminated())
         end_all(self)
-        return self._value is error
+        return self._result is error
 
     def _terminated(self) -> Terminated:
         return Terminated(f"the map of {self._function} was terminated")
@@ -103,17 +105,21 @@ class MapResult(Handle):
 
     def job_added(self, job: Job) -> None:
         with self._lock:
+            self.number = self.number or job.id
             self._jobs += 1
             self._bytes += job.nbytes
         if self.cancelled:  # meanwhile: it shall not run
-            job.pickling_error = job.pickling_error or self._terminated()
+            job.refuse(self._terminated())
 
     def end(self, error: BaseException | None = None) -> None:
         """The input was handed over, or could not be: then what was is all there will be."""
         if error is not None:
+            signal, partial = None, []
             with self._lock:
-                self._error = error
-                signal = self._finish(False, error) if self._ok is None else None
+                if self._ok is None:
+                    partial = self._fail(error)
+                    signal = self._finish(False, error)
+            partial.clear()
             if signal is not None:
                 signal.notify_all()
 
@@ -128,20 +134,39 @@ class MapResult(Handle):
     def job_done(self, job: Job, ok: bool, value: Any) -> Condition | None:
         if self._measured is not None and ok:
             self._measured(job.size, job.seconds)
+        signal: Condition | None = self.room
+        partial: list[Any] = []
         with self._lock:
-            if ok:
-                self._values[job.index : job.index + job.size] = value
+            if not ok:
+                partial = self._fail(value)
             elif self._error is None:
-                self._error = value
+                self._values[job.index : job.index + job.size] = value
             self._done += job.size
             self._jobs -= 1
             self._bytes -= job.nbytes
             if self._done == self._items and self._ok is None:
                 if self._error is not None:
-                    return self._finish(False, self._error)
-                return self._finish(True, self._values)
-        return self.room
+                    signal = self._finish(False, self._error)
+                else:
+                    signal = self._finish(True, self._values)
+        partial.clear()
+        return signal
+
+    def _fail(self, error: BaseException) -> list[Any]:
+        """The first error counts.
+
+        Returns:
+            What was computed so far, to be dropped once the lock is free, since finalizers of the
+            user's may run then. It does not stay: who keeps the exception often keeps the handle.
+        """
+        if self._error is None:
+            self._error = error
+        partial, self._values = self._values, []
+        return partial
+
+    def title(self) -> str:
+        return f"the result of the map of {self._function}"
 
     def __repr__(self) -> str:
-        progress = f"{self._done} of {self._items} items, {self._state()}"
+        progress = f"{self._done} of {self._items} items, {self._describe()}"
         return f"<{type(self).__name__} of {self._function}: {progress}>"

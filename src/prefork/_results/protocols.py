@@ -8,7 +8,7 @@ from typing import Protocol
 from prefork._policy.job import Job, ResultSink
 from prefork._system.condition import Condition
 
-__all__ = ["Callback", "JobTerminator", "PoolRef", "RunCallback"]
+__all__ = ["Callback", "EngineRef", "JobTerminator", "PoolRef", "RunCallback"]
 
 Callback = Callable[..., object] | None
 
@@ -39,11 +39,27 @@ class JobTerminator(Protocol):
         """All jobs whose results are this one's."""
 
 
-class PoolRef(Protocol):
-    """The pool that a result comes from; results keep it alive until they are here."""
+class EngineRef(Protocol):
+    """What runs the pool."""
 
     @property
     def terminator(self) -> JobTerminator: ...
+
+    @property
+    def callbacks(self) -> RunCallback: ...
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pool has given up."""
+
+    def is_busy_here(self) -> bool:
+        """Whether the caller is called by the pool itself, or has interrupted it."""
+
+    def check_owner(self) -> None:
+        """
+        Raises:
+            RuntimeError: in a forked child, where the pool is the parent's.
+        """
 
     def wait_for(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
@@ -53,3 +69,10 @@ class PoolRef(Protocol):
         Raises:
             RuntimeError: it would wait in vain: in a forked child, or inside of the pool.
         """
+
+
+class PoolRef(Protocol):
+    """The pool that a result comes from; results keep it alive until they are here."""
+
+    @property
+    def _engine(self) -> EngineRef: ...

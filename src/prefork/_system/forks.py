@@ -10,19 +10,18 @@ A fork from the template, which has one thread, takes none of that. See `templat
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import os
 import pickle
 from multiprocessing import context as mp_context
-from multiprocessing import popen_fork, util
+from multiprocessing import util
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from prefork._system import at_fork, resources, signals
+from prefork._system.launch import HAS_PIDFD, Launch
 from prefork._system.lifeline import LifelineEnd
-from prefork._system.selector import MAX_TIMEOUT, is_readable
 from prefork._system.template import Born, Template
 from prefork._system.template_main import Order, become_template
 
@@ -31,113 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fork", "TemplateFork"]
 
-_HAS_PIDFD = hasattr(os, "pidfd_open")
 
-
-class _Launched(popen_fork.Popen):
-    """The process to the standard library, which calls this a Popen.
-
-    Args:
-        template: what forks it; None: this process does, so that it is a child of this one.
-    """
-
-    finalizer = None
-    returncode: int | None = None
-
-    def __init__(self, process: Process, template: Template | None) -> None:
-        self._process = process
-        self._pidfd = at_fork.Descriptors()  # one, once it has been started
-        self._template = template
-        self._is_adopted = template is not None
-        if template is not None:
-            template.adopt()
-
-    @property
-    def method(self) -> str:  # type: ignore[override]
-        return "fork"
-
-    @property
-    def pidfd(self) -> int:
-        """-1 if there is none."""
-        return self._pidfd.fds[0] if self._pidfd.fds else -1
-
-    @property
-    def sentinel(self) -> int:  # type: ignore[override]
-        """A descriptor that is readable once the process has ended; -1 if there is none yet."""
-        return self.pidfd
-
-    @property
-    def pid(self) -> int:  # type: ignore[override]
-        """0 until it is launched."""
-        raise NotImplementedError
-
-    def has_started(self) -> bool:
-        """Whether there is a process, even if its start was interrupted."""
-        raise NotImplementedError
-
-    def tidy(self) -> None:
-        """It has been started, and there is time for the rest; no harm if this is done again.
-
-        Raises:
-            OSError: no descriptor is left.
-            TemplateLostError: nobody knows whether there is a process.
-        """
-        raise NotImplementedError
-
-    # ---- its end
-
-    def poll(self, flag: int = os.WNOHANG) -> int | None:
-        if self._template is None:
-            return super().poll(flag)
-        if not flag and self.pidfd >= 0:
-            is_readable(self.pidfd, MAX_TIMEOUT)
-        self.ask_status()
-        return self.returncode
-
-    def ask_status(self) -> None:
-        """It has ended: learn how, if that takes a question that is to be waited for."""
-        template = self._template
-        if template is None or self.returncode is not None or self.pidfd < 0:
-            return
-        if is_readable(self.pidfd, 0):
-            self.returncode = template.status(self.pid)
-            if self.returncode is None and template.is_lost:
-                self._adopt_orphan()
-
-    def _adopt_orphan(self) -> None:
-        """It may be ours, after all: the first process of a container adopts orphans."""
-        with contextlib.suppress(ChildProcessError):
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-
-    @property
-    def outlives_its_number(self) -> bool:
-        """Whether somebody else may have reaped it, so that its number may be another's."""
-        return self._template is not None and self._template.is_lost
-
-    def reap(self) -> None:
-        """It has been accounted for; its number may be used again."""
-        if self._is_adopted and self._template is not None:
-            self._template.reap(self.pid)
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._is_adopted and self._template is not None:
-            self._is_adopted = False
-            self._template.let_go()
-
-    def close(self) -> None:
-        self._pidfd.close()
-        if self._pidfd.are_ours:
-            self._let_go()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_is_adopted"):
-            self.close()
-
-
-class Fork(_Launched):
+class Fork(Launch):
     """The standard library's way to fork a process, in steps.
 
     After a fork, parent and child share all memory; a page that either of them touches is copied
@@ -163,7 +57,7 @@ class Fork(_Launched):
         self._lifeline = lifeline
         self._born: Born | None = None
         self._reader, self._theirs = at_fork.Descriptors(), at_fork.Descriptors()
-        if not _HAS_PIDFD:
+        if not HAS_PIDFD:
             with at_fork.creating():
                 reader, writer = os.pipe()
                 self._reader.add(reader)
@@ -237,7 +131,7 @@ class Fork(_Launched):
             return
         if self._born is not None:
             self._pidfd = self._born.pidfd
-        elif _HAS_PIDFD:
+        elif HAS_PIDFD:
             with at_fork.creating():
                 self._pidfd.add(os.pidfd_open(self.pid))
 
@@ -247,7 +141,7 @@ class Fork(_Launched):
         super().close()
 
 
-class TemplateFork(_Launched):
+class TemplateFork(Launch):
     """A process that the template forks.
 
     Args:
@@ -263,7 +157,6 @@ class TemplateFork(_Launched):
         with at_fork.creating():
             for fd in os.pipe():
                 self._release.add(fd)
-        self.fds: tuple[int, ...] = ()
 
     def has_started(self) -> bool:
         return bool(self._born)
@@ -273,11 +166,6 @@ class TemplateFork(_Launched):
         return self._born[0].pid if self._born else 0
 
     def launch(self) -> None:
-        """
-        Raises:
-            TemplateLostError: nobody knows whether there is a process; it will not run.
-            OSError: no process, or no descriptor, is left.
-        """
         util._flush_std_streams()  # type: ignore[attr-defined]
         detail = self._pickle()
         reader, writer = self._release.fds

@@ -31,9 +31,12 @@ def surviving_interrupts(context: BaseContext) -> AbstractContextManager[object]
     """For the start of a child that is not forked from here. Ctrl-C, which goes to all processes of
     a terminal, ends neither that child, as long as it is newborn, nor a fork server that has just
     been started. In the main thread it is handled after the start."""
+    method = context.get_start_method()
+    if method == "fork":  # by a context of the user's
+        return contextlib.nullcontext()
     # It has to be there before: where it is started, Ctrl-C is let through.
     resource_tracker.ensure_running()
-    if context.get_start_method() == "spawn":
+    if method == "spawn":
         return signals.holding_interrupts()
     preload(context, fork_server.__name__)
     with signals.holding_interrupts():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,9 +23,10 @@ from prefork._ipc.outcome import encode_failure, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
 from prefork._ipc.worker_end import WorkerEnd
-from prefork._system import at_fork, orderly_end, stacks
+from prefork._system import at_fork, orderly_end, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
 from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
+from prefork._worker.sessions import allowing_sessions
 
 __all__ = ["main"]
 
@@ -41,20 +41,12 @@ def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
     """
     # Right before the standard library would wait for what the tasks have left behind.
     util.Finalize(None, orderly_end.part, exitpriority=0)
-    _seed_numpy()
     stacks.install(end.open())
     try:
         _Worker(options, end, max_tasks).run()
     finally:
         stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
-
-
-def _seed_numpy() -> None:
-    """Forked workers inherit the state of NumPy's global generator; each shall draw numbers of its
-    own, as from `random`, which Python itself seeds anew."""
-    if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        numpy_random.seed()
 
 
 def _exit_code(exc: BaseException) -> int:
@@ -78,12 +70,17 @@ class _Worker:
     def run(self) -> None:
         at_fork.register(self)
         self._set_signals()
-        self._initialise()
-        set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
         try:
+            self._initialise()
+            set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
             self._end.report(Kind.READY)
-        except BrokenPipeError:  # the pool has not waited for it, or does not know of it
+            self._work()
+        except BrokenPipeError:
+            # Nobody reads what it reports: the pool has gone, has not waited for it, or does not
+            # know of it. (What its tasks raise does not come to here.)
             return
+
+    def _work(self) -> None:
         tasks_left = self._max_tasks
         memory = None
         if self._options.max_memory:
@@ -119,10 +116,12 @@ class _Worker:
         unblock(SOFT_SIGNAL, signal.SIGTERM)
 
     def _initialise(self) -> None:
+        random_state.renew()
         if self._options.initializer is None:
             return
         try:
-            self._options.initializer()
+            with allowing_sessions():
+                self._options.initializer()
         except BaseException as exc:
             self._end.report(Kind.BROKEN, pickled=dumps(encode_failure(exc)))
             raise SystemExit(1) from None

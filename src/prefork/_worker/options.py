@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from prefork._ipc.payload import FilePayload
 from prefork._ipc.pickling import load
+from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions"]
@@ -28,20 +29,19 @@ class Initializer:
     """
 
     def __init__(self, func: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self._call = func, args
+        self.func, self.args = func, args
         self._payload: FilePayload | None = None  # on its way to the worker that is being started
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Anew for each worker: what can only be given to a child while it starts is in there, too.
-        pickled = bytes(ForkingPickler.dumps(self._call))
+        pickled = bytes(ForkingPickler.dumps((self.func, self.args)))
         if len(pickled) <= _SMALL:
             return _PickledInitializer, (pickled,)
         self._payload = FilePayload(pickled)  # the last worker's has been received
         return _PickledInitializer, (DupFd(self._payload.fd),)
 
     def __call__(self) -> None:
-        func, args = self._call
-        func(*args)
+        _call(self.func, self.args)
 
 
 class _PickledInitializer:
@@ -55,7 +55,13 @@ class _PickledInitializer:
         func, args = load(
             pickled if isinstance(pickled, bytes) else FilePayload.open(pickled.detach())
         )
-        func(*args)
+        _call(func, args)
+
+
+def _call(func: Callable[..., object], args: tuple[Any, ...]) -> None:
+    if func is sessions.REAL:  # it was looked up before `allowing_sessions`
+        func = sessions.setsid
+    func(*args)
 
 
 class WorkerOptions(NamedTuple):

@@ -44,7 +44,7 @@ def translate(error: BaseException, task: Task, name: str) -> BaseException:
 def _with_stack(error: BaseException, stack: str) -> BaseException:
     """Have the traceback's text show the worker's stack."""
     if stack:
-        error.__cause__ = errors.RemoteTraceback(stack)
+        error.__cause__ = errors.remote_traceback(stack)
     return error
 
 

@@ -24,7 +24,7 @@ from celery.platforms import EX_FAILURE
 from celery.worker import state
 from celery.worker.request import Request
 
-import prefork.pool
+import prefork.adapters
 import prefork.taskpool.pool
 from prefork import errors
 from prefork._engine.callbacks import CallbackRunner
@@ -64,9 +64,9 @@ def stop_the_worker(why: BaseException) -> None:
     state.should_stop = EX_FAILURE
 
 
-class Pool(prefork.pool.Pool):
+class Pool(prefork.adapters.AdapterPool):
     CallbackRunner = Callbacks
-    Process = child.Process
+    Process = child.Process  # type: ignore[assignment]  # `Pool.Process` is no class of its own
     SoftTimeLimitExceeded = SoftTimeLimitExceeded
     first_start_timeout = FIRST_START_SECONDS
 

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from prefork import pool as pools
+from prefork import adapters
 from prefork._describe import function_name
 from prefork._engine.drivers import Loop
+from prefork._public import public
 from prefork._results.protocols import Callback
 from prefork._system.resources import available_cpus
 from prefork.errors import PoolBrokenError, Terminated
@@ -26,6 +27,7 @@ from prefork.taskpool.task import Slots, Task
 __all__ = ["TaskPool"]
 
 
+@public
 class TaskPool:
     """A pool of processes for a task worker.
 
@@ -39,7 +41,7 @@ class TaskPool:
             the end of each task. Others are ignored: callers pass what some pools need.
     """
 
-    Pool: type[pools.Pool] = pools.Pool
+    Pool: type[adapters.AdapterPool] = adapters.AdapterPool
     initializer: Callable[..., object] = staticmethod(process_initializer)
 
     requires_mediator = True
@@ -60,7 +62,7 @@ class TaskPool:
         self.running: dict[int, Task] = {}  # those that were accepted, by process id
         self._active = False
         self._terminated = False
-        self._pool: pools.Pool | None = None
+        self._pool: adapters.AdapterPool | None = None
 
     # ---- its life
 
@@ -144,7 +146,7 @@ class TaskPool:
             self.pool.attach(loop)
 
     @property
-    def pool(self) -> pools.Pool:
+    def pool(self) -> adapters.AdapterPool:
         """The running pool.
 
         Raises:

@@ -42,9 +42,10 @@ from prefork._ipc.worker_end import WorkerEnd
 from prefork._policy.job import Job, Wakes
 from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.timers import Timers
+from prefork._system.child import NO_TIES, Child, Ties
 from prefork._system.condition import Condition
 from prefork._system.log import Log
-from prefork._system.process import NO_TIES, Child, Process, Ties
+from prefork._system.process import Process
 from prefork._system.stacks import LAST_WORDS, LOOK, BlackBox
 
 TIMED = [

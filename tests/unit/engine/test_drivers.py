@@ -37,6 +37,9 @@ class FakeRole:
         self.crash = on_crash
         self.note("starts")
 
+    def has_waiting(self) -> bool:
+        return False
+
     def stop(self) -> None:
         self.note("stops")
 

@@ -13,6 +13,7 @@ import pytest
 
 from fakes import Clock, FakeChild, FakeWorker, Nursery, fork_options
 from prefork import Pool
+from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import EventLoop
 from prefork._engine.engine import Engine, RoleClasses
 from prefork._engine.state import PoolPhase
@@ -22,7 +23,7 @@ from prefork.errors import PoolBrokenError, Terminated, WorkerLostError
 
 MakePool = Callable[..., Pool]
 CLASSES = RoleClasses(
-    Pool.ResultHandler, Pool.TaskHandler, Pool.TimeoutHandler, Pool.Supervisor, Pool.CallbackRunner
+    Pool.ResultHandler, Pool.TaskHandler, Pool.TimeoutHandler, Pool.Supervisor, CallbackRunner
 )
 
 
@@ -220,7 +221,7 @@ def test_an_input_is_read_as_there_is_room(pool: Driven) -> None:
     output = Output()
     engine = pool.engine
     items = engine.factory.items(pool.sink, len, iter(["a", "bc"]), 1, engine.limits)
-    engine.feed(items, output)
+    engine.feed(items, output, at_once=True)
     assert output.ended
     assert len(engine.state.open_jobs.by_id) == 2
     assert not engine.state.inputs

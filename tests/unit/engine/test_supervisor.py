@@ -101,6 +101,15 @@ def test_who_has_nothing_to_do_goes_first(pool: FakePool) -> None:
     ]
 
 
+def test_one_that_is_stopped_while_it_starts_can_leave_all_the_same(pool: FakePool) -> None:
+    pool.submit(2)
+    (new,) = pool.start(1, ready=False)
+    pool.supervisor.resize(-1)
+    pool.supervise()
+    assert new.told_to_leave
+    assert new.child.signals == [signal.SIGCONT]
+
+
 def test_all_are_replaced_one_after_another_when_the_next_one_is_ready(pool: FakePool) -> None:
     old = list(pool.workers)
     pool.supervisor.replace_all()

@@ -19,16 +19,33 @@ from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
 class Pool:
+    @property
+    def _engine(self):
+        return self
+
     def wait_for(self, signal, condition, timeout=None) -> bool:
         return signal.wait(condition, timeout)
 
 
-def call(callback, *args, **kwargs):
-    callback(*args, **kwargs)
+class Queue:
+    """Calls callbacks at once."""
+
+    def prepare(self):
+        pass
+
+    def __call__(self, callback, *args, **kwargs):
+        callback(*args, **kwargs)
+
+    def call_then(self, then, callback, *args):
+        callback(*args)
+        then()
+
+    def is_inside(self):
+        return False
 
 
 def told(callback=None, error_callback=None, **others):
-    return callbacks_for(call, callback, error_callback, **others)
+    return callbacks_for(Queue(), callback, error_callback, **others)
 
 
 def pending(**callbacks):

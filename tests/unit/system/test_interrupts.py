@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -165,6 +166,7 @@ def wait_for(path):
 
 
 def test_a_pool_is_dropped_though_its_finalizer_was_interrupted(monkeypatch):
+    gc.collect()  # other tests' pools
     ignored = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: ignored.append(args.exc_type))
     drop = Engine.drop
