@@ -32,7 +32,7 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
-from prefork._system.child import preload
+from prefork._system.child import announce
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
@@ -266,7 +266,7 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        preload(self._options.context, main.__module__)
+        announce(self._options.context, main.__module__)
         if not self._in_background:
             self.spawn(self._options.processes)
             return

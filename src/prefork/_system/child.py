@@ -16,24 +16,31 @@ from multiprocessing import context as mp_context
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from prefork._system import at_fork, forks
+from prefork._system import at_fork, forks, std_internals
+from prefork._system.fork_warning import warn_of_threads
 from prefork._system.launch import Foreign, Launch
 from prefork._system.lifeline import Lifeline
 from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "preload"]
+__all__ = ["Child", "Ties", "announce"]
 
 
-def preload(context: BaseContext, module: str) -> None:
-    """Have the fork server, unless it runs already, import a module once for all its children."""
+def announce(context: BaseContext, module: str) -> None:
+    """Processes are to be started in this context, for whoever calls this, and more of them later.
+
+    Args:
+        module: what they run; a fork server, unless it runs already, imports it once for all.
+
+    Raises:
+        DeprecationWarning: they are to be forked, this process has threads, and the program takes
+            that warning for an error.
+    """
     if context.get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # large
-
-        server: Any = forkserver._forkserver
-        if module not in server._preload_modules:
-            server.set_forkserver_preload([*server._preload_modules, module])
+        std_internals.preload(module)
+    elif is_forking(context):
+        warn_of_threads()
 
 
 def is_forking(context: BaseContext) -> bool:

@@ -11,7 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["sharing_tracker"]
+__all__ = ["preload", "sharing_tracker"]
+
+
+def preload(module: str) -> None:
+    """Have the fork server, unless it runs already, import a module once for all its children,
+    beside what the program wants it to."""
+    from multiprocessing import forkserver  # large
+
+    server: Any = forkserver._forkserver
+    if module not in server._preload_modules:
+        kept: dict[str, Any] = {}
+        if sys.version_info >= (3, 15):
+            kept["on_error"] = server._preload_on_error
+        server.set_forkserver_preload([*server._preload_modules, module], **kept)
 
 
 @contextmanager
