@@ -8,7 +8,9 @@ The rooms, from the top; a module imports only from its own room and those below
     celery                celery's worker pool
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
-    pool, _mapping        `Pool`: the public verbs
+    adapters              the `Pool` of those who make another interface of it
+    pool                  `Pool`: the public verbs; the calls are in `_calling`, `_mapping` and
+                          `_lazy_mapping`, which share `_family`; their types in `_signatures`
     results               what users hold: handles and iterators
     _compat               what programs expect because `multiprocessing` has it; hints
     _results              the same, as the pool fills them
@@ -17,6 +19,7 @@ The rooms, from the top; a module imports only from its own room and those below
     _ipc                  what travels between them, and the channel that it goes through
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
+    buildinfo             whether this is compiled
 
 A job, from `apply_async` to `get()` (each name is a method, in the module of its class):
 
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         LimitExceeded,
@@ -83,6 +87,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "BuildInfo",
     "IMapIterator",
     "IMapUnorderedIterator",
     "LimitExceeded",
@@ -105,6 +110,7 @@ __all__ = [
     "WorkerLostError",
     "WorkerState",
     "WorkerStatistics",
+    "build_info",
     "get_context",
     "install",
     "uninstall",
@@ -115,6 +121,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
     "prefork.taskpool": ["TaskPool"],

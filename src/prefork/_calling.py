@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
-from prefork._engine.engine import Engine
+from prefork._family import Family
 from prefork._ipc.outcome import Outcome
-from prefork._ipc.wire import ACCEPT
 from prefork._results.apply import callbacks_for
 from prefork._signatures import (
     A,
@@ -30,10 +29,8 @@ from prefork.results import ApplyResult
 __all__ = ["CallFamily"]
 
 
-class CallFamily:
-    """`apply`, `apply_async` and `each_async`. The overloads are explained in `_signatures`."""
-
-    _engine: Engine
+class CallFamily(Family):
+    """`apply`, `apply_async` and `each_async`."""
 
     @overload
     def apply(self, func: Callable[[], R], **options: Unpack[TaskLimits]) -> R: ...
@@ -97,8 +94,13 @@ class CallFamily:
         """Call `func(*args, **kwds)` in a worker and return its result.
 
         Args:
-            func, args, kwds: what is called; all of it is pickled.
+            func: a callable that can be pickled.
+            args: its positional arguments, an iterable that can be pickled.
+            kwds: its keyword arguments, a mapping with strings as keys, likewise.
             options: `soft_timeout`, `timeout` (seconds) and `retries`, as in `apply_async`.
+
+        Returns:
+            What `func` returns.
 
         Raises:
             Exception: what `ApplyResult.get` raises, and `apply_async`.
@@ -188,13 +190,18 @@ class CallFamily:
         """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
 
         Args:
+            func, args, kwds: as in `apply`. They are pickled now; what goes wrong with that is the
+                job's error.
             callback: called with the result.
             error_callback: called with the exception, if the call fails for any reason.
-            accept_callback: called with the worker's pid and `time.monotonic()` at the start.
-            timeout_callback: called as `timeout_callback(soft=…, timeout=…)` when a limit passes.
-            waitforslot: wait until a worker has nothing to do before the job is handed in.
-            soft_timeout, timeout, lost_worker_timeout: instead of the pool's, for this job.
-            retries: how often to run it again after its worker was lost.
+            accept_callback: called with the worker's process id (int) and the time of the start
+                (float, seconds of `time.monotonic`).
+            timeout_callback: called as `timeout_callback(soft=…, timeout=…)` when a limit passes:
+                whether it was the soft one (bool), and the limit in seconds.
+            waitforslot: True: wait until a worker has nothing to do before the job is handed in.
+            soft_timeout, timeout, lost_worker_timeout: seconds (int or float) instead of the
+                pool's, for this job; infinity: no limit.
+            retries: how often to run it again after its worker was lost, an int.
 
         Callbacks run one after another on a thread of the pool; each is called at most once. As in
         `multiprocessing`, the result is ready (for `ready`, `wait` and `get`) when they have run;
@@ -202,26 +209,25 @@ class CallFamily:
         wait for any job. They should be short: those that follow wait for them.
 
         Raises:
-            ValueError: the pool is closed or terminated.
+            ValueError: the pool is closed or terminated; a limit is out of range.
             PoolBrokenError: the pool could not start its workers.
-            TypeError: `func` or a callback cannot be called.
+            TypeError: `func` or a callback cannot be called, or an argument is of the wrong type.
+            RuntimeError: in a forked child, whose pool this is not.
         """
         check_function(func)
+        engine = self._engine
         told = callbacks_for(
-            self._engine.callbacks, callback, error_callback, accept_callback, timeout_callback
+            engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
         result: ApplyResult[R] = ApplyResult(self, told)
-        limits = self._engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        job = self._engine.factory.call(result, func, args, kwds, limits)
+        limits = engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        job = engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
-            if self._engine.reports_starts:
-                job.flags |= ACCEPT
-            else:
-                job.start_unreported = True
+            job.report_start(by_worker=engine.reports_starts)
         if waitforslot:
-            self._engine.dispatcher.submit_when_free(job)
+            engine.dispatcher.submit_when_free(job)
         else:
-            self._engine.dispatcher.submit(job)
+            engine.dispatcher.submit(job)
         return result
 
     @overload
@@ -253,13 +259,22 @@ class CallFamily:
         """Call `func` with one item after another, in one worker, as one job.
 
         The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
-        the exception. The time limits are each item's. If the worker is lost or killed on the
-        way, the job fails as a whole, or is run again as a whole.
+        the exception. If the worker is lost or killed on the way, the job fails as a whole, or is
+        run again as a whole.
+
+        Args:
+            func: a callable that takes one item.
+            items: an iterable; it is read to its end at once.
+            callback, error_callback: as in `apply_async`.
+            options: `soft_timeout`, `timeout` (seconds, of each item) and `retries` (of all).
+
+        Raises:
+            Exception: what `apply_async` raises; what `items` raises.
         """
-        self._engine.state.check_running()
+        engine = self._engine
+        limits = self._limits("each_async", options)
         check_function(func)
-        told = callbacks_for(self._engine.callbacks, callback, error_callback)
+        told = callbacks_for(engine.callbacks, callback, error_callback)
         result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
-        limits = self._engine.limits.override(**options)
-        self._engine.dispatcher.submit(self._engine.factory.each(result, func, list(items), limits))
+        engine.dispatcher.submit(engine.factory.each(result, func, list(items), limits))
         return result

@@ -39,13 +39,13 @@ class WorkerLostError(PreforkError):
     """The worker process ended while it ran this job; no other job is affected.
 
     Attributes:
-        job: the job's number in its pool.
-        function: the qualified name of the function that ran.
-        pid: the process id of the worker that ended.
+        job: the job's number in its pool (int).
+        function: the qualified name of the function that ran (str).
+        pid: the process id of the worker that ended (int).
         exitcode: as in `multiprocessing.Process.exitcode`: negative is the number of the signal
-            that ended it, None is unknown (somebody else collected the child's status).
-        stack: the Python stack at the moment of a crash, or "".
-        note: what else is known, such as a lack of memory, or "".
+            that ended it, None is unknown: somebody else collected the child's status.
+        stack: the Python stack at the moment of a crash, or "" (str).
+        note: what else is known, such as a lack of memory, or "" (str).
     """
 
     def __init__(
@@ -151,7 +151,10 @@ class MemoryLimitExceeded(LimitExceeded):
 
 @public
 class SoftTimeLimitExceeded(PreforkError):
-    """Raised inside a task that has passed its soft time limit, to give it a chance to clean up."""
+    """Raised inside a task that has passed its soft time limit, to give it a chance to clean up.
+
+    If the task does not catch it, its job fails with it.
+    """
 
 
 @public
@@ -161,7 +164,10 @@ class Terminated(PreforkError):
 
 @public
 class PoolBrokenError(PreforkError):
-    """Workers cannot start, so the pool has given up; the message and `__cause__` say why."""
+    """Workers cannot start, so the pool has given up; the message and `__cause__` say why.
+
+    All its jobs fail with it, and it is raised by all calls that hand in others.
+    """
 
 
 @public
@@ -169,9 +175,9 @@ class MaybeDecodingError(PreforkError):
     """A task's result or exception arrived, but could not be unpickled in the pool's process.
 
     Attributes:
-        type_name: the qualified name of the original type.
-        reason: why unpickling failed.
-        traceback: the traceback of the task's own exception, or "" for a result.
+        type_name: the qualified name of the original type (str).
+        reason: why unpickling failed (str).
+        traceback: the traceback of the task's own exception, or "" for a result (str).
     """
 
     def __init__(self, type_name: str, reason: str, traceback: str = "") -> None:

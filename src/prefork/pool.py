@@ -21,6 +21,7 @@ from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.spawner import Options
 from prefork._engine.state import PoolPhase
+from prefork._lazy_mapping import LazyMapFamily
 from prefork._mapping import MapFamily
 from prefork._policy.limits import Limits
 from prefork._public import public
@@ -35,19 +36,20 @@ __all__ = ["Pool"]
 
 @public
 @stands_for("Pool")
-class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are more precise
+class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[misc] # so precise
     """A pool of worker processes that run functions.
 
     Args:
-        processes: the number of workers. None: as many as this process may use CPUs, by its
-            affinity and its control group's quota.
-        initializer: called in each worker as `initializer(*initargs)` when it starts. If it
-            raises, the pool fails with `PoolBrokenError`.
-        initargs: its arguments.
-        maxtasksperchild: a worker is replaced after so many jobs (calls, or chunks of calls);
-            None: never.
-        timeout: the hard time limit of each task, in seconds from its start; its worker is
-            killed and the job fails with `TimeLimitExceeded`. None: no limit.
+        processes: the number of workers, an int of at least 1. None: as many as this process may
+            use CPUs, by its affinity and its control group's quota.
+        initializer: a function, called in each worker as `initializer(*initargs)` when it starts.
+            If it raises, the pool fails with `PoolBrokenError`.
+        initargs: its arguments, an iterable.
+        maxtasksperchild: a worker is replaced after so many jobs (calls, or chunks of calls), an
+            int; None: never.
+        timeout: the hard time limit of each task, in seconds from its start (int or float; so are
+            all seconds); its worker is killed and the job fails with `TimeLimitExceeded`. None,
+            and infinity: no limit.
         soft_timeout: the soft limit, likewise: `SoftTimeLimitExceeded` is raised in the task.
         lost_worker_timeout: when a worker has died but a process that it forked could still
             send the result, how many seconds to wait for that.
@@ -72,22 +74,35 @@ class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are
             cheaper. None: each start is reported at once.
 
     Raises:
-        ValueError: `processes`, `maxtasksperchild` or a limit is out of range.
+        ValueError: `processes`, `maxtasksperchild` or a limit is out of range, or there is no such
+            start method.
         TypeError: an argument is of the wrong type, or unknown.
+        OSError: the system has no process, memory or descriptor left.
+        RuntimeError: gevent or eventlet has patched what a pool needs.
+
+    The types of calls follow the function's: `pool.apply(f, (1,))` is what `f` returns, and type
+    checkers refuse arguments that `f` does not take.
 
     The seed of the interface is `multiprocessing.Pool`, whose documentation applies.
     """
 
-    ResultHandler = roles.ResultHandler
-    TaskHandler = roles.TaskHandler
-    TimeoutHandler = roles.TimeoutHandler
-    Supervisor = roles.Supervisor
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # as classes of their own, they may be bases of others: variables may not
 
-        class Process(process.Process):  # not what the stubs of the standard library take it for
-            pass
+        class ResultHandler(roles.ResultHandler): ...
+
+        class TaskHandler(roles.TaskHandler): ...
+
+        class TimeoutHandler(roles.TimeoutHandler): ...
+
+        class Supervisor(roles.Supervisor): ...
+
+        class Process(process.Process): ...
 
     else:
+        ResultHandler = roles.ResultHandler
+        TaskHandler = roles.TaskHandler
+        TimeoutHandler = roles.TimeoutHandler
+        Supervisor = roles.Supervisor
         Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
 
@@ -178,33 +193,54 @@ class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are
 
     @property
     def processes(self) -> int:
-        """How many workers there should be."""
+        """How many workers there should be (int)."""
         return self._engine.supervisor.processes
 
     def grow(self, n: int = 1) -> None:
-        """Add `n` workers."""
+        """Add workers. They are started soon; this does not wait for them.
+
+        Args:
+            n: how many, an int of at least 1.
+
+        Raises:
+            ValueError: `n` is less than 1; or the pool is closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `n` is no int.
+        """
         self._engine.supervisor.resize(+count("n", n))
 
     def shrink(self, n: int = 1) -> None:
-        """Take `n` workers away; busy ones finish their task first.
+        """Take workers away; busy ones finish their task first. This does not wait for them.
+
+        Args:
+            n: how many, an int of at least 1.
 
         Raises:
-            ValueError: fewer than one worker would be left.
+            ValueError: fewer than one worker would be left; or `n` is less than 1; or the pool is
+                closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `n` is no int.
         """
         self._engine.supervisor.resize(-count("n", n))
 
     def restart(self) -> None:
         """Replace all workers, one after another: each goes after the task that it runs, when
-        its successor is ready. Returns at once."""
+        its successor is ready. Returns at once.
+
+        Raises:
+            ValueError: the pool is closed or terminated.
+            PoolBrokenError: the pool could not start its workers.
+        """
         self._engine.supervisor.replace_all()
 
     def terminate_job(self, pid: int, signal: int | None = None) -> bool:
         """End the job that a worker runs now; it fails with `Terminated`. No other job is hit.
 
         Args:
-            pid: the process id of the worker.
-            signal: what to send to it, for instance SIGTERM; if the task survives that, the
-                worker leaves after it. None: it is killed, with all that the task started.
+            pid: the process id of the worker (int).
+            signal: the number of what to send to it, for instance SIGTERM; if the task survives
+                that, the worker leaves after it. None: it is killed, with all that the task
+                started.
 
         Returns:
             Whether a worker of that number was running a job.
@@ -214,21 +250,35 @@ class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are
     # ---- what can be seen
 
     def statistics(self) -> PoolStatistics:
-        """What there is now: workers, what they run, and counts of jobs; immutable."""
+        """What there is now: workers, what they run, and counts of jobs.
+
+        Returns:
+            An immutable snapshot. It can be had in any state of the pool, also after its end.
+        """
         return self._engine.observer.statistics()
 
     def dump_stacks(self) -> dict[int, str]:
-        """The Python stack of every worker by its process id, whatever it is doing, C code
-        included. The workers go on; one that cannot tell has the reason in parentheses."""
+        """The Python stacks of all workers, whatever they are doing, C code included. The workers
+        go on.
+
+        Returns:
+            Texts by process ids; for a worker that cannot tell, or does not within a second, the
+            reason in parentheses.
+        """
         return self._engine.observer.stacks()
 
     def close(self) -> None:
-        """Take no more jobs. The workers leave when all are done."""
+        """Take no more jobs. The workers leave when all are done; `join` waits for that. A pool
+        that is closed already stays so."""
         self._engine.lifecycle.close()
 
     def terminate(self) -> None:
         """Kill the workers with all that their tasks started; jobs that have not finished fail
-        with `Terminated`."""
+        with `Terminated`.
+
+        Waits until the workers have ended; only in the pool's own work, which would wait for
+        itself, it returns at once. May be called again.
+        """
         self._engine.terminate()
 
     def join(self, timeout: float | None = None) -> bool:  # type: ignore[override]
@@ -238,13 +288,15 @@ class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are
         their results to be taken.
 
         Args:
-            timeout: at most so many seconds; None: for ever.
+            timeout: at most so many seconds (int or float); None: for ever.
 
         Returns:
             Whether that is so.
 
         Raises:
             ValueError: neither `close` nor `terminate` was called before.
+            RuntimeError: it would wait in vain: in a forked child, whose pool this is not; or in
+                the pool's own work.
         """
         return self._engine.join(timeout)
 
@@ -265,13 +317,24 @@ class Pool(CallFamily, MapFamily, PoolNames):  # type: ignore[misc]  # which are
         self._event_loop().attach(loop)
 
     def detach(self) -> None:
-        """Leave the loop; nothing happens until `handle_events` or another `attach`."""
+        """Leave the loop; nothing happens until `handle_events` or another `attach`.
+
+        Raises:
+            RuntimeError: the pool has threads of its own.
+        """
         self._event_loop().detach()
 
     def handle_events(self, timeout: float | None = None) -> None:
-        """Drive this pool, which was made with `threads=False`, by one step: wait at most so many
-        seconds (None: as long as it takes) for something to happen, and handle it. Calls that
-        wait, such as `get()` and `join()`, do so by themselves."""
+        """Drive this pool, which was made with `threads=False`, by one step: wait for something to
+        happen, and handle it. Calls that wait, such as `get()` and `join()`, do so by themselves.
+
+        Args:
+            timeout: how many seconds to wait at most (int or float); None: as long as it takes.
+
+        Raises:
+            RuntimeError: the pool has threads of its own; or this is called by what it handles, as
+                by a callback.
+        """
         self._event_loop().handle_events(timeout)
 
     def _event_loop(self) -> EventLoop:

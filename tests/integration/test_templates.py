@@ -99,21 +99,25 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     assert template_of(pool) is not template
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_template_that_is_lost_is_replaced(pool, signum):
+def test_a_template_that_is_lost_is_replaced(pool):
     lost = template_of(pool)
-    if signum == signal.SIGSTOP:
-        stop(lost.pid)
-    else:
-        os.kill(lost.pid, signum)
-        eventually(lambda: has_ended(lost.pid), "it ends")
+    os.kill(lost.pid, signal.SIGKILL)
+    eventually(lambda: has_ended(lost.pid), "it ends")
     lose_worker(pool, 3)
     assert pool.apply(abs, (-1,)) == 1
     new = template_of(pool)
     assert new is not lost
     assert lose_worker(pool, 5).exitcode == 5
     assert pool.apply(abs, (-2,)) == 2
-    eventually(lambda: has_ended(lost.pid), "a stopped one is killed")
+
+
+def test_a_template_that_was_stopped_is_continued(pool):
+    template = template_of(pool)
+    for code in (3, 5):
+        stop(template.pid)
+        assert lose_worker(pool, code).exitcode == code
+        assert pool.apply(abs, (-1,)) == 1
+    assert template_of(pool) is template
 
 
 @pytest.mark.parametrize("end", ["terminate", "close"])
@@ -125,6 +129,39 @@ def test_it_ends_with_the_pool(pool, end):
     assert pool.join(DEADLINE)
     assert process(template.pid) is None
     assert all(map(has_ended, workers))
+
+
+DISMISSED = """
+import ctypes, multiprocessing, sys
+from helpers import DEADLINE, children, stop
+from prefork._system.lifeline import Lifeline
+from prefork._system.process import Child, Process, Ties
+from prefork._system.template import Template
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+lifeline = Lifeline()
+template = Template(lifeline.end)
+context = multiprocessing.get_context("fork")
+child = Child(Process, context, "child", int, (), ties=Ties(lifeline, template))
+child.start()
+child.look_after()
+assert child.wait(DEADLINE)
+child.ask_status()
+if sys.argv[1] == "retired":
+    template.retire()
+stop(template.pid)
+assert child.collect() == 0
+child.close()
+template.close()
+print(children())
+"""
+
+
+@pytest.mark.parametrize("how", ["retired", "closed"])
+def test_it_reaps_all_that_it_was_told_of_before_it_ends(script, how):
+    """What it has left would be this script's, which adopts orphans."""
+    assert script(DISMISSED, how).finish() == (0, "[]\n", "")
 
 
 def test_a_template_among_threads_is_accepted_when_its_first_worker_is_ready(make_pool, tmp_path):

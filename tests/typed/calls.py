@@ -367,6 +367,10 @@ def in_the_place_of_the_standard_library(pool: Pool) -> None:
     listed: multiprocessing.pool.MapResult[int] = pool.map_async(double, [1])
     iterator: multiprocessing.pool.IMapIterator[int] = pool.imap(double, [1])
     use(standard.get(), listed.get(), list(iterator))
+    with OtherPool(1) as other:
+        assert_type(other.map(double, [1]), list[int])
+    with prefork.get_context("fork").Pool(1) as third:
+        assert_type(third.map(double, [1]), list[int])
 
 
 def handed_to(pool: multiprocessing.pool.Pool) -> int:
@@ -378,8 +382,14 @@ class OtherProcess(Pool.Process):
     pass
 
 
+class OtherHandler(Pool.ResultHandler):
+    def body(self) -> None:
+        super().body()
+
+
 class OtherPool(Pool):
     Process = OtherProcess
+    ResultHandler = OtherHandler
 
     def __init__(self, processes: int) -> None:
         super().__init__(processes, timeout=30)

@@ -30,6 +30,8 @@ NO_STACK: Final = "(no stack could be had: the process took no signals)"
 class Collector:
     def __init__(self, state: PoolState, timers: Timers, dispatcher: Dispatcher) -> None:
         self._state = state
+        self._outboxes = state.outboxes
+        self._outcomes = state.outcomes
         self._scheduler = state.scheduler
         self._open_jobs = state.open_jobs
         self._timers = timers
@@ -81,7 +83,7 @@ class Collector:
         reports = worker.channel.receive()
         if reports is None:
             if worker.channel.eof and not had_ended:  # once: the supervisor looks here, too
-                self._state.outboxes.discard(worker.channel)
+                self._outboxes.discard(worker.channel)
                 self._state.wake_supervisor()
             return False
         count, seconds = 0, 0.0
@@ -112,8 +114,7 @@ class Collector:
 
     def _finish(self, worker: WorkerHandle, job: Job, kind: int, payload: object) -> None:
         worker.channel.forget(job.id)
-        worker.tasks += 1
-        worker.kill_reason = None  # if it was for this job, it came too late
+        worker.note_finished_job()
         if type(payload) is Large:
             job.result_bytes = payload.nbytes
         self._open_jobs.resolve(job, kind, payload)
@@ -132,18 +133,16 @@ class Collector:
             if job := self._open_jobs.by_id.get(job_id):
                 self._open_jobs.report_start(job, worker.pid, started)
         elif kind == Kind.READY and worker.start_failure is None:
-            seconds = worker.become_ready()
-            self._state.slowest_start = max(self._state.slowest_start, seconds)
+            self._state.note_ready(worker.become_ready())
             self._scheduler.mark_ready(worker)
             self._dispatcher.expect_start(worker)
-            self._state.ready_count += 1
             self._state.wake_supervisor()
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
                 self.lose_job(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
-            worker.start_failure = payload  # it is unpickled without the lock
+            worker.fail_to_start(payload)  # it is unpickled without the lock
             self._state.wake_supervisor()
         elif kind == Kind.LEAVING:
             self._dispatcher.dismiss(worker, decode_reason(payload))
@@ -159,10 +158,10 @@ class Collector:
         """
         if worker.is_quarantined or worker.was_killed:
             return
-        worker.is_quarantined = True
+        worker.quarantine()
         why = f"its channel was corrupted: {why}"
         if not worker.ready:  # it was the initializer
-            worker.start_failure = RuntimeError(why)
+            worker.fail_to_start(RuntimeError(why))
             worker.kill(why)
             self._state.wake_supervisor()
             return
@@ -192,21 +191,20 @@ class Collector:
         self.note_run(worker, job)
         if job.start_unreported and job.started:
             self._open_jobs.report_start(job, worker.pid, job.started)
-        worker.sent.pop(job.id, None)
-        worker.lost_job = job
+        worker.lose(job)
         self._scheduler.shut(worker)
         reason = worker.kill_reason
         if reason is not None and reason.job is job:
             if reason.expiry is not None:
-                self._state.outcomes.add(job, EXPIRED, reason.expiry)
-            job.pid = worker.pid
+                self._outcomes.add(job, EXPIRED, reason.expiry)
+            job.note_pid(worker.pid)
             self._open_jobs.fail(job, reason.error(stack or NO_STACK))
         elif job.retries and job.id in self._open_jobs.by_id:
             self._open_jobs.retry(job)
             self._scheduler.put_first(job)
             self._dispatcher.hand_out()
         else:
-            job.pid = worker.pid
+            job.note_pid(worker.pid)
             lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
             self._open_jobs.fail(job, lost)
 

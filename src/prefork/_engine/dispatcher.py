@@ -55,8 +55,14 @@ class Dispatcher:
         call_soon: Callable[..., object],
     ) -> None:
         self._state = state
+        self._open_jobs = state.open_jobs
+        self._outboxes = state.outboxes
+        self._inputs = state.inputs
+        self._workers = state.workers
         self._scheduler = state.scheduler
         self._timers = timers
+        self._hold_timer = timers.hold
+        self._limit_timer = timers.limits
         self._rearm = rearm
         self.wait_for = wait
         self._call_soon = call_soon
@@ -77,12 +83,12 @@ class Dispatcher:
             self._admit(job, take)
 
     def _take_late(self, job: Job) -> None:
-        self._state.open_jobs.add(job)
+        self._open_jobs.add(job)
         self._call_soon(self._send_late, job)
 
     def _send_late(self, job: Job) -> None:
         with self._state.lock:
-            if job.id in self._state.open_jobs.by_id:  # else the pool was terminated meanwhile
+            if job.id in self._open_jobs.by_id:  # else the pool was terminated meanwhile
                 self._admit(job, self._send)
 
     def submit_fed(self, job: Job) -> None:
@@ -100,38 +106,38 @@ class Dispatcher:
             raise
 
     def _take(self, job: Job) -> None:
-        self._state.open_jobs.add(job)
+        self._open_jobs.add(job)
         self._send(job)
 
     def _send(self, job: Job) -> None:
         job.sink.job_added(job)
         if job.pickling_error is not None:
-            self._state.open_jobs.fail(job, job.pickling_error)
+            self._open_jobs.fail(job, job.pickling_error)
             return
         slot = self._scheduler.submit(job)
         if slot is not None:
             self._target = slot
             self._transmit(slot, [job])
             self._target = None
-        if self._timers.hold.next_due is None:
+        if self._hold_timer.next_due is None:
             self._hold()
 
     def _give_up(self, job: Job) -> None:
         """A submission was interrupted, nobody knows where; the job must not stay behind, and
         nobody else may be left waiting for what would have come next."""
-        self._scheduler.mend(self._state.open_jobs.by_id.values())
+        self._scheduler.mend(self._open_jobs.by_id.values())
         uncertain = (self._target, job.slot)
         self._target = None
         if job.slot is None:
             error = Terminated("the submission of this job was interrupted")
-            self._state.open_jobs.fail(job, error)
+            self._open_jobs.fail(job, error)
             self._scheduler.drop_resolved()
         for worker in uncertain:
             # It may have been sent the job, or not. When it has left, that will be known.
             if isinstance(worker, WorkerHandle) and not worker.has_exited:
                 self.dismiss(worker, "its inbox is uncertain after an interrupted submission")
         self.hand_out()
-        self._state.outboxes.wakeup.set()
+        self._outboxes.wakeup.set()
         self._state.wake_supervisor()
         if self._timers.next_due() is not None:
             with contextlib.suppress(RuntimeError):  # it needs a thread, and there is none left
@@ -156,14 +162,14 @@ class Dispatcher:
         """An input is being read from now on; until it ends, the pool is not done."""
         with self._state.lock:
             self._state.check_running()
-            self._state.inputs.add(reader)
+            self._inputs.add(reader)
 
     def end_input(self, reader: InputReader) -> None:
         uninterrupted(lambda: self._end_input(reader))
 
     def _end_input(self, reader: InputReader) -> None:
         with self._state.lock:
-            self._state.inputs.discard(reader)
+            self._inputs.discard(reader)
         self._state.check_done()
 
     def read_on(self) -> None:
@@ -193,7 +199,7 @@ class Dispatcher:
                     # Nothing is running here whose end would be the time to try again.
                     self._scheduler.drop(slot, job.id)
                     self._has_vacated = True
-                    self._state.open_jobs.fail(job, exc)
+                    self._open_jobs.fail(job, exc)
                     continue
             if ticket is None:
                 self._scheduler.return_jobs(slot, [job.id for job in batch[position:]])
@@ -216,7 +222,7 @@ class Dispatcher:
         if not is_limited and self._timers.memory.interval is None:
             return
         now = time.monotonic()
-        is_earlier = is_limited and self._timers.limits.sent(job, now)
+        is_earlier = is_limited and self._limit_timer.sent(job, now)
         if self._timers.memory.sent(now) or is_earlier:
             self._rearm()
 
@@ -240,7 +246,7 @@ class Dispatcher:
                 break  # it has read them meanwhile
             scheduler.return_jobs(victim, jobs)
             self._send_batches(scheduler.idle_slots())
-        if self._timers.hold.next_due is None:
+        if self._hold_timer.next_due is None:
             self._hold()
 
     def _send_batches(self, slots: Iterable[WorkerSlot] | None) -> None:
@@ -256,18 +262,18 @@ class Dispatcher:
         whether one of those has a long job."""
         if not (self._scheduler.is_holding() and self._scheduler.has_waiting()):
             return
-        self._timers.hold.begin(time.monotonic())
+        self._hold_timer.begin(time.monotonic())
         self._scheduler.remember_heads()
         try:
             self._rearm()
         except RuntimeError:  # it needs a thread, and the system has none left
-            self._timers.hold.end()
+            self._hold_timer.end()
             self._scheduler.hold_no_more()
             self.hand_out()
 
     def end_hold(self) -> None:
         """Take back what waits for a long job."""
-        self._timers.hold.end()
+        self._hold_timer.end()
         for slot in self._scheduler.find_slow():
             assert isinstance(slot, WorkerHandle)
             self.requeue_unread(slot)
@@ -283,8 +289,8 @@ class Dispatcher:
 
     def add_worker(self, worker: WorkerHandle) -> None:
         self._state.assert_locked()
-        self._state.outboxes.add(worker.channel, worker)
-        self._state.workers.append(worker)  # from here on it is the pool's
+        self._outboxes.add(worker.channel, worker)
+        self._workers.append(worker)  # from here on it is the pool's
         self._scheduler.add(worker)
         self._state.slot_free.notify_all()
         self.hand_out([worker])
@@ -301,8 +307,8 @@ class Dispatcher:
         """The worker has ended and said all."""
         self._state.assert_locked()
         self._scheduler.remove(worker)
-        self._timers.limits.forget(worker)
-        self._state.outboxes.discard(worker.channel)
-        self._state.workers.remove(worker)
+        self._limit_timer.forget(worker)
+        self._outboxes.discard(worker.channel)
+        self._workers.remove(worker)
         worker.reap()
         self.hand_out()

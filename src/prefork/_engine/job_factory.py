@@ -95,17 +95,14 @@ class JobFactory:
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, self._calls.name(func), mode, limits)
-        job.size, job.index = size, index
+        job = Job(owner, self._calls.name(func), mode, limits, size, index)
         fds: list[int] = []
         try:
-            pickled, job.function_length, buffers = self._calls.pickle(func, arguments, fds)
-            job.nbytes = len(pickled)
+            pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
             if buffers or fds or len(pickled) > INLINE:
-                job.payload = self._payload(pickled, buffers, fds)
-                job.nbytes = job.payload.nbytes
+                job.set_payload(self._payload(pickled, buffers, fds), function_length)
             else:
-                job.pickled = pickled
+                job.set_call(pickled, function_length)
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             if "<lambda>" in job.function or "<locals>" in job.function:
@@ -115,7 +112,7 @@ class JobFactory:
                 )
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = remote_traceback(format_traceback(exc))
-            job.pickling_error = exc.with_traceback(None)
+            job.refuse(exc.with_traceback(None))
         return job
 
     def _payload(self, pickled: bytes, buffers: list[memoryview], fds: list[int]) -> Payload:

@@ -42,7 +42,7 @@ class Lifecycle:
         state = self._state
         with state.lock:
             if state.phase is PoolPhase.RUN:
-                state.phase = PoolPhase.CLOSE
+                state.move_to(PoolPhase.CLOSE)
         state.slot_free.notify_all()
         state.wake_supervisor()
 
@@ -53,7 +53,7 @@ class Lifecycle:
         with state.lock:
             if state.phase in (PoolPhase.TERMINATE, PoolPhase.ENDED):
                 return
-            state.phase = PoolPhase.TERMINATE
+            state.move_to(PoolPhase.TERMINATE)
             idle: list[WorkerHandle] = []
             for worker in state.workers:
                 self._collector.isolate(worker)  # what is done is done
@@ -81,8 +81,9 @@ class Lifecycle:
         with state.lock:
             if state.broken is not None or state.phase not in (PoolPhase.RUN, PoolPhase.CLOSE):
                 return
-            state.broken = broken = PoolBrokenError(why)
+            broken = PoolBrokenError(why)
             broken.__cause__ = cause
+            state.give_up(broken)
             state.log.note(ERROR, "%s", why)
             self.stop(broken)
             told = list(self._when_broken)

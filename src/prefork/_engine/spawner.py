@@ -126,6 +126,7 @@ class Spawner:
         self._run = functools.partial(main, options.for_workers())
         self._templates = Templates(options.context, state.log)
         self._state = state
+        self._log = state.log
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
         self._in_background = in_background
@@ -229,7 +230,7 @@ class Spawner:
                 return step(pending[i])
             except TemplateLostError as exc:
                 text = "worker %s is started anew: %s"
-                self._state.log.note(DEBUG, text, pending[i].name, str(exc))
+                self._log.note(DEBUG, text, pending[i].name, str(exc))
                 lost, pending[i] = pending[i], self._prepare(pending[i].place)
                 self._discard(lost)
                 if step is not PendingWorker.start:
@@ -386,7 +387,7 @@ class Spawner:
 
     def _judge_no_process(self, error: Exception) -> None:
         """There is not even a process."""
-        self._state.log.note(ERROR, "cannot start a worker process: %s", describe(error))
+        self._log.note(ERROR, "cannot start a worker process: %s", describe(error))
         # The fork server, or the child, has died: the next start may well succeed.
         if isinstance(error, (EOFError, ConnectionError)):
             self._count_failed_start()
@@ -415,7 +416,7 @@ class Spawner:
         elif self._said_after != self._state.ready_count:
             self._said_after = self._state.ready_count
             text = "%s; the pool goes on with the workers that it has, and tries again"
-            self._state.log.note(ERROR, text, why)
+            self._log.note(ERROR, text, why)
 
     def _count_failed_start(self) -> None:
         if self._state.ready_count != self._good_starts:
@@ -432,5 +433,5 @@ def _cause(worker: WorkerHandle) -> BaseException | None:
     if failure is None or isinstance(failure, BaseException):
         return failure
     _, error = decode(Kind.BROKEN, failure)
-    worker.start_failure = error
+    worker.fail_to_start(error)
     return error  # type: ignore[no-any-return]

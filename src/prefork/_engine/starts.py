@@ -90,7 +90,7 @@ class PendingWorker:
         self._channel.open()
         worker = WorkerHandle(self._channel, self._child, self.name, self.origin.generation)
         if self._tasks is not None:
-            worker.quota = self._tasks
+            worker.limit_tasks(self._tasks)
         return worker
 
     def discard(self) -> None:

@@ -158,7 +158,7 @@ class OpenJobs:
         job.retry()
 
     def report_start(self, job: Job, pid: int, started: float) -> None:
-        job.start_unreported = False
+        job.note_start_told()
         self._outcomes.add(job, ACCEPTED, Accepted(pid, started))
 
     def may_open_file(self) -> bool:
@@ -252,6 +252,22 @@ class PoolState:
     def wake_supervisor(self) -> None:
         """There is something for the supervisor to look at."""
         self.exits.wakeup.set()
+
+    # ---- its life, with the lock held
+
+    def move_to(self, phase: PoolPhase) -> None:
+        self.assert_locked()
+        self.phase = phase
+
+    def give_up(self, error: PoolBrokenError) -> None:
+        """There will be no workers; this says why."""
+        self.assert_locked()
+        self.broken = error
+
+    def note_ready(self, seconds: float) -> None:
+        """One more worker has become ready, after so long."""
+        self.slowest_start = max(self.slowest_start, seconds)
+        self.ready_count += 1
 
     # ---- what the phase allows
 

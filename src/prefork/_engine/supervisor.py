@@ -66,6 +66,10 @@ class WorkerSupervisor:
         self.ended = False
         self.exits = state.exits
         self._state = state
+        self._exits = state.exits
+        self._outboxes = state.outboxes
+        self._scheduler = state.scheduler
+        self._log = state.log
         self._dispatcher = dispatcher
         self._collector = collector
         self._lifecycle = lifecycle
@@ -142,13 +146,13 @@ class WorkerSupervisor:
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
             is_over = state.phase is PoolPhase.TERMINATE or state.is_done()
             if is_over and not state.workers and self._spawner.has_ended():
-                state.phase = PoolPhase.ENDED
+                state.move_to(PoolPhase.ENDED)
             return self._next_time()
 
     def _note_exit(self, worker: WorkerHandle) -> None:
         """Its process has ended, so it writes no more: all that it has said is read, once."""
         worker.exit()
-        self._state.exits.discard(worker.process)
+        self._exits.discard(worker.process)
         self._collector.isolate(worker)
         self._dispatcher.hand_out()
 
@@ -169,9 +173,11 @@ class WorkerSupervisor:
         job = worker.first()
         if worker.channel.eof or job is None or worker.kill_reason is not None:
             return False
-        if worker.deadline is None:
-            worker.deadline = now + (math.inf if job.lost_timeout is None else job.lost_timeout)
-        return now < worker.deadline
+        deadline = worker.deadline
+        if deadline is None:
+            deadline = now + (math.inf if job.lost_timeout is None else job.lost_timeout)
+            worker.wait_until(deadline)
+        return now < deadline
 
     def _see_channel_closed(self, worker: WorkerHandle) -> None:
         """A worker has closed its channel, and its process goes on, for a moment at least."""
@@ -194,10 +200,9 @@ class WorkerSupervisor:
         elif worker.phase is Phase.LEAVING:
             worker.kill("it did not leave in time")
         else:
-            worker.is_late = True
             self._collector.isolate(worker)
             self._dispatcher.hand_out()
-            worker.ask_for_last_words(f"not ready within {worker.start_limit:g} s")
+            worker.be_late()
 
     def _reap(self, worker: WorkerHandle) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
@@ -212,9 +217,9 @@ class WorkerSupervisor:
             if may_begin or job.id == begun:
                 self._collector.lose_job(worker, job, exitcode, stack, note)
         # What it has not even noted on its board it has not begun, and nobody else has it.
-        self._state.scheduler.return_jobs(worker, list(worker.sent))
+        self._scheduler.return_jobs(worker, list(worker.sent))
         self._dispatcher.remove_worker(worker)
-        self._state.exits.discard(worker.process)
+        self._exits.discard(worker.process)
         worker.channel.close()
         worker.process.close()
         self._record(worker, exitcode, note)
@@ -245,7 +250,7 @@ class WorkerSupervisor:
         is_quiet = expected or self._state.phase is PoolPhase.TERMINATE
         text = f"{how}: {why}" if why else how
         level = DEBUG if is_quiet else WARNING
-        self._state.log.note(level, "worker %d (%s) %s", worker.pid, worker.name, text)
+        self._log.note(level, "worker %d (%s) %s", worker.pid, worker.name, text)
 
     def _next_time(self) -> float | None:
         times = [w.deadline for w in self._state.workers if w.deadline is not None]
@@ -328,15 +333,15 @@ class WorkerSupervisor:
                 worker.process.wait(EXIT_SECONDS)
                 self._note_exit(worker)
                 self._reap(worker)
-            self._state.phase = PoolPhase.ENDED
+            self._state.move_to(PoolPhase.ENDED)
 
     def release(self) -> None:
         """There are no workers any more: end the other roles, free the descriptors."""
         self._at_end()
         self._spawner.close()
         self._memfd_cache.close()
-        self._state.outboxes.close()
-        self._state.exits.close()
+        self._outboxes.close()
+        self._exits.close()
         self.ended = True
         self._end.notify_all()
 

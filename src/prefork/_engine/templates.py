@@ -52,6 +52,9 @@ class _Candidate:
         self.generation = generation
         self.first: WorkerHandle | None = None
 
+    def has_worker(self, worker: WorkerHandle) -> None:
+        self.first = worker
+
 
 class Templates:
     def __init__(self, context: BaseContext, log: Log) -> None:
@@ -128,7 +131,7 @@ class Templates:
         if candidate is None or origin.ties.template is not candidate.template:
             return
         if candidate.first is None:
-            candidate.first = worker
+            candidate.has_worker(worker)
             how = "clean" if candidate.template.is_clean else "while the program had other threads"
             text = "later workers are forked from process %d, which was forked %s"
             self._log.note(DEBUG, text, candidate.template.pid, how)

@@ -28,6 +28,8 @@ __all__ = ["Terminator"]
 class Terminator:
     def __init__(self, state: PoolState, dispatcher: Dispatcher, collector: Collector) -> None:
         self._state = state
+        self._open_jobs = state.open_jobs
+        self._scheduler = state.scheduler
         self._dispatcher = dispatcher
         self._collector = collector
 
@@ -85,24 +87,24 @@ class Terminator:
 
     def _for_all(self, sink: ResultSink, end: Callable[[Job], bool]) -> None:
         with self._state.lock:
-            for job in list(self._state.open_jobs.by_id.values()):
+            for job in list(self._open_jobs.by_id.values()):
                 if job.sink is sink:
                     end(job)
 
     def _recall(self, job: Job) -> WorkerHandle | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""
         worker = job.slot
-        if job.id not in self._state.open_jobs.by_id or not isinstance(worker, WorkerHandle):
+        if job.id not in self._open_jobs.by_id or not isinstance(worker, WorkerHandle):
             return None
         self._collector.isolate(worker)
         return worker
 
     def _cancel_queued(self, job: Job) -> bool:
-        if job.phase != QUEUED or job.id not in self._state.open_jobs.by_id:
+        if job.phase != QUEUED or job.id not in self._open_jobs.by_id:
             return False
         text = f"job {job.id} ({job.function}) was cancelled before it started"
-        self._state.open_jobs.fail(job, Terminated(text))
-        self._state.scheduler.drop_resolved()
+        self._open_jobs.fail(job, Terminated(text))
+        self._scheduler.drop_resolved()
         return True
 
     def _terminate_running(self, worker: WorkerHandle, job: Job, signum: int | None) -> None:
@@ -154,6 +156,6 @@ class Terminator:
         self._state.wake_supervisor()
 
     def _condemn(self, worker: WorkerHandle, reason: KillReason, why: str) -> None:
-        worker.kill_reason = reason
+        worker.condemn(reason)
         self._dispatcher.dismiss(worker, why)
         self._state.wake_supervisor()

@@ -34,6 +34,8 @@ class TimeLimits:
         max_memory: int | None = None,
     ) -> None:
         self._state = state
+        self._open_jobs = state.open_jobs
+        self._outcomes = state.outcomes
         self._timers = timers
         self._dispatcher = dispatcher
         self._terminator = terminator
@@ -58,7 +60,7 @@ class TimeLimits:
 
     def _report_starts(self, now: float) -> None:
         for worker, job in self._timers.starts.look(self._state.workers, now):
-            self._state.open_jobs.report_start(job, worker.pid, worker.accepted())
+            self._open_jobs.report_start(job, worker.pid, worker.accepted())
 
     def _end_hold(self, now: float) -> None:
         self._dispatcher.end_hold()
@@ -78,7 +80,7 @@ class TimeLimits:
             return
         if expiry.soft:
             if worker.kill_reason is None:
-                self._state.outcomes.add(job, EXPIRED, expiry)
+                self._outcomes.add(job, EXPIRED, expiry)
                 worker.process.signal(SOFT_SIGNAL)
             return
         error = functools.partial(

@@ -134,6 +134,37 @@ class WorkerHandle(WorkerSlot):
         self._move(Phase.READY)
         return time.monotonic() - self._began
 
+    def be_late(self) -> None:
+        """It is not ready in time."""
+        self.is_late = True
+        self.ask_for_last_words(f"not ready within {self.start_limit:g} s")
+
+    def note_finished_job(self) -> None:
+        self.tasks += 1
+        self.kill_reason = None  # if it was for this job, it came too late
+
+    def fail_to_start(self, failure: object) -> None:
+        """What its initializer has raised: an exception, or the pickle of one."""
+        self.start_failure = failure
+
+    def quarantine(self) -> None:
+        self.is_quarantined = True
+
+    def lose(self, job: Job) -> None:
+        """This job is lost with it, which runs nothing any more."""
+        self.sent.pop(job.id, None)
+        self.lost_job = job
+
+    def condemn(self, reason: KillReason) -> None:
+        """It is to be killed for this."""
+        self.kill_reason = reason
+
+    def limit_tasks(self, quota: int) -> None:
+        self.quota = quota
+
+    def wait_until(self, deadline: float) -> None:
+        self.deadline = deadline
+
     def leave(self, why: str, seconds: float | None = None) -> None:
         """Have it end after what it runs, within so many seconds from now (None: it is waited for
         as long as that takes)."""

@@ -1,6 +1,6 @@
 """What becomes of a call, and how it is written down: a result, or an exception."""
 
-from __future__ import annotations
+# Annotations are evaluated here: as strings, those of `Outcome` would be looked up in `prefork`.
 
 import traceback
 from typing import Any, Final, NamedTuple

@@ -6,7 +6,7 @@ import itertools
 from typing import Any, ClassVar, Final, Protocol
 
 from prefork._compiler import mypyc_attr
-from prefork._ipc.wire import CALL, LIMITED
+from prefork._ipc.wire import ACCEPT, CALL, LIMITED
 from prefork._policy.limits import NO_LIMITS, Limits
 
 __all__ = [
@@ -127,6 +127,8 @@ class Job:
         function: str,
         mode: int = CALL,
         limits: Limits = NO_LIMITS,
+        size: int = 1,
+        index: int = 0,
     ) -> None:
         self.id = next(Job._ids)
         self.sink = sink
@@ -140,8 +142,8 @@ class Job:
         self.nbytes = 0  # of it, with its buffers
         self.pickling_error: BaseException | None = None  # why it could not be pickled
         self.payload: Any = None  # the call and its buffers, if they are large
-        self.index = 0  # of its first item in the result
-        self.size = 1  # how many items it is for
+        self.index = index  # of its first item in the result
+        self.size = size  # how many items it is for
         self.attempts = 0  # that ended with the loss of a worker
         self.phase = QUEUED
         self.slot: WorkerSlot | None = None  # of the worker that has it
@@ -151,6 +153,33 @@ class Job:
         self.started = 0.0
         self.seconds = 0.0
         self.result_bytes = 0  # of a large one
+
+    # ---- before it is submitted
+
+    def set_call(self, pickled: bytes, function_length: int) -> None:
+        """What it consists of; the pickled function, as far as that is a part of its own, is so
+        many bytes of it."""
+        self.pickled = pickled
+        self.function_length = function_length
+        self.nbytes = len(pickled)
+
+    def set_payload(self, payload: Any, function_length: int) -> None:
+        """The same, if it is large, has buffers, or descriptors go along."""
+        self.payload = payload
+        self.function_length = function_length
+        self.nbytes = payload.nbytes
+
+    def refuse(self, error: BaseException) -> None:
+        """It shall not run, but fail with this, unless it was refused before."""
+        if self.pickling_error is None:
+            self.pickling_error = error
+
+    def report_start(self, by_worker: bool) -> None:
+        """Its start is to be told: the worker reports it, or somebody has to look for it."""
+        if by_worker:
+            self.flags |= ACCEPT
+        else:
+            self.start_unreported = True
 
     # ---- its life
 
@@ -188,6 +217,17 @@ class Job:
         """A worker has run it; times as in reports."""
         self.pid, self.started, self.seconds = pid, started, seconds
 
+    def note_pid(self, pid: int) -> None:
+        """This worker ran it, or was about to; nobody knows since when."""
+        self.pid = pid
+
+    def note_sent(self, now: float) -> None:
+        """It has a time limit, and is sent at this time."""
+        self.sent_at = now
+
+    def note_start_told(self) -> None:
+        self.start_unreported = False
+
     # ---- what is known of it
 
     def running_pid(self) -> int | None:
@@ -218,6 +258,13 @@ class WorkerSlot:
         self.quota: float = float("inf")  # how many more jobs it may finish
         self.slow = False  # it was found to run something long
         self.group: dict[WorkerSlot, None] | None = None  # the scheduler's
+
+    def shut(self) -> None:
+        """It may be sent no more."""
+        self.open = False
+
+    def reopen(self) -> None:
+        self.open = True
 
     def first(self) -> Job | None:
         """What it runs, or will run next: the oldest job that it has not reported."""

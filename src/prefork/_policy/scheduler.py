@@ -62,18 +62,18 @@ class Scheduler:
         self._classify(slot)
 
     def remove(self, slot: WorkerSlot) -> None:
-        slot.open = False
+        slot.shut()
         self._classify(slot)
         if slot in self.slots:  # else it was interrupted that it came
             self.slots.remove(slot)
 
     def shut(self, slot: WorkerSlot) -> None:
         """Send this slot no more."""
-        slot.open = False
+        slot.shut()
         self._classify(slot)
 
     def reopen(self, slot: WorkerSlot) -> None:
-        slot.open = True
+        slot.reopen()
         self._classify(slot)
 
     def mark_ready(self, slot: WorkerSlot) -> None:

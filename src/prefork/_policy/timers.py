@@ -67,7 +67,7 @@ class LimitTimer:
 
     def sent(self, job: Job, now: float) -> bool:
         """A job was sent; True if this is due earlier now."""
-        job.sent_at = now
+        job.note_sent(now)
         limit = _first_limit(job)
         if limit is None or (self.next_due is not None and self.next_due <= now + limit):
             return False

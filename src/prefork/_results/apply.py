@@ -109,7 +109,15 @@ class Handle:
         return ok
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the result is here and its callbacks have run, at most `timeout` seconds."""
+        """Wait until the result is here and its callbacks have run.
+
+        Args:
+            timeout: at most so many seconds (int or float); None: for ever.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child, whose pool this is not; or in
+                the pool's own work.
+        """
         if (pool := self._pool) is None or self.ready():
             return
         if self._signal is None:
@@ -119,10 +127,14 @@ class Handle:
         pool._engine.wait_for(self._signal, self.ready, timeout)
 
     def get(self, timeout: float | None = None) -> Any:
-        """The result, waiting for it at most `timeout` seconds.
+        """The result.
+
+        Args:
+            timeout: how many seconds to wait for it at most (int or float); None: for ever.
 
         Raises:
             multiprocessing.TimeoutError: it is not here in time. The job goes on.
+            RuntimeError: it will never be here, as in `wait`; or since the pool has ended.
             Exception: what the task raised, with the worker's traceback as its `__cause__`; or a
                 `PreforkError` that says why the task did not finish.
         """
@@ -200,7 +212,7 @@ class ApplyResult(Handle):
 
     @property
     def job(self) -> int:
-        """The job's number; it is in the messages of the errors, too."""
+        """The job's number in its pool (int); it is in the messages of the errors, too."""
         return self._entry.id if self._entry else 0
 
     @property
@@ -215,12 +227,13 @@ class ApplyResult(Handle):
 
     @property
     def seconds(self) -> float | None:
-        """How long the finished job ran, as its worker measured it."""
+        """How long the finished job ran (float, seconds), as its worker measured it; None: it has
+        not finished."""
         return self._entry.seconds if self._entry and self.ready() else None
 
     @property
     def retries(self) -> int:
-        """How often the job was run again, since its worker was lost."""
+        """How often the job was run again (int), since its worker was lost."""
         return self._entry.attempts if self._entry else 0
 
     def accepted(self) -> bool:
@@ -240,9 +253,9 @@ class ApplyResult(Handle):
         """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
 
         Args:
-            signal: what to send to the worker, if one runs the job. If the task survives that,
-                its own result counts, and the worker leaves after it. None: the worker is
-                killed, with all that the task started.
+            signal: the number of what to send to the worker, if one runs the job. If the task
+                survives that, its own result counts, and the worker leaves after it. None: the
+                worker is killed, with all that the task started.
 
         Returns:
             Whether there was anything to end: False if the job had finished.

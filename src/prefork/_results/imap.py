@@ -210,7 +210,10 @@ class IMapIterator:
         return self.next()
 
     def next(self, timeout: float | None = None) -> Any:
-        """The next result, waiting for it at most `timeout` seconds.
+        """The next result.
+
+        Args:
+            timeout: how many seconds to wait for it at most (int or float); None: for ever.
 
         Raises:
             StopIteration: there are no more.

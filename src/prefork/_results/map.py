@@ -109,7 +109,7 @@ class MapResult(Handle):
             self._jobs += 1
             self._bytes += job.nbytes
         if self.cancelled:  # meanwhile: it shall not run
-            job.pickling_error = job.pickling_error or self._terminated()
+            job.refuse(self._terminated())
 
     def end(self, error: BaseException | None = None) -> None:
         """The input was handed over, or could not be: then what was is all there will be."""
