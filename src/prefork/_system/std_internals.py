@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["preload", "sharing_tracker"]
+__all__ = ["finalize", "preload", "sharing_tracker"]
+
+
+def finalize() -> None:
+    """In a child: run the finalizers (`util.Finalize`), end the daemonic child processes, join the
+    others; once, however often this is called."""
+    from multiprocessing import util
+
+    util._exit_function()  # type: ignore[attr-defined]
 
 
 def preload(module: str) -> None:
