@@ -153,6 +153,30 @@ def soft_limits_in_a_row(seconds):
     return count
 
 
+def load_slowly():
+    time.sleep(3 * SOON)
+    return 5 * SOON
+
+
+class SlowToLoad:
+    """As is a call whose module the worker has not imported yet."""
+
+    def __reduce__(self):
+        return load_slowly, ()
+
+
+def test_a_soft_limit_is_raised_in_a_task_that_took_long_to_load(make_pool):
+    calls = []
+    handle = make_pool(1).apply_async(
+        soft_limits_in_a_row,
+        (SlowToLoad(),),
+        soft_timeout=SOON,
+        timeout_callback=lambda soft, timeout: calls.append(soft),
+    )
+    assert handle.get(DEADLINE) == 1
+    assert calls == [True]
+
+
 class SlowToPickle:
     def __reduce__(self):
         endless_loop()

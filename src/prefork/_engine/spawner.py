@@ -32,8 +32,8 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
+from prefork._system.child import announce
 from prefork._system.log import DEBUG, ERROR
-from prefork._system.newborn import preload
 from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
@@ -268,7 +268,7 @@ class Spawner:
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
         method = self._options.start_method
-        preload(method, main.__module__)
+        announce(self._options.context, main.__module__)
         if not self._in_background:
             persist(method, lambda: self.spawn(self._options.processes))
             return

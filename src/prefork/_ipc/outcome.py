@@ -47,7 +47,7 @@ def encode_result(
         fds: duplicates of the descriptors that it has are added here.
     """
     try:
-        return Kind.DONE, *pack(value, fds)
+        return Kind.DONE, *pack(value, fds, soft_limit)
     except soft_limit:
         raise
     except Exception as exc:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
-from typing import Any
 
-from prefork._system import fork_server, signals
+from prefork._system import fork_server, signals, std_internals
 
 __all__ = ["preload", "surviving_interrupts"]
 
@@ -19,11 +18,7 @@ __all__ = ["preload", "surviving_interrupts"]
 def preload(method: str, module: str) -> None:
     """Have the fork server, unless it runs already, import a module once for all its children."""
     if method == "forkserver":
-        from multiprocessing import forkserver  # large
-
-        server: Any = forkserver._forkserver
-        if module not in server._preload_modules:
-            server.set_forkserver_preload([*server._preload_modules, module])
+        std_internals.preload(module)
 
 
 def surviving_interrupts(method: str) -> AbstractContextManager[object]:
