@@ -11,11 +11,13 @@ At the interpreter's exit, what executors have been given is finished, as in the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from typing import Any, Final
@@ -175,10 +177,12 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
 _making = threading.RLock()  # re-entrant: a signal handler may hand in a call, too
 _unfinished: weakref.WeakSet[Engine] = weakref.WeakSet()
 _finalized = 0  # the process whose end is seen to, if it is a child of multiprocessing
+_main_file: str | None = None  # where the main module is from
 
 
 def _finish_at_exit(engine: Engine) -> None:
-    global _finalized  # noqa: PLW0603
+    global _finalized, _main_file  # noqa: PLW0603
+    _main_file = getattr(sys.modules.get("__main__"), "__file__", None) or _main_file
     _unfinished.add(engine)
     if _finalized != os.getpid():
         _finalized = os.getpid()
@@ -190,8 +194,25 @@ def _finish_all() -> None:
     engines = [engine for engine in _unfinished if not engine.state.is_forked]
     for engine in engines:
         engine.lifecycle.close()
-    for engine in engines:
-        engine.join()
+    with _main_module_as_it_was():
+        for engine in engines:
+            engine.join()
+            engine.callbacks.handle_event()  # if Python (3.12.1) lets no thread start any more
+
+
+@contextlib.contextmanager
+def _main_module_as_it_was() -> Iterator[None]:
+    """A worker that is started by forkserver or spawn imports the main module, from where that says
+    that it is from; and Python takes that away from it when it has run."""
+    main = sys.modules.get("__main__")
+    if main is None or _main_file is None or hasattr(main, "__file__"):
+        yield
+        return
+    main.__file__ = _main_file
+    try:
+        yield
+    finally:
+        del main.__file__
 
 
 def _after_in_child() -> None:

@@ -60,8 +60,10 @@ class Future(FutureHandle, ApplyResult[T], concurrent.futures.Future[T]):  # typ
 
 def as_broken(error: PoolBrokenError) -> PoolBrokenError:
     """The same error, as users of `concurrent.futures` expect it."""
-    from prefork._compat.broken import BrokenProcessPool
-
+    try:
+        from prefork._compat.broken import BrokenProcessPool
+    except RuntimeError:  # it cannot be imported any more, at the very end of the interpreter
+        return error
     broken = BrokenProcessPool(*error.args)
     broken.__cause__ = error.__cause__
     return broken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import re
 import signal
 import threading
 from concurrent.futures import CancelledError, as_completed
@@ -289,13 +290,19 @@ def test_workers_start_with_the_first_call(make_executor):
 
 
 AT_EXIT = """
-from helpers import DEADLINE, NEVER, has_ended
+import os
+import sys
+from helpers import mark
 from prefork import ProcessPoolExecutor
 from pathlib import Path
+def die_or_mark(path):
+    if path.name.endswith("-50"):
+        os._exit(3)
+    mark(path)
 def main():
     folder = Path(sys.argv[1])
     kept, dropped = ProcessPoolExecutor(1, sys.argv[2]), ProcessPoolExecutor(1, sys.argv[2])
-    futures = [executor.submit(mark, folder / f"{name}-{n}")
+    futures = [executor.submit(die_or_mark, folder / f"{name}-{n}")
         for name, executor in [("kept", kept), ("dropped", dropped)] for n in range(100)]
     futures[-1].add_done_callback(lambda future: mark(folder / "called"))
     if sys.argv[3] == "shut":
@@ -310,8 +317,10 @@ if __name__ == "__main__":
 def test_the_interpreter_waits_for_what_was_handed_in(script, tmp_path, context, shut):
     (tmp_path / "program.py").write_text(AT_EXIT)
     program = script(tmp_path / "program.py", tmp_path, context.get_start_method(), shut)
-    assert program.finish() == (0, "", "")
-    for n in range(100):
+    code, out, err = program.finish()
+    assert (code, out) == (0, "")
+    assert re.fullmatch(r"(worker \d+ \(PreforkWorker-1\) exited with code 3: .*\n){2}", err), err
+    for n in set(range(100)) - {50}:
         assert (tmp_path / f"kept-{n}").exists()
         assert (tmp_path / f"dropped-{n}").exists()
     assert (tmp_path / "called").exists()

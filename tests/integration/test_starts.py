@@ -102,6 +102,21 @@ if __name__ == "__main__":
 """
 
 
+DYING_SERVER = """
+import socket, sys
+from multiprocessing import forkserver
+from prefork import Pool
+
+threads = sys.argv[1] == "threads"
+with Pool(1, context="forkserver", threads=threads) as pool:
+    pool.apply(abs, (-1,))
+with socket.socket(socket.AF_UNIX) as client:  # as of somebody who is interrupted then
+    client.connect(forkserver._forkserver._forkserver_address)
+with Pool(2, context="forkserver", threads=threads) as pool:
+    print(pool.map(abs, [-1, -2], 1))
+"""
+
+
 def die_at_first(log: Path, times: int) -> None:
     """An initializer that is killed so many times."""
     with log.open("a") as file:
@@ -110,6 +125,7 @@ def die_at_first(log: Path, times: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.promise(number=1)
 def test_a_closed_pool_whose_worker_is_killed_at_its_start_again_and_again(
     context: BaseContext, make_pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
@@ -166,6 +182,7 @@ def test_a_fork_server_that_is_killed_while_it_starts_the_only_worker(
     assert pool.apply(abs, (-1,)) == 1
 
 
+@pytest.mark.promise(number=1)
 def test_a_fork_server_that_is_stopped(script: Callable[..., Script]) -> None:
     program = script(STOPPED_SERVER)
     assert program.finish()[:2] == (0, "lost\nbroken\nnot made\n")
@@ -189,3 +206,10 @@ def test_ctrl_c_ends_other_children_of_the_fork_server_as_ever(
     code, out, err = script(tmp_path / "bystander.py").finish()
     assert (code, out) == (0, "True\nset()\n0\n1\n")
     assert "KeyboardInterrupt" in err
+
+
+@pytest.mark.parametrize("threads", ["threads", "loop"])
+def test_a_pool_is_made_although_the_fork_server_is_just_dying(
+    script: Callable[..., Script], threads: str
+) -> None:
+    assert script(DYING_SERVER, threads).finish()[:2] == (0, "[1, 2]\n")

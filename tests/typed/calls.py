@@ -426,7 +426,8 @@ def futures(pool: Pool) -> None:
     assert_type(future, prefork.Future[int])
     assert_type(future.result(3), int)
     assert_type(future.get(), int)
-    use(future.exception(), future.add_done_callback(print))
+    future.add_done_callback(print)
+    use(future.exception())
     standard: Future[int] = future
     handle: ApplyResult[int] = future
     use(standard, handle)

@@ -9,36 +9,29 @@ from __future__ import annotations
 import contextlib
 from contextlib import AbstractContextManager
 from multiprocessing import resource_tracker
-from multiprocessing.context import BaseContext
-from typing import Any
 
-from prefork._system import fork_server, signals
+from prefork._system import fork_server, signals, std_internals
 
 __all__ = ["preload", "surviving_interrupts"]
 
 
-def preload(context: BaseContext, module: str) -> None:
+def preload(method: str, module: str) -> None:
     """Have the fork server, unless it runs already, import a module once for all its children."""
-    if context.get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # large
-
-        server: Any = forkserver._forkserver
-        if module not in server._preload_modules:
-            server.set_forkserver_preload([*server._preload_modules, module])
+    if method == "forkserver":
+        std_internals.preload(module)
 
 
-def surviving_interrupts(context: BaseContext) -> AbstractContextManager[object]:
+def surviving_interrupts(method: str) -> AbstractContextManager[object]:
     """For the start of a child that is not forked from here. Ctrl-C, which goes to all processes of
     a terminal, ends neither that child, as long as it is newborn, nor a fork server that has just
     been started. In the main thread it is handled after the start."""
-    method = context.get_start_method()
     if method == "fork":  # by a context of the user's
         return contextlib.nullcontext()
     # It has to be there before: where it is started, Ctrl-C is let through.
     resource_tracker.ensure_running()
     if method == "spawn":
         return signals.holding_interrupts()
-    preload(context, fork_server.__name__)
+    preload(method, fork_server.__name__)
     with signals.holding_interrupts():
         from multiprocessing import forkserver  # large
 

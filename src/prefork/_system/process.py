@@ -11,7 +11,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from prefork._system import orderly_end, signals
+from prefork._system import orderly_end, signals, std_internals
 from prefork._system.lifeline import LifelineEnd
 
 if TYPE_CHECKING:
@@ -46,6 +46,19 @@ def _all_children() -> set[BaseProcess]:
     """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
     children: set[BaseProcess] = mp_process._children  # type: ignore[attr-defined]
     return children
+
+
+def _finalizing(run: Callable[[], object]) -> Callable[[], None]:
+    """What `multiprocessing` does at a child's end follows right upon `run`, as it did up to Python
+    3.12. Newer versions first wait for threads, for ever, and leave it to exit functions."""
+
+    def run_and_finalize() -> None:
+        try:
+            run()
+        finally:
+            std_internals.finalize()
+
+    return run_and_finalize
 
 
 def run_tied(
@@ -119,6 +132,7 @@ class Process(BaseProcess):
         if self._start_method is not None:
             is_fresh = self._start_method == "spawn"
         orderly_end.begin(is_fresh)
+        self.run = _finalizing(self.run)  # type: ignore[method-assign]
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
         if not is_fresh or orderly_end.must_end():
             orderly_end.end(code)
