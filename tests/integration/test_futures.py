@@ -282,6 +282,18 @@ def test_an_interrupted_wait(pool, gate):
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_wait_that_was_interrupted_half_way_holds_up_nobody(pool, gate):
+    left = [pool.submit(enter, gate, "left") for _ in range(2)]
+    visitors = [gate.arrival() for _ in left]
+    for future in left:  # as `wait` does, and as it leaves them if it is interrupted there
+        future._condition.acquire()
+    others = [pool.submit(square, x) for x in range(100)]
+    for visitor in visitors:
+        visitor.go()
+    assert [future.result(DEADLINE) for future in others] == [x * x for x in range(100)]
+    assert [future.result(DEADLINE) for future in left] == ["left", "left"]
+
+
 # --- views
 
 
