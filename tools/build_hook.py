@@ -146,7 +146,7 @@ def run_python(folder: Path, complaint: str, *arguments: object) -> None:
 
 
 def gist(output: str) -> str:
-    """The one line of a compiler's output that tells most."""
+    """The line of a compiler's output that tells most: its first error, or the last of all."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line.lower()]
+    errors = [line for line in lines if " error: " in line]  # a compiler's, not an exception
     return (errors or lines[-1:] or ["it said nothing"])[0][:200]

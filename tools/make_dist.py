@@ -117,6 +117,7 @@ def build_compiled_wheel(sdist: Path, scratch: Path, python: str) -> None:
     run(*PIP, "--python", python, *arguments, environ={"PREFORK_PURE": "0"})
     (wheel,) = into.iterdir()
     run(TOOLS / "auditwheel", "repair", "--strip", "--wheel-dir", DIST, wheel)
+    print(f"Compiled for {python}", flush=True)
 
 
 def check(files: list[Path]) -> None:

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import threading
+from multiprocessing import resource_tracker
 from multiprocessing.reduction import DupFd, ForkingPickler
 
 import pytest
@@ -213,6 +214,7 @@ def test_in_an_exception(pool):
         del caught, back
 
 
+@pytest.mark.promise(number=6)
 def test_of_jobs_that_never_run(make_pool, gate):
     pool = make_pool(1)
     pool.apply(abs, (1,))
@@ -255,6 +257,7 @@ def test_a_lock_is_refused_as_before(make_pool):
         make_pool(1).apply(len, ([multiprocessing.Lock()],))
 
 
+@pytest.mark.promise(number=6)
 def test_kept_results_hold_no_descriptors(make_pool):
     pool = make_pool(2)
     sizes = [100_000, 200_000, 600_000]
@@ -264,3 +267,15 @@ def test_kept_results_hold_no_descriptors(make_pool):
     kept += [handle.get(DEADLINE) for handle in [pool.apply_async(bytes, (n,)) for n in sizes * 20]]
     assert len(numbers()) <= before
     assert kept
+
+
+def which_tracker():
+    return os.fstat(resource_tracker.getfd()).st_ino
+
+
+def test_workers_share_the_resource_tracker(make_pool, context):
+    """One of a worker's own removes what the worker has made for others when the worker ends."""
+    resource_tracker.ensure_running()
+    pool = make_pool(1, context=context, maxtasksperchild=1)
+    for _ in range(3):  # the first worker, and others: they are not forked alike
+        assert pool.apply(which_tracker) == which_tracker()

@@ -100,6 +100,7 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     assert template_of(pool) is not template
 
 
+@pytest.mark.promise(number=1)
 def test_a_template_that_is_lost_is_replaced(pool):
     lost = template_of(pool)
     os.kill(lost.pid, signal.SIGKILL)
@@ -121,6 +122,7 @@ def test_a_template_that_was_stopped_is_continued(pool):
     assert template_of(pool) is template
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.parametrize("end", ["terminate", "close"])
 def test_it_ends_with_the_pool(pool, end):
     template = template_of(pool)
@@ -249,6 +251,7 @@ def do_the_same(number):
     return number
 
 
+@pytest.mark.promise(number=1)
 def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recwarn):
     logging.getLogger("storm")
     pool = make_pool(2, context="fork", maxtasksperchild=1)
@@ -325,6 +328,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.promise(number=6)
 def test_a_stopped_template_ends_with_the_pools_process(script):
     program = script(KILLED)
     program.process.wait(DEADLINE)

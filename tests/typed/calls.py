@@ -29,6 +29,10 @@ def double(x: int) -> int:
     return 2 * x
 
 
+def many(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: str) -> str:
+    return h * (a + b + c + d + e + f + g)
+
+
 def some(x: int, y: str = "", *, z: int = 1) -> float:
     return x + len(y) + z + 0.5
 
@@ -311,6 +315,7 @@ def what_is_only_known_in_part(
     sequence: Sequence[int] = (1,),
     iterable: Iterable[Any] = (1,),
     objects: Iterable[object] = (1,),
+    long: tuple[Any, ...] = (*range(7), "a"),
     named: Mapping[str, object] = {},
     settings: list[Any] = [1],  # noqa: B006
 ) -> None:
@@ -326,6 +331,9 @@ def what_is_only_known_in_part(
     assert_type(pool.apply(double, numbers), int)
     assert_type(pool.apply(double, row), int)
     assert_type(pool.apply(both, (*row, "a")), str)
+    assert_type(pool.apply(many, long), str)
+    assert_type(pool.apply(many, (1, 2, 3, 4, 5, 6, 7, "a")), str)
+    assert_type(pool.starmap(many, [long]), list[str])
     assert_type(pool.apply(double, sequence), int)
     assert_type(pool.apply(double, iterable), int)
     assert_type(pool.apply(double, iter(iterable)), int)
@@ -478,6 +486,7 @@ def wrong_arguments(pool: Pool, numbers: tuple[int, ...], names: Sequence[str]) 
     pool.apply(double)  # wrong
     pool.apply(both, (1,))  # wrong
     pool.apply(both, (1, "a", 2))  # wrong
+    pool.apply(many, (1, 2, 3, 4, 5, 6, "a", 7))  # wrong
     pool.apply(both, ("a", 1))  # wrong
     pool.apply(both, numbers)  # wrong
     pool.apply(double, names)  # wrong

@@ -95,6 +95,7 @@ def test_compiled(build: Callable[..., Built], capfd: pytest.CaptureFixture[str]
     ("compiler", "reason"),
     [
         (FAILS, "the compilation failed (fast.c:1: error: no such thing)"),
+        ("raise OSError('first') from KeyError('second')", "(OSError: first)"),
         ("raise SystemExit(3)", "the compilation failed (it said nothing)"),
         ("import os; os.abort()", "the compilation failed (it said nothing)"),
         ("import no_such_module", "No module named 'no_such_module')"),

@@ -11,6 +11,7 @@ come between what was taken back from a worker, or read, and its account.
 
 from __future__ import annotations
 
+import operator
 import signal
 from collections.abc import Callable
 
@@ -45,13 +46,19 @@ class Terminator:
 
         Args:
             signum: what to send to the worker that runs it, which then leaves; None: kill it.
+
+        Raises:
+            TypeError: it is no number.
         """
         self._state.check_owner()
+        signum = None if signum is None else operator.index(signum)
         return uninterrupted(lambda: self._terminate(job, signum))
 
     def terminate_on(self, pid: int, signum: int | None = None) -> bool:
         """The same for the job that the worker of this process id runs now, if any."""
         self._state.check_owner()
+        pid = operator.index(pid)
+        signum = None if signum is None else operator.index(signum)
         return uninterrupted(lambda: self._terminate_on(pid, signum))
 
     def cancel_all(self, sink: ResultSink) -> None:

@@ -120,11 +120,15 @@ class LimitTimer:
                 return
             looks.append(started + job.timeout)
         if job.soft_timeout and self._interrupted.get(slot) != (job.id, started):
-            if now >= started + job.soft_timeout:
+            if now < started + job.soft_timeout:
+                looks.append(started + job.soft_timeout)
+            elif slot.accepted() == started:
+                # It still loads the call, which may import much: there is nothing to raise in. The
+                # task's own time begins later, so that its limit passes after this look.
+                looks.append(now + job.soft_timeout)
+            else:
                 self._interrupted[slot] = job.id, started
                 expired.append(Expiry(slot, job, True, job.soft_timeout, started))
-            else:
-                looks.append(started + job.soft_timeout)
 
     def forget(self, slot: WorkerSlot) -> None:
         self._interrupted.pop(slot, None)

@@ -19,7 +19,7 @@ from multiprocessing import util
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from prefork._system import at_fork, resources, signals
+from prefork._system import at_fork, fork_warning, resources, signals, std_internals
 from prefork._system.launch import HAS_PIDFD, Launch
 from prefork._system.lifeline import LifelineEnd
 from prefork._system.template import Born, Template
@@ -89,7 +89,11 @@ class Fork(Launch):
         try:
             hold.begin()
             self._is_clean = signals.threads() == 1
-            with at_fork.holding_logging():
+            with (
+                at_fork.holding_logging(),
+                std_internals.sharing_tracker(),
+                fork_warning.silenced(__name__),
+            ):
                 # All in C: nothing comes between the fork and the number.
                 self._pids.extend(itertools.starmap(os.fork, [()]))
         finally:

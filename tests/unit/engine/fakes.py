@@ -14,6 +14,7 @@ readable, so that the parts wait for fakes with the selectors that they use othe
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -35,7 +36,7 @@ from prefork._engine.time_limits import TimeLimits
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import MAX_TICKETS, Channel
 from prefork._ipc.memfd import BEST, MemfdCache, Transport
-from prefork._ipc.outcome import encode_failure, encode_result
+from prefork._ipc.outcome import encode_exit, encode_failure, encode_result
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import LEAVE, TICKET, Kind, Report, Ticket
 from prefork._ipc.worker_end import WorkerEnd
@@ -448,7 +449,8 @@ class FakeWorker:
         assert ticket is not None, "it was told to leave"
         self.job = ticket[0]
         self.begun.append(self.job)
-        self.end.note(self.job, self._clock.now, self._clock.now)
+        # It has loaded the call, too, in no time; its own clock has started since it took it.
+        self.end.note(self.job, self._clock.now, math.nextafter(self._clock.now, 0.0))
         return self.job
 
     def next_item(self) -> None:
@@ -473,7 +475,7 @@ class FakeWorker:
 
     def say_exit(self, code: int, why: str = "") -> None:
         """Its task has the process exit."""
-        self.say(Kind.EXITING, self.job, dumps((code, why)))
+        self.say(Kind.EXITING, self.job, encode_exit(code, why))
 
     def die(self, code: int = -signal.SIGKILL, heir: bool = False) -> None:
         self.child.exit(code, heir)
