@@ -28,7 +28,17 @@ PARTS = {
 
 LEFT_OUT = {
     "test_killed_child": "there, the death of a worker breaks the pool; here, it does not",
+    "test_broken_process_pool_traceback": "likewise",
+    "test_traceback_when_child_process_terminates_abruptly": "likewise",
     "test_force_shutdown_workers_dead_pool": "likewise",
+    "test_force_shutdown_workers_dead_workers": "likewise",
+    "test_gc_during_max_tasks_worker_exit_gh152967": "the calls of an executor that was dropped "
+    "fail there; here, they are finished",
+    "test_shutdown_no_wait_max_tasks_gh119592": "likewise",
+    "test_force_shutdown_during_max_tasks_worker_exit": "it sets private attributes",
+    "test_failed_worker_replacement_breaks_pool": "it replaces a private function",
+    "test_terminate_workers": "likewise",
+    "test_kill_workers": "likewise",
     "test_force_shutdown_workers": "it replaces methods of the workers' process objects; what "
     "these calls do is in test_executor.py",
     "test_force_shutdown_workers_invalid_op": "it calls a private method",

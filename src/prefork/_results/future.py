@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
@@ -27,15 +27,34 @@ _FINISHED: Final = "FINISHED"
 _CANCELLED: Final = "CANCELLED_AND_NOTIFIED"
 
 
+PATIENT: Final = 2.0
+"""Seconds; who takes it lawfully, holds it for microseconds, or some 100 ms for 100,000 futures."""
+HURRIED: Final = 0.02
+
+
 class _Watch:
     """What others have left at one future, to be told of its outcome."""
 
     __slots__ = ("callbacks", "condition", "waiters")
 
+    _was_left: ClassVar[bool] = False  # the last one that was to be taken
+
     def __init__(self) -> None:
-        self.condition = threading.Condition()
+        self.condition: Any = threading.Condition()
         self.waiters: list[Any] = []
         self.callbacks: list[Callable[..., object]] = []
+
+    def acquire(self) -> bool:
+        """Take the condition; False if nobody will ever release it.
+
+        `concurrent.futures.wait` and `as_completed` take those of all futures, one after another,
+        and an interrupt (Ctrl-C) in between leaves them taken. The results of all others would wait
+        for that: so the pool waits a while, and not long once this has happened.
+        """
+        patience = HURRIED if _Watch._was_left else PATIENT
+        is_ours = bool(self.condition.acquire(timeout=patience))
+        _Watch._was_left = not is_ours
+        return is_ours
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -202,7 +221,8 @@ class FutureHandle(ApplyResult):
 
     def _settle(self, watch: _Watch, ok: bool, value: Any, is_cancelled: bool) -> bool:
         """Set the outcome; False if it was set before."""
-        with watch.condition:
+        is_ours = watch.acquire()
+        try:
             if self._ok is not None:
                 return False
             self._result = value
@@ -216,7 +236,11 @@ class FutureHandle(ApplyResult):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-            watch.condition.notify_all()
+            if is_ours:
+                watch.condition.notify_all()
+        finally:
+            if is_ours:
+                watch.condition.release()
         if is_cancelled and (signal := self._signal) is not None:
             signal.notify_all()
         return True
