@@ -7,8 +7,10 @@ that a test of a running pool needs all the same; each has a function here that 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
+from helpers import DEADLINE
 from prefork import Pool
 
 
@@ -20,3 +22,20 @@ def is_lock_held(pool: Pool) -> bool:
     """Whether this thread has the pool's lock, which is never held over a user's code. A pool that
     is being made may have none yet."""
     return "_engine" in vars(pool) and _engine(pool).state.is_lock_held()
+
+
+def is_start_waiting(pool: Pool) -> bool:
+    """Whether a worker's start waits for the callback that is running, or forks."""
+    return bool(_engine(pool).callbacks._turn.locked())
+
+
+def as_while_a_worker_is_forked(pool: Pool) -> AbstractContextManager[object]:
+    """Holds callbacks up as such a fork does, which nobody could make last so long."""
+    pausing: AbstractContextManager[object] = _engine(pool).callbacks.pausing(DEADLINE)
+    return pausing
+
+
+def mean_seconds(pool: Pool) -> float | None:
+    """How long the pool believes that a task takes, which decides whether tasks are held back."""
+    mean: float | None = _engine(pool).state.scheduler.mean_seconds
+    return mean

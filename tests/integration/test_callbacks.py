@@ -9,6 +9,7 @@ from queue import SimpleQueue
 
 import pytest
 
+import inside
 from gate import enter
 from helpers import DEADLINE, NEVER, eventually
 from prefork import (
@@ -340,15 +341,6 @@ def test_results_of_a_pool_that_is_terminated_while_a_callback_runs(pool, gate):
     assert pool.join(DEADLINE)
 
 
-def test_a_result_is_ready_if_its_callbacks_thread_has_ended(pool):
-    """As when a map of nothing is made in the moment in which the pool ends."""
-    pool.apply_async(square, (3,), callback=str).get(DEADLINE)
-    runner = pool._engine.callbacks
-    runner.stop()
-    assert runner.join(DEADLINE)
-    assert pool.map_async(square, [], callback=str).get(DEADLINE) == []
-
-
 def test_callbacks_run_in_one_thread_of_the_pool(pool, log):
     for x in range(20):
         pool.apply_async(odd_only, (x,), {}, log.done, log.failed, log.accepted)
@@ -650,10 +642,6 @@ def take_shared():
     return SHARED.acquire(timeout=DEADLINE)
 
 
-def is_start_waiting(pool):
-    return pool._engine.callbacks._turn.locked()
-
-
 @pytest.mark.promise(number=1)
 def test_no_worker_is_forked_while_a_callback_holds_a_lock(make_pool, monkeypatch):
     """Nobody would release it in there."""
@@ -662,7 +650,7 @@ def test_no_worker_is_forked_while_a_callback_holds_a_lock(make_pool, monkeypatc
 
     def callback(error):
         with SHARED:
-            eventually(lambda: is_start_waiting(pool), "a start waits for the callback")
+            eventually(lambda: inside.is_start_waiting(pool), "a start waits for the callback")
 
     pool.apply_async(end_process, error_callback=callback)
     assert pool.apply_async(take_shared).get(DEADLINE)
@@ -679,7 +667,7 @@ def test_a_callback_that_blocks_holds_no_worker_back(make_pool, monkeypatch):
 
 def test_callbacks_wait_while_a_worker_is_forked(make_pool, log):
     pool = make_pool(1)
-    with pool._engine.callbacks.pausing(DEADLINE):
+    with inside.as_while_a_worker_is_forked(pool):
         pool.apply_async(square, (3,), callback=log.done)
         pool.apply_async(square, (4,)).get(DEADLINE)
         assert log.all() == []

@@ -130,20 +130,30 @@ class ByHand:
         self.timers.append(call)
         return unittest.mock.Mock()
 
+    def handle_readable(self):
+        for fd in select.select(self.readers, [], [], DEADLINE)[0]:
+            self.readers[fd]()
 
-def test_results_are_left_to_the_readers(make_pool):
+
+def test_results_are_left_to_the_readers(make_pool, gate):
     """Kombu's hub fires timers and then waits, before it does what a callback asks for."""
     pool = make_pool(1, threads=False, accept_delay=NEVER)
     pool.apply(square, (1,))
     loop = ByHand()
     pool.attach(loop)
     results = []
-    pool.apply_async(square, (2,), callback=results.append, accept_callback=lambda *args: None)
-    readable, _, _ = select.select(loop.readers, [], [], DEADLINE)
+    told = {"callback": results.append, "accept_callback": lambda *args: None}
+    pool.apply_async(enter, (gate, 4), **told)
+    visitor = gate.arrival()
+    while not loop.timers:
+        loop.handle_readable()
+    while select.select(loop.readers, [], [], 0)[0]:
+        loop.handle_readable()
+    visitor.go()
+    assert select.select(loop.readers, [], [], DEADLINE)[0]
     loop.timers[-1]()
     assert results == []
-    for fd in readable:
-        loop.readers[fd]()
+    loop.handle_readable()
     assert results == [4]
     pool.detach()
 
@@ -151,9 +161,11 @@ def test_results_are_left_to_the_readers(make_pool):
 def test_a_loop_that_has_forgotten_its_readers(pool):
     async def main():
         loop = asyncio.get_running_loop()
+        added = unittest.mock.Mock(wraps=loop)
+        pool.attach(added)
         future = future_of(pool, square, 3)
-        for fd in pool._engine.driver._fds:
-            loop.remove_reader(fd)
+        for call in added.add_reader.call_args_list:
+            assert loop.remove_reader(call.args[0])
         pool.attach(loop)
         return (await future)[1]
 
@@ -184,7 +196,7 @@ def test_a_closed_pool_ends_in_the_loop(pool):
         future = future_of(pool, square, 3)
         pool.close()
         value = (await future)[1]
-        while not pool._engine.supervisor.ended:
+        while not pool.join(0):
             await asyncio.sleep(0)
         return value
 

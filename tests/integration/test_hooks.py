@@ -6,8 +6,10 @@ import asyncio
 import multiprocessing
 import os
 import queue
+import select
 import signal
 import threading
+import unittest.mock
 
 import pytest
 
@@ -101,11 +103,30 @@ def test_the_end_of_a_broken_pool_is_told(make_pool, threads):
     assert isinstance(told.get(timeout=DEADLINE), PoolBrokenError)
 
 
-def test_a_pool_is_busy_while_it_works(make_pool):
-    pool = make_pool(1, threads=False, pool_class=AdapterPool)
+class Asker:
+    """When it arrives, it asks the pool."""
+
+    pool = None
+    answers = ()
+
+    def __reduce__(self):
+        return Asker.ask, ()
+
+    @staticmethod
+    def ask():
+        if Asker.pool is not None:
+            Asker.answers += (Asker.pool.is_busy_here(),)
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_pool_is_busy_while_it_works(make_pool, threads, monkeypatch):
+    pool = make_pool(1, threads=threads, pool_class=AdapterPool)
     assert not pool.is_busy_here()
-    with pool._engine.state.lock:
-        assert pool.is_busy_here()
+    monkeypatch.setattr(Asker, "pool", pool)
+    monkeypatch.setattr(Asker, "answers", ())
+    pool.apply(Asker)
+    assert Asker.answers == (True,)
+    assert not pool.is_busy_here()
 
 
 class CountingLoop:
@@ -134,6 +155,7 @@ def test_a_timer_that_is_early_enough_is_kept(make_pool, gate):
     pool.attach(loop)
     pool.apply_async(enter, (gate,), timeout=1000)
     visitor = gate.arrival()
+    pool.handle_events(0)
     before = len(loop.timers)
     for _ in range(10):
         pool.handle_events(0)
@@ -146,13 +168,21 @@ def test_no_wakeup_without_news():
 
     async def main():
         pool = Pool(1, threads=False)
-        loop = asyncio.get_running_loop()
+        loop = unittest.mock.Mock(wraps=asyncio.get_running_loop())
         pool.attach(loop)
-        done = loop.create_future()
-        pool.apply_async(os.getpid, callback=done.set_result)
-        await done
-        rung = pool._engine.state.outboxes.wakeup._is_set
-        pool.terminate()
-        return rung
+        descriptors = [call.args[0] for call in loop.add_reader.mock_calls]
 
-    assert not asyncio.run(main())
+        async def call():
+            done = loop.create_future()
+            pool.apply_async(os.getpid, callback=done.set_result)
+            await done
+            return select.select(descriptors, [], [], 0)[0]
+
+        await call()
+        while select.select(descriptors, [], [], 0)[0]:
+            await asyncio.sleep(0)  # the start of a worker is news for several
+        readable = await call()
+        pool.terminate()
+        return readable
+
+    assert asyncio.run(main()) == []

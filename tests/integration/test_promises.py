@@ -237,7 +237,7 @@ class Promises(RuleBasedStateMachine):
     def is_busy_or_idle(self) -> bool:
         now = self.pool.statistics()
         states = [worker.state for worker in now.workers]
-        is_idle = not self.pool._engine.state.open_jobs.by_id
+        is_idle = not (now.queued or now.running)
         return WorkerState.BUSY in states or is_idle or bool(self.stopped)
 
     def worker(self, which: int) -> int | None:

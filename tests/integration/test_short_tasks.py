@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+import inside
 from gate import Gate, enter
 from helpers import DEADLINE
 from prefork._engine.roles import TimeoutHandler
@@ -20,8 +21,7 @@ def noop(x):
 
 def warm(pool):
     """Have the pool learn that its tasks are short."""
-    scheduler = pool._engine.state.scheduler
-    while scheduler.mean_seconds is None or scheduler.mean_seconds > SHORT_SECONDS / 2:
+    while (seconds := inside.mean_seconds(pool)) is None or seconds > SHORT_SECONDS / 2:
         handles = [pool.apply_async(noop, (x,)) for x in range(200)]
         assert [handle.get(DEADLINE) for handle in handles] == list(range(200))
 

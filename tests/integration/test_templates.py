@@ -25,15 +25,13 @@ VALUE = "as it was when the pool was made"
 
 
 def template_of(pool):
-    """The one that is in use: its first worker is ready, after a job at the latest."""
-    pool.apply(abs, (0,))
+    """The process that a worker was forked from, when that is ready: later ones will be, too."""
 
     def look():
-        templates = pool._engine._spawner._templates
-        templates._judge()
-        return templates._accepted and templates._accepted.template
+        pid = pool.apply(os.getppid)
+        return pid if pid != os.getpid() else None  # some of the first are children of this process
 
-    return eventually(look, "a template is accepted")
+    return eventually(look, "a worker comes from a template")
 
 
 def origin():
@@ -63,7 +61,7 @@ def test_later_workers_are_forked_from_one_process(pool):
     for code in (3, 4):
         assert lose_worker(pool, code).exitcode == code
         found.append(pool.apply(origin))
-    assert {ppid for _, ppid, *_ in found} == {template.pid}
+    assert {ppid for _, ppid, *_ in found} == {template}
     assert {parent for _, _, parent, *_ in found} == {os.getpid()}
     assert [name for *_, name, _ in found] == [f"PreforkWorker-{n}" for n in (1, 2, 3)]
     numbers = [identity[-1] for *_, identity in found]
@@ -97,18 +95,18 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     eventually(lambda: [pool.apply(abs, (0,)), has_ended(old.pid)][1], "the old one leaves")
     lose_worker(pool)
     assert pool.apply(get_value) == "as it is now"
-    assert template_of(pool) is not template
+    assert template_of(pool) != template
 
 
 @pytest.mark.promise(number=1)
 def test_a_template_that_is_lost_is_replaced(pool):
     lost = template_of(pool)
-    os.kill(lost.pid, signal.SIGKILL)
-    eventually(lambda: has_ended(lost.pid), "it ends")
+    os.kill(lost, signal.SIGKILL)
+    eventually(lambda: has_ended(lost), "it ends")
     lose_worker(pool, 3)
     assert pool.apply(abs, (-1,)) == 1
     new = template_of(pool)
-    assert new is not lost
+    assert new != lost
     assert lose_worker(pool, 5).exitcode == 5
     assert pool.apply(abs, (-2,)) == 2
 
@@ -116,10 +114,10 @@ def test_a_template_that_is_lost_is_replaced(pool):
 def test_a_template_that_was_stopped_is_continued(pool):
     template = template_of(pool)
     for code in (3, 5):
-        stop(template.pid)
+        stop(template)
         assert lose_worker(pool, code).exitcode == code
         assert pool.apply(abs, (-1,)) == 1
-    assert template_of(pool) is template
+    assert template_of(pool) == template
 
 
 @pytest.mark.promise(number=6)
@@ -130,7 +128,7 @@ def test_it_ends_with_the_pool(pool, end):
     workers = [worker.pid for worker in pool.statistics().workers]
     getattr(pool, end)()
     assert pool.join(DEADLINE)
-    assert process(template.pid) is None
+    assert process(template) is None
     assert all(map(has_ended, workers))
 
 
@@ -171,14 +169,22 @@ def test_it_reaps_all_that_it_was_told_of_before_it_ends(script, how):
 def test_a_template_among_threads_is_accepted_when_its_first_worker_is_ready(make_pool, tmp_path):
     """It may have inherited a lock that nobody releases: here the initializer waits for one."""
     pool = make_pool(1, wait_for_mark, (tmp_path / "go",), context="fork")
-    templates = pool._engine._spawner._templates
-    templates._judge()
-    assert templates._accepted is None
-    candidate = templates._candidate
+    (first,) = pool.statistics().workers
+    template = process(first.pid).parent
+    assert template != os.getpid()
+    pool.grow()
+    assert parents(pool, 2) == sorted([template, os.getpid()])  # it cannot be relied upon yet
     mark(tmp_path / "go")
     assert pool.apply(abs, (-1,)) == 1
-    templates._judge()
-    assert templates._accepted is candidate
+    eventually(lambda: {w.state for w in pool.statistics().workers} == {"idle"}, "all are ready")
+    pool.grow()
+    assert parents(pool, 3) == sorted([template, template, os.getpid()])
+
+
+def parents(pool, count):
+    """Of so many workers."""
+    eventually(lambda: len(pool.statistics().workers) == count, "they are started")
+    return sorted(process(worker.pid).parent for worker in pool.statistics().workers)
 
 
 def wait_for_mark(path):
@@ -319,8 +325,8 @@ from helpers import process, stop
 from prefork import Pool, WorkerLostError
 
 pool = Pool(2, context="fork", maxtasksperchild=1)
-pool.map(abs, range(6), 1)
-template = next(iter(pool._engine._spawner._templates._all)).pid
+while (template := pool.apply(os.getppid)) == os.getpid():
+    pass  # a child of this process, as some of the first workers are
 pool.apply_async(time.sleep, (3600,))
 pool.apply_async(time.sleep, (3600,))
 stop(template)
@@ -399,11 +405,11 @@ def test_time_passes_for_nobody():
         template = template_of(pool)
 
         def switches():
-            with open(f"/proc/{template.pid}/status") as status:
+            with open(f"/proc/{template}/status") as status:
                 return [line for line in status if "ctxt_switches" in line]
 
         pool.apply(abs, (1,))
-        eventually(lambda: process(template.pid).state == "S", "it sleeps")
+        eventually(lambda: process(template).state == "S", "it sleeps")
         time.sleep(0.05)
         before = switches()
         time.sleep(0.2)

@@ -148,29 +148,6 @@ def test_a_signal_that_does_not_end_it_leaves_it_its_time_limit(make_pool, tmp_p
     assert pool.apply(square, (3,)) == 9
 
 
-def test_killed_while_its_last_words_are_waited_for(make_pool, tmp_path):
-    """The kill has a time of its own; nobody is buried before they are dead."""
-    pool = make_pool(1)
-    for n in range(5):
-        handle = pool.apply_async(block_all_signals, (tmp_path / str(n),))
-        pid = int(marked(tmp_path / str(n)))
-        with pool._engine.state.lock:
-            (worker,) = [worker for worker in pool._engine.state.workers if worker.pid == pid]
-            worker.ask_for_last_words("for a test")
-            pool._engine.state.wake_supervisor()
-            eventually(lambda w=worker: time.monotonic() > w.deadline, "time passes")
-            pool.terminate_job(pid)
-        with pytest.raises(Terminated):
-            handle.get(DEADLINE)
-        eventually(lambda n=n: len(pool.statistics().exits) > n, "it is buried")
-        assert pool.statistics().exits[-1].exitcode == -signal.SIGKILL
-
-
-def block_all_signals(path):
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    mark_and_stay(path)
-
-
 def test_a_map_is_terminated(make_pool, gate):
     pool = make_pool(2)
     result = pool.map_async(gate.enter, range(1000), 1)

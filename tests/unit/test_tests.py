@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import inside
 import promises
+from prefork._compat.names import PoolNames
 
 TESTS = Path(promises.__file__).parent
 
@@ -49,3 +52,22 @@ def test_pytest_takes_the_numbers_as_they_are() -> None:
     assert chosen == {
         f"tests/{guard.file}::{guard.test}" for guard in promises.guards() if guard.promise == 5
     }
+
+
+# ---- privacy
+
+
+def test_no_test_looks_inside_of_a_pool() -> None:
+    """But by `inside.py`. What is in `unit` tests parts by themselves; what programs read of
+    `multiprocessing`'s pools is as good as public."""
+    look = re.compile(r"\bpool\._(?!_)\w+|\._engine\b(?!\.?\w* import)")
+    allowed = {f"pool.{name}" for name in vars(PoolNames) if name.startswith("_")}
+    found = [
+        f"{path.relative_to(TESTS)}:{number}: {match}"
+        for path in TESTS.rglob("*.py")
+        if path != Path(inside.__file__) and TESTS / "unit" not in path.parents
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for match in look.findall(line)
+        if match not in allowed and not re.match(r"\s*(from|import) |.*setattr\(\"", line)
+    ]
+    assert found == []

@@ -32,6 +32,18 @@ def test_statistics_count_jobs_and_tell_of_each_worker(pool: FakePool) -> None:
     assert (idle.state, idle.job, idle.since, idle.tasks) == (WorkerState.IDLE, None, None, 1)
 
 
+def test_a_worker_shows_what_it_does(pool: FakePool) -> None:
+    (worker,) = pool.start(1, ready=False)
+    name = f"{worker.handle.name} {worker.handle.pid}"
+    assert repr(worker.handle) == f"<{name}: starting>"
+    worker.become_ready()
+    pool.collect()
+    assert repr(worker.handle) == f"<{name}: idle>"
+    pool.submit(1)
+    job = worker.begin()
+    assert repr(worker.handle) == f"<{name}: busy, runs job {job} (fakes.task)>"
+
+
 def test_statistics_tell_of_those_that_have_ended(pool: FakePool) -> None:
     (worker,) = pool.start(1)
     worker.die(7)

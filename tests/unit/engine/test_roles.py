@@ -420,6 +420,15 @@ def test_callbacks_run_one_after_another_and_harm_nothing(how: str) -> None:
     assert log.errors == [error]
 
 
+def test_when_its_thread_has_ended_who_comes_later_runs_what_it_brings() -> None:
+    """As when a map of nothing is made in the moment in which the pool ends."""
+    runner = CallbackRunner(lambda: True, Notes())
+    run_all(runner, "thread")
+    called: list[int] = []
+    assert runner(called.append, 1)
+    assert called == [1]
+
+
 def test_a_fork_waits_for_the_callback_that_is_running() -> None:
     order: list[str] = []
     runner = CallbackRunner(lambda: True, Notes())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fakes import STACK, FakePool, FakeWorker, Told
-from prefork._engine.worker_handle import Phase
+from prefork._engine.worker_handle import LAST_WORDS_SECONDS, Phase
 from prefork._policy.job import QUEUED, Job
 from prefork._system.stacks import LAST_WORDS
 from prefork._worker.options import SOFT_SIGNAL
@@ -154,6 +154,23 @@ def test_after_a_signal_that_the_task_survives_its_result_counts_and_the_worker_
     worker.leave()
     pool.supervise()
     assert pool.workers[-1].waiting == [other.id]
+
+
+def test_killed_while_its_last_words_are_waited_for(pool: FakePool) -> None:
+    """The kill has a time of its own; nobody is buried before they are dead."""
+    worker, (job,) = one_running(pool)
+    worker.child.survives = {LAST_WORDS, signal.SIGKILL}  # that one for a moment
+    worker.handle.ask_for_last_words("for a test")
+    pool.clock.passes(LAST_WORDS_SECONDS + 0.1)
+    assert pool.terminator.terminate_on(worker.handle.pid)
+    pool.supervise()
+    assert worker.handle.phase is Phase.KILLED
+    assert worker.handle in pool.state.workers
+    worker.die(-signal.SIGKILL)
+    pool.supervise()
+    assert isinstance(pool.told.error(job), Terminated)
+    (end,) = pool.observer.statistics().exits
+    assert end.exitcode == -signal.SIGKILL
 
 
 def test_what_is_no_number_ends_nothing(pool: FakePool) -> None:
