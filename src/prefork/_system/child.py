@@ -31,7 +31,7 @@ def preload(context: BaseContext, module: str) -> None:
     if context.get_start_method() == "forkserver":
         from multiprocessing import forkserver  # large
 
-        server: Any = forkserver._forkserver
+        server: Any = getattr(context, "server", forkserver._forkserver)
         if module not in server._preload_modules:
             server.set_forkserver_preload([*server._preload_modules, module])
 

@@ -1,0 +1,46 @@
+"""A plugin for pytest that has joblib's own tests of its backends try this one.
+
+joblib parametrizes them with the names of backends: where it says "loky", it says "prefork" too, and
+only those cases are left that have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+import prefork.joblib  # noqa: F401 # it registers the backend, which other lists are made of
+
+NAME = "prefork"
+
+
+def pytest_pycollect_makeitem(collector: object, name: str, obj: object) -> None:
+    marks = getattr(obj, "pytestmark", None)
+    if isinstance(marks, list):
+        marks[:] = [with_ours(mark) for mark in marks]
+
+
+def with_ours(mark: pytest.Mark) -> pytest.Mark:
+    """The same mark; if it gives names of backends, with ours among them."""
+    if mark.name != "parametrize" or not isinstance(mark.args[1], Iterable):
+        return mark
+    names, values, *others = mark.args
+    values = list(values)
+    if "loky" not in values or NAME in values:
+        return pytest.Mark(mark.name, (names, values, *others), mark.kwargs)
+    return pytest.Mark(mark.name, (names, [*values, NAME], *others), mark.kwargs)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if has_ours(item)]
+
+
+def has_ours(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    values = () if call is None else call.params.values()
+    return any(isinstance(v, (str, prefork.joblib.PreforkBackend)) and is_ours(v) for v in values)
+
+
+def is_ours(value: object) -> bool:
+    return value == NAME or isinstance(value, prefork.joblib.PreforkBackend)
