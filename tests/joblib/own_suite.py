@@ -15,10 +15,13 @@ import prefork.joblib  # noqa: F401 # it registers the backend, which other list
 NAME = "prefork"
 
 
-def pytest_pycollect_makeitem(collector: object, name: str, obj: object) -> None:
+def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> None:
     marks = getattr(obj, "pytestmark", None)
     if isinstance(marks, list):
         marks[:] = [with_ours(mark) for mark in marks]
+    if isinstance(obj, str):  # a script, perhaps, which one of them runs
+        changed = obj.replace("\nfrom joblib import", "\nimport prefork.joblib\nfrom joblib import")
+        setattr(collector.obj, name, changed)
 
 
 def with_ours(mark: pytest.Mark) -> pytest.Mark:
@@ -27,9 +30,9 @@ def with_ours(mark: pytest.Mark) -> pytest.Mark:
         return mark
     names, values, *others = mark.args
     values = list(values)
-    if "loky" not in values or NAME in values:
-        return pytest.Mark(mark.name, (names, values, *others), mark.kwargs)
-    return pytest.Mark(mark.name, (names, [*values, NAME], *others), mark.kwargs)
+    if "loky" in values and NAME not in values:
+        values.append(NAME)
+    return pytest.mark.parametrize(names, values, *others, **mark.kwargs).mark
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

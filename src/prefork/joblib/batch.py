@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from prefork.errors import LimitExceeded, WorkerLostError
 from prefork.joblib import search
+from prefork.joblib.arrays import Reducers
 from prefork.joblib.options import Options
-from prefork.joblib.pickling import Call, Reducers, outcome
+from prefork.joblib.pickling import Call, outcome
 from prefork.pool import Pool
 from prefork.results import ApplyResult
 

@@ -18,18 +18,16 @@ from typing import Any, Final
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.pickling import OUT_OF_BAND, PROTOCOL
 from prefork.errors import remote_traceback
+from prefork.joblib.arrays import BACKWARD, Reducers
 
 try:  # older joblib brings its own
     from joblib.externals import cloudpickle
 except ImportError:
     import cloudpickle
 
-__all__ = ["Call", "Reducers", "dumps_whole", "outcome"]
+__all__ = ["Call", "dumps_whole", "outcome"]
 
-Reducers = Mapping[type, Callable[[Any], Any]]
-
-_NO_REDUCERS: Final[Reducers] = {}
-_of_multiprocessing: Final[Reducers] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_of_multiprocessing: Final[Mapping[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] # it has no types
@@ -51,7 +49,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] # it has no type
         super().__init__(file, protocol=PROTOCOL, buffer_callback=is_small)
 
 
-def dumps(obj: object, reducers: Reducers = _NO_REDUCERS) -> list[pickle.PickleBuffer]:
+def dumps(obj: object, reducers: Reducers) -> list[pickle.PickleBuffer]:
     """The pickle of an object, and the large buffers that were left out of it (PEP 574); these are
     not copied, and the whole is to be pickled as a list of buffers.
 
@@ -67,7 +65,7 @@ def dumps(obj: object, reducers: Reducers = _NO_REDUCERS) -> list[pickle.PickleB
 def dumps_whole(obj: object) -> bytes:
     """The pickle of an object, with all that belongs to it; raises as `dumps` does."""
     file = io.BytesIO()
-    _Pickler(file, _NO_REDUCERS, None).dump(obj)
+    _Pickler(file, {}, None).dump(obj)
     return file.getvalue()
 
 
@@ -92,7 +90,7 @@ class Call:
             raise
         except Exception as exc:
             raise pickle.PicklingError(
-                f"a task cannot be pickled to be sent to a worker process: {exc}"
+                f"could not pickle the task to send to a worker process: {exc}"
             ) from exc
 
     def __call__(self) -> object:
@@ -110,8 +108,8 @@ def _run(*pieces: Any) -> list[pickle.PickleBuffer]:
     try:
         value = pickle.loads(pieces[0], buffers=pieces[1:])()
     except BaseException as exc:
-        return dumps((False, exc.with_traceback(None), format_traceback(exc)))
-    return dumps((True, value, ""))
+        return dumps((False, exc.with_traceback(None), format_traceback(exc)), BACKWARD)
+    return dumps((True, value, ""), BACKWARD)
 
 
 def outcome(pieces: list[Any]) -> Any:
