@@ -20,7 +20,8 @@ from joblib import register_parallel_backend
 
 from prefork.joblib.backend import PreforkBackend
 from prefork.joblib.options import Options
+from prefork.joblib.workers import shutdown
 
-__all__ = ["Options", "PreforkBackend"]
+__all__ = ["Options", "PreforkBackend", "shutdown"]
 
 register_parallel_backend("prefork", PreforkBackend)

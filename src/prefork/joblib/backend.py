@@ -70,7 +70,7 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         prefer: str | None = None,
         require: str | None = None,
         context: object = None,
-        max_nbytes: int | None = None,
+        max_nbytes: float | None = None,
         mmap_mode: str | None = None,
         temp_folder: str | None = None,
         verbose: int = 0,
@@ -81,6 +81,8 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             self._fall_back(wanted)
+        if depth():  # a task can be killed, and nobody would remove the files of its own calls
+            max_nbytes = None
         arrays = Arrays(max_nbytes, mmap_mode, temp_folder, verbose)
         new = lease(self._settings(n_jobs, wanted))
         with self._lock:

@@ -1,8 +1,8 @@
 """Calls and results on their way, by value where pickle knows no name for them: functions of
 `__main__`, lambdas, closures.
 
-A call is pickled into bytes by cloudpickle, and these bytes are what the pool sends. So what goes
-wrong with them happens in here, in the worker's half (`_run`) as part of the task.
+A call is pickled into bytes by cloudpickle, and these bytes are what the pool sends; the same with
+its outcome on the way back.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] # it has no type
 
         # Before the base class's constructor, which looks at it.
         self.dispatch_table = ChainMap(
-            dict(reducers), super().dispatch_table, dict(_of_multiprocessing)
+            reducers, super().dispatch_table, _of_multiprocessing
         )
         super().__init__(file, protocol=PROTOCOL, buffer_callback=is_small)
 
@@ -97,18 +97,24 @@ class Call:
         raise RuntimeError("a call is run where it arrives")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial, (_run, *self._pieces)
+        return _arrive, tuple(self._pieces)
 
 
-def _run(*pieces: Any) -> list[pickle.PickleBuffer]:
-    """In the worker: run the call that these are the pickle of, and pickle its outcome.
+def _arrive(*pieces: Any) -> Callable[[], list[pickle.PickleBuffer]]:
+    """In the worker, before the time limits of the task begin: imports may take long."""
+    return functools.partial(_run, pickle.loads(pieces[0], buffers=pieces[1:]))
+
+
+def _run(task: Callable[[], object]) -> list[pickle.PickleBuffer]:
+    """In the worker: run the task, and pickle its outcome.
 
     Whatever is raised is an outcome, `SystemExit` included, as with joblib's own processes.
     """
     try:
-        value = pickle.loads(pieces[0], buffers=pieces[1:])()
+        value = task()
     except BaseException as exc:
-        return dumps((False, exc.with_traceback(None), format_traceback(exc)), BACKWARD)
+        text = format_traceback(exc)
+        return dumps((False, exc.with_traceback(None), text), BACKWARD)
     return dumps((True, value, ""), BACKWARD)
 
 

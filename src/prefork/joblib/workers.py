@@ -19,10 +19,14 @@ from prefork._worker.environment import begin, depth
 from prefork.adapters import AdapterPool
 from prefork.joblib.pickling import dumps_whole
 
-__all__ = ["Lease", "WorkerSettings", "lease"]
+__all__ = ["Lease", "WorkerSettings", "lease", "shutdown"]
 
 LEAVE_SECONDS = 5.0
 """How long idle workers may take to end in an orderly way."""
+
+
+class _Pool(AdapterPool):
+    load_seconds = 60.0  # imports, which a short time limit would end in each new worker again
 
 
 class WorkerSettings(NamedTuple):
@@ -45,11 +49,11 @@ class WorkerSettings(NamedTuple):
     max_memory_per_task: int | None = None
     idle_timeout: float = 300.0
 
-    def make(self) -> AdapterPool:
+    def make(self) -> _Pool:
         call = b""
         if self.initializer is not None:
             call = dumps_whole((self.initializer, self.initargs))
-        return AdapterPool(
+        return _Pool(
             self.processes,
             begin,
             (depth() + 1, dict(self.environment), call),
@@ -78,9 +82,9 @@ class _Kept:
         if self.timer is not None:
             self.timer.cancel()
         self.pool.close()
-        if not self.pool.is_busy_here():
+        if not (self.users or self.pool.is_busy_here()):
             self.pool.join(LEAVE_SECONDS)
-            self.pool.terminate()
+        self.pool.terminate()
 
 
 _lock = threading.RLock()
@@ -155,7 +159,9 @@ def _look_at(kept: _Kept) -> None:
     kept.let_go()
 
 
-def _at_exit() -> None:
+def shutdown() -> None:
+    """Let the kept workers go now; the next call starts others. What still runs in them is killed,
+    and fails with `Terminated`."""
     global _now  # noqa: PLW0603
     with _lock:
         kept, _now = _now, None
@@ -169,5 +175,5 @@ def _after_in_child() -> None:
     _lock, _now = threading.RLock(), None
 
 
-atexit.register(_at_exit)
+atexit.register(shutdown)
 os.register_at_fork(after_in_child=_after_in_child)

@@ -15,6 +15,10 @@ import prefork.joblib  # noqa: F401 # it registers the backend, which other list
 NAME = "prefork"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--left-out", action="append", default=[], help="a test that is not run")
+
+
 def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> None:
     marks = getattr(obj, "pytestmark", None)
     if isinstance(marks, list):
@@ -35,8 +39,9 @@ def with_ours(mark: pytest.Mark) -> pytest.Mark:
     return pytest.mark.parametrize(names, values, *others, **mark.kwargs).mark
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [item for item in items if has_ours(item)]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = set(config.getoption("left_out"))
+    items[:] = [i for i in items if has_ours(i) and not left_out & {i.name, i.name.split("[")[0]}]
 
 
 def has_ours(item: pytest.Item) -> bool:
