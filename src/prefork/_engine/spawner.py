@@ -25,15 +25,15 @@ from typing import NamedTuple, TypeVar
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
-from prefork._engine.starts import BackgroundStart, PendingWorker
+from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
-from prefork._system.child import preload
 from prefork._system.log import DEBUG, ERROR
+from prefork._system.newborn import fork_server_of, preload
 from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
@@ -270,13 +270,16 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        preload(self._options.context, main.__module__)
+        method = self._options.start_method
+        preload(fork_server_of(self._options.context), main.__module__)
         if not self._in_background:
-            self.spawn(self._options.processes)
+            persist(method, lambda: self.spawn(self._options.processes))
             return
         for _ in range(self._options.processes):
-            start = BackgroundStart(self.spawn, self._state.wake_supervisor)
-            start.finish(self._start_limit())
+            persist(method, self._spawn_aside)
+
+    def _spawn_aside(self) -> None:
+        BackgroundStart(self.spawn, self._state.wake_supervisor).finish(self._start_limit())
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:

@@ -104,10 +104,11 @@ class _Template:
 
     @staticmethod
     def _reap_all() -> None:
-        """Nobody else would, of those that have ended."""
+        """Nobody else would. Those that the pool knows have all ended; others, which were forked
+        and not released, are about to."""
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while True:
+                os.wait()
 
     def _fork(self, number: int) -> bool:
         """Whether this is the new process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,19 @@ def test_after_a_signal_that_the_task_survives_its_result_counts_and_the_worker_
     worker.leave()
     pool.supervise()
     assert pool.workers[-1].waiting == [other.id]
+
+
+def test_what_is_no_number_ends_nothing(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    nonsense: Any = "TERM"
+    with pytest.raises(TypeError):
+        pool.terminator.terminate(job, nonsense)
+    with pytest.raises(TypeError):
+        pool.terminator.terminate_on(worker.handle.pid, nonsense)
+    with pytest.raises(TypeError):
+        pool.terminator.terminate_on(nonsense)
+    assert worker.child.signals == []
+    assert not worker.told_to_leave
 
 
 def test_a_signal_that_ends_the_worker_ends_the_job(pool: FakePool) -> None:
