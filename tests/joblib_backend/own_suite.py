@@ -1,7 +1,7 @@
 """A plugin for pytest that has joblib's own tests of its backends try this one.
 
-joblib parametrizes them with the names of backends: where it says "loky", it says "prefork" too, and
-only those cases are left that have it.
+joblib parametrizes them with the names of backends: where it says "loky", it says "prefork", too,
+and only those cases are left that have it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 
-import prefork.joblib  # noqa: F401 # it registers the backend, which other lists are made of
+import prefork.joblib  # it registers the backend, which other lists are made of
 
 NAME = "prefork"
 

@@ -282,8 +282,7 @@ def test_several_threads_share_them(config):
     def calls():
         with parallel_config(backend="prefork", n_jobs=2):
             found.extend(
-                Parallel()(delayed(abs)(-i) for i in range(20)) == list(range(20))
-                for _ in range(5)
+                Parallel()(delayed(abs)(-i) for i in range(20)) == list(range(20)) for _ in range(5)
             )
 
     threads = [threading.Thread(target=calls) for _ in range(3)]

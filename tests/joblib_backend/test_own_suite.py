@@ -28,6 +28,8 @@ LEFT_OUT = {
 
 LEAST = 130  # tests
 
+OPTIONS = f"-q -c {os.devnull} -p no:cacheprovider -p no:randomly -p own_suite -W ignore".split()
+
 pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("joblib.test") is None, reason="joblib comes without its tests"
@@ -40,9 +42,15 @@ pytestmark = [
 def test_they_pass():
     left_out = [word for name in LEFT_OUT for word in ("--left-out", name)]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider"]
-        + ["-p", "no:randomly", "-p", "own_suite", "-W", "ignore", "--tb=short"]
-        + ["--pyargs", "joblib.test.test_parallel", *left_out],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *OPTIONS,
+            "--pyargs",
+            "joblib.test.test_parallel",
+            *left_out,
+        ],
         capture_output=True,
         text=True,
         timeout=880,

@@ -83,9 +83,7 @@ class Options(NamedTuple):
 
     def for_workers(self) -> WorkerOptions:
         """What all workers are to know."""
-        return WorkerOptions(
-            self.initializer, self.max_memory, self.soft_limit, self.load_seconds
-        )
+        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit, self.load_seconds)
 
     def tasks_of_next(self) -> int | None:
         """Of the next worker."""

@@ -43,6 +43,11 @@ def _after_in_child() -> None:
 os.register_at_fork(after_in_child=_after_in_child)
 
 
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class _Popen(popen_forkserver.Popen):
     """One child of that server."""
 
@@ -55,10 +60,10 @@ class _Popen(popen_forkserver.Popen):
         self.sentinel, data = _Shared.server.connect_to_new_process(self._fds)
         # The child looks at the other end of this one to see whether its parent is still there.
         kept = os.dup(data)
-        self.finalizer = util.Finalize(self, util.close_fds, (kept, self.sentinel))
+        self.finalizer = util.Finalize(self, _close, (kept, self.sentinel))
         with open(data, "wb") as pipe:
             pipe.write(message)
-        self.pid = forkserver.read_signed(self.sentinel)  # type: ignore[attr-defined]
+        self.pid = forkserver.read_signed(self.sentinel)
 
     def _message(self, process_obj: BaseProcess) -> bytes:
         """What `multiprocessing.spawn` reads in the child: how it is to be prepared, and itself."""

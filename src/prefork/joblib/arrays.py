@@ -3,7 +3,7 @@ joblib documents it (`max_nbytes`, `mmap_mode`, `temp_folder`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from joblib._memmapping_reducer import (
@@ -17,7 +17,7 @@ from prefork._ipc.pickling import PROTOCOL
 __all__ = ["BACKWARD", "Arrays", "Reducers"]
 
 Reducer = Callable[[Any], Any]
-Reducers = Mapping[type, Reducer]
+Reducers = dict[type, Reducer]
 
 
 def _only(reducer: Reducer, concerns: Callable[[Any], bool]) -> Reducer:

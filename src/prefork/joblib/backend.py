@@ -30,7 +30,7 @@ processes. What is below runs in its own process, one after another."""
 
 
 class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc] # no types
-    """Made by joblib, for `parallel_config(backend="prefork", …)` and `Parallel(backend="prefork")`.
+    """Made by joblib for `parallel_config(backend="prefork", …)`, `Parallel(backend="prefork")`.
 
     Args:
         nesting_level, inner_max_num_threads: joblib's own.
@@ -189,7 +189,9 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         with self._lock:
             self._batches.add(batch)
         batch.start(terms)
-        if batch.parallel is not None and _is_aborting(batch):  # so its jobs are found by whoever comes second
+        if batch.parallel is not None and _is_aborting(
+            batch
+        ):  # so its jobs are found by whoever comes second
             self._abandon(batch)
         return batch
 

@@ -11,7 +11,7 @@ import functools
 import io
 import pickle
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ except ImportError:
 
 __all__ = ["Call", "dumps_whole", "outcome"]
 
-_of_multiprocessing: Final[Mapping[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_of_multiprocessing: Final[dict[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] # it has no types
@@ -43,9 +43,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] # it has no type
             return False
 
         # Before the base class's constructor, which looks at it.
-        self.dispatch_table = ChainMap(
-            reducers, super().dispatch_table, _of_multiprocessing
-        )
+        self.dispatch_table = ChainMap(reducers, super().dispatch_table, _of_multiprocessing)
         super().__init__(file, protocol=PROTOCOL, buffer_callback=is_small)
 
 

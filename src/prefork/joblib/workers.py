@@ -162,7 +162,7 @@ def _look_at(kept: _Kept) -> None:
 def shutdown() -> None:
     """Let the kept workers go now; the next call starts others. What still runs in them is killed,
     and fails with `Terminated`."""
-    global _now  # noqa: PLW0603
+    global _now
     with _lock:
         kept, _now = _now, None
     if kept is not None:
@@ -171,7 +171,7 @@ def shutdown() -> None:
 
 def _after_in_child() -> None:
     """The workers are the parent's."""
-    global _lock, _now  # noqa: PLW0603
+    global _lock, _now
     _lock, _now = threading.RLock(), None
 
 
