@@ -23,6 +23,10 @@ def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) 
     marks = getattr(obj, "pytestmark", None)
     if isinstance(marks, list):
         marks[:] = [with_ours(mark) for mark in marks]
+    if name == "check_subprocess_call":  # ten seconds for a program: a busy machine is not a bug
+        setattr(
+            collector.obj, name, lambda *args, **options: obj(*args, **options | {"timeout": 100})
+        )
     if isinstance(obj, str):  # a script, perhaps, which one of them runs
         changed = obj.replace("\nfrom joblib import", "\nimport prefork.joblib\nfrom joblib import")
         setattr(collector.obj, name, changed)
