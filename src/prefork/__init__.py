@@ -6,6 +6,7 @@ The rooms, from the top; a module imports only from its own room and those below
 
     cli, __main__         `prefork map`: a function over many inputs, from the command line
     celery                celery's worker pool
+    joblib                the backend for joblib, and so for scikit-learn
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
     executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`

@@ -17,6 +17,7 @@ import time
 import pytest
 
 from helpers import DEADLINE, eventually, has_ended, mark, mark_and_stay, marked, process, stop
+from inside import templates
 from prefork import Pool, WorkerLostError
 from prefork._system.process import Process
 
@@ -288,7 +289,7 @@ def test_a_stopped_worker_that_ends_with_its_template_is_accounted_for(
     innocent = pool.apply_async(abs, (-1,))
     worker = int(marked(tmp_path / "pid"))
     stop(worker)
-    os.kill(template.pid, signal.SIGKILL)
+    os.kill(template, signal.SIGKILL)
     if retries:
         assert guilty.get(DEADLINE) == "again"
     else:
@@ -301,13 +302,12 @@ def test_a_stopped_worker_that_ends_with_its_template_is_accounted_for(
 
 def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
     pool = make_pool(2, context="fork", maxtasksperchild=2)
-    templates = pool._engine._spawner._templates
     made, results = set(), []
     for n in range(25):
         results += [pool.apply_async(abs, (-n,)) for _ in range(2)]
         if n % 3:  # else they are lost while others are being made
             results[-1].wait(DEADLINE)
-        for template in list(templates._all):
+        for template in templates(pool):
             if template.pid and not template.is_lost:
                 made.add(template)
                 with contextlib.suppress(ProcessLookupError):

@@ -75,6 +75,7 @@ class Options(NamedTuple):
     first_start_timeout: float | None = None  # of the first workers, instead of that
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
     accept_delay: float | None = None  # see `StartTimer`
+    load_seconds: float = 0.0  # see `WorkerOptions`
 
     @property
     def start_method(self) -> str:
@@ -82,7 +83,7 @@ class Options(NamedTuple):
 
     def for_workers(self) -> WorkerOptions:
         """What all workers are to know."""
-        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit)
+        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit, self.load_seconds)
 
     def tasks_of_next(self) -> int | None:
         """Of the next worker."""

@@ -112,8 +112,10 @@ class LimitTimer:
         expired: list[Expiry],
         looks: list[float],
     ) -> None:
-        if job.size > 1 and (limit := _first_limit(job)) is not None:
-            looks.append(now + limit)  # for the chunk's next item, which may begin any moment
+        if (job.size > 1 or started > now) and (limit := _first_limit(job)) is not None:
+            # For the chunk's next item, or for what is still being unpickled: either may begin any
+            # moment.
+            looks.append(now + limit)
         if job.timeout:
             if now >= started + job.timeout:
                 expired.append(Expiry(slot, job, False, job.timeout, started))

@@ -16,11 +16,10 @@ from multiprocessing import context as mp_context
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from prefork._system import at_fork, forks, signals
+from prefork._system import at_fork, forks, signals, std_internals
 from prefork._system.fork_warning import warn_of_threads
 from prefork._system.launch import Foreign, Launch
 from prefork._system.lifeline import Lifeline
-from prefork._system.newborn import preload
 from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
@@ -38,8 +37,9 @@ def announce(context: BaseContext, module: str) -> None:
         DeprecationWarning: they are to be forked, this process has threads, and the program takes
             that warning for an error.
     """
-    preload(context.get_start_method(), module)
-    if is_forking(context):
+    if (server := std_internals.fork_server_of(context)) is not None:
+        std_internals.preload(server, module)
+    elif is_forking(context):
         warn_of_threads()
 
 

@@ -16,7 +16,7 @@ from multiprocessing import popen_fork
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
-from prefork._system import at_fork
+from prefork._system import at_fork, std_internals
 from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 
@@ -204,6 +204,7 @@ class Foreign(Launch):
         self.fds = fds
         self._popen_class: Any = context.Process  # type: ignore[attr-defined]
         self._method = context.get_start_method()
+        self._server = std_internals.fork_server_of(context)
         self._popens: list[Any] = []  # of one process, once it has been started
         self._lock = threading.Lock()
         self._is_closed = False
@@ -229,7 +230,7 @@ class Foreign(Launch):
 
     def launch(self) -> None:
         popen = self._popen_class._Popen
-        with surviving_interrupts(self._method):
+        with surviving_interrupts(self._method, self._server):
             # All in C: nothing comes between the start and its being known.
             self._popens.extend(itertools.starmap(popen, [(self._process,)]))
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import Any
 
-__all__ = ["finalize", "preload", "sharing_tracker"]
+__all__ = ["finalize", "fork_server_of", "preload", "sharing_tracker"]
 
 
 def finalize() -> None:
@@ -22,12 +23,19 @@ def finalize() -> None:
     util._exit_function()  # type: ignore[attr-defined]
 
 
-def preload(module: str) -> None:
-    """Have the fork server, unless it runs already, import a module once for all its children,
-    beside what the program wants it to."""
+def fork_server_of(context: BaseContext) -> Any:
+    """The fork server of a start method's context: one of its own (`own_server.py`), or the
+    standard library's; None, if it has none."""
+    if context.get_start_method() != "forkserver":
+        return None
     from multiprocessing import forkserver  # large
 
-    server: Any = forkserver._forkserver
+    return getattr(context, "server", forkserver._forkserver)
+
+
+def preload(server: Any, module: str) -> None:
+    """Have a fork server, unless it runs already, import a module once for all its children, beside
+    what the program wants it to."""
     if module not in server._preload_modules:
         kept: dict[str, Any] = {}
         if sys.version_info >= (3, 15):

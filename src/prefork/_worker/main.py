@@ -131,7 +131,8 @@ class _Worker:
     def _run_task(self, ticket: Ticket) -> None:
         end = self._end
         job, soft_timeout, _, _, _, flags = ticket
-        end.clock[1] = end.clock[2] = started = time.monotonic()
+        end.clock[2] = started = time.monotonic()
+        end.clock[1] = started + self._options.load_seconds  # until `_restart_clock`
         end.board[0] = job
         if flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)

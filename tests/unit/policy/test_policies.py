@@ -57,6 +57,20 @@ def test_jobs_without_limits_need_no_look():
     assert timer.next_due is None
 
 
+def test_what_is_still_being_unpickled_may_begin_any_moment():
+    timer = LimitTimer()
+    slot = Running()
+    job = sent(slot, hard=2.0)
+    slot.run(job, 70.0)  # so long it may take
+    assert timer.look([slot], 12.0).expired == []
+    assert timer.next_due == 14.0  # not: 72.0
+    slot.run(job, 12.5)
+    assert timer.look([slot], 14.0).expired == []
+    assert timer.next_due == 14.5
+    slot.run(job, 10.0)  # it has taken longer
+    assert timer.look([slot], 14.5).expired == [Expiry(slot, job, False, 2.0, 10.0)]
+
+
 def test_a_limit_counts_from_the_start_of_the_task():
     timer = LimitTimer()
     slot = Running()
