@@ -154,9 +154,12 @@ def decode_reason(payload: Any) -> str:
     Raises:
         ValueError: it says nothing.
     """
-    if not isinstance(payload, bytes):
-        raise ValueError(f"a report cannot be read: it has come as {type_name(payload)}")
-    return payload.decode(errors="replace")
+    try:
+        if isinstance(payload, bytes):
+            return payload.decode()
+    except UnicodeDecodeError:
+        pass
+    raise ValueError("a report cannot be read: it is no text")
 
 
 def encode_exit(code: int, why: str) -> bytes:
