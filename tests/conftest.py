@@ -12,6 +12,12 @@ import pytest
 from gate import Gate
 from helpers import METHODS, Script
 from prefork import Pool
+from promises import spelled_out
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Promises are chosen by their numbers: `-m "promise(3)"`."""
+    config.option.markexpr = spelled_out(config.option.markexpr)
 
 
 @pytest.fixture(params=METHODS)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import weakref
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 NEWEST = (3, 14)  # the newest Python for which the compiler is known to work
 
 NOTE = "prefork/_build.txt"
+
+HEADERS = ("include", "platinclude")  # where Python.h may be
 
 
 class CannotCompile(Exception):
@@ -52,18 +55,16 @@ class CompiledModules(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
             return
+        # What is in it is packed after this. It goes then; or with this object, if a build fails.
         self._scratch = Path(tempfile.mkdtemp(prefix="prefork-build-"))
-        try:
-            note = self._compile_or_say_why_not(build_data)
-            (self._scratch / "note").write_text(f"{note}\n", encoding="utf-8")
-            build_data["force_include"][str(self._scratch / "note")] = NOTE
-        except BaseException:
-            shutil.rmtree(self._scratch)
-            raise
+        self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        note = self._scratch / "note"
+        note.write_text(f"{self._compile_or_say_why_not(build_data)}\n", encoding="utf-8")
+        build_data["force_include"][str(note)] = NOTE
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
-            shutil.rmtree(self._scratch)
+            self._clean()
 
     def _compile_or_say_why_not(self, build_data: dict[str, Any]) -> str:
         try:
@@ -84,25 +85,13 @@ class CompiledModules(BuildHookInterface[Any]):
         package = self._scratch / "source/prefork"
         stale = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(Path(self.root, "src/prefork"), package, ignore=stale)
-        into = self._scratch / "compiled"
-        command = [sys.executable, str(Path(self.root, "tools/compile.py")), str(into)]
         modules = [module.removeprefix("/src/") for module in self.config["modules"]]
-        done = subprocess.run(
-            [*command, *modules],
-            cwd=package.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-        if done.returncode != 0:
-            if wanted() == "0":
-                print(done.stdout, file=sys.stderr)
-            raise CannotCompile(f"the compilation failed ({gist(done.stdout)})")
-        for path in into.rglob("*.so"):
-            build_data["force_include"][str(path)] = path.relative_to(into).as_posix()
+        names = [module.removesuffix(".py").replace("/", ".") for module in modules]
+        script = Path(self.root, "tools/compile.py")
+        run_python(package.parent, "the compilation failed", script, *modules)
+        run_python(package.parent, "what was compiled fails", "-c", f"import {', '.join(names)}")
+        for path in package.rglob("*.so"):
+            build_data["force_include"][str(path)] = path.relative_to(package.parent).as_posix()
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
@@ -138,11 +127,26 @@ def check_whether_to_try() -> None:
         raise CannotCompile("Python's headers (Python.h) were not there")
 
 
-HEADERS = ("include", "platinclude")
+def run_python(folder: Path, complaint: str, *arguments: object) -> None:
+    """Run this Python there, or raise `CannotCompile`."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        if wanted() == "0":
+            print(done.stdout, file=sys.stderr)
+        raise CannotCompile(f"{complaint} ({gist(done.stdout)})")
 
 
 def gist(output: str) -> str:
-    """The one line of a compiler's output that tells most."""
+    """The line of a compiler's output that tells most: its first error, or the last of all."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line.lower()]
+    errors = [line for line in lines if " error: " in line]  # a compiler's, not an exception
     return (errors or lines[-1:] or ["it said nothing"])[0][:200]

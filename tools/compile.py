@@ -1,7 +1,7 @@
-"""Compile modules with mypyc: `python compile.py INTO MODULE.py …`, in the folder of their package.
+"""Compile modules with mypyc: `python compile.py MODULE.py …`, in the folder of their package.
 
-The build hook runs it in a process of its own, so that the compiler may do to its process what it
-wants: it changes folders, prints, exits. What it makes on the way it leaves in the current folder.
+Each module's extension comes to lie beside it, and more in the current folder: so it is run on a
+copy. It has a process of its own, since the compiler prints and exits as it likes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MYPY_OPTIONS = [
 COMPILER_OPTIONS = ["-Wno-error"]
 
 
-def main(into: str, modules: list[str]) -> None:
+def main(modules: list[str]) -> None:
     extensions = mypycify(
         [*MYPY_OPTIONS, *modules],
         opt_level="3",
@@ -38,12 +38,12 @@ def main(into: str, modules: list[str]) -> None:
         extension.extra_compile_args.extend(COMPILER_OPTIONS)
     distribution = setuptools.Distribution({"name": "prefork", "ext_modules": extensions})
     build = distribution.get_command_obj("build_ext")
-    build.build_lib = into
+    build.build_lib = "."
     build.build_temp = "objects"
-    build.parallel = os.cpu_count()
+    build.parallel = min(os.cpu_count() or 1, 4)
     build.ensure_finalized()
     build.run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1:])

@@ -30,7 +30,9 @@ PIP = (sys.executable, "-m", "pip")
 
 LOOK = """
 import os, sys, sysconfig
-print("%d.%d" % sys.version_info[:2], os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+print("%d.%d" % sys.version_info[:2])
+print(os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+print(sys.executable)
 """
 
 
@@ -67,11 +69,11 @@ def find_pythons() -> dict[str, str]:
     for version in supported_versions():
         for candidate in candidates(version):
             match look_at(candidate):
-                case [seen, "True"] if seen == version:
-                    found[version] = candidate
+                case [seen, "True", executable] if seen == version:
+                    found[version] = executable
                     break
-                case [seen, _] if seen == version:
-                    print(f"{candidate} has no headers: no wheel for it")
+                case [seen, "False", executable] if seen == version:
+                    print(f"{executable} has no headers: no wheel for it")
     if not found:
         raise SystemExit("prefork: there is no Python with its headers here")
     print("Pythons:", ", ".join(found.values()), flush=True)
@@ -93,9 +95,12 @@ def candidates(version: str) -> Iterable[str]:
 
 
 def look_at(python: str) -> list[str]:
-    """Its version, and whether it has its headers. Nothing, where pyenv's stand-in has none."""
+    """Its version, whether it has its headers, and where it is (pyenv has stand-ins in PATH).
+
+    Nothing, if it does not run, as a stand-in for a version that is not chosen.
+    """
     done = subprocess.run([python, "-c", LOOK], capture_output=True, text=True, check=False)
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 # --- what is built ------------------------------------------------------------------------------
@@ -117,6 +122,7 @@ def build_compiled_wheel(sdist: Path, scratch: Path, python: str) -> None:
     run(*PIP, "--python", python, *arguments, environ={"PREFORK_PURE": "0"})
     (wheel,) = into.iterdir()
     run(TOOLS / "auditwheel", "repair", "--strip", "--wheel-dir", DIST, wheel)
+    print(f"Compiled for {python}", flush=True)
 
 
 def check(files: list[Path]) -> None:

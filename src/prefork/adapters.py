@@ -51,7 +51,7 @@ class AdapterPool(Pool):
     @property
     def is_broken(self) -> bool:
         """Whether the pool has given up, since its workers cannot start."""
-        return self._engine.state.broken is not None
+        return self._engine.is_broken
 
     def is_busy_here(self) -> bool:
         """Whether this is called by the pool's own work, as from a signal handler that has

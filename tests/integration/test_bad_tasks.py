@@ -39,6 +39,7 @@ def raising(error):
     raise error
 
 
+@pytest.mark.promise(number=1)
 @pytest.mark.parametrize(
     "error",
     [
@@ -389,6 +390,7 @@ def close_everything():
     os.closerange(3, 200)
 
 
+@pytest.mark.promise(number=3)
 def test_a_task_that_closes_everything_loses_its_worker_only(make_pool):
     pool = make_pool(2)
     with pytest.raises(WorkerLostError):

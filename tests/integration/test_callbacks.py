@@ -358,6 +358,7 @@ def test_callbacks_run_in_one_thread_of_the_pool(pool, log):
     assert threads.isdisjoint({threading.current_thread(), threading.main_thread()})
 
 
+@pytest.mark.promise(number=1)
 def test_each_job_has_its_callbacks_once(pool, log):
     for x in range(300):
         pool.apply_async(odd_only, (x,), callback=log.done, error_callback=log.failed)
@@ -579,6 +580,7 @@ def call_in_callback(pool, call):
     return answers.get(timeout=DEADLINE)
 
 
+@pytest.mark.promise(number=1)
 def test_a_callback_may_call_the_pool_and_wait(pool, log):
     def nested():
         inner = pool.apply_async(
@@ -652,6 +654,7 @@ def is_start_waiting(pool):
     return pool._engine.callbacks._turn.locked()
 
 
+@pytest.mark.promise(number=1)
 def test_no_worker_is_forked_while_a_callback_holds_a_lock(make_pool, monkeypatch):
     """Nobody would release it in there."""
     monkeypatch.setattr(spawner, "QUIET_SECONDS", DEADLINE)

@@ -64,6 +64,8 @@ def lonely(context, make_pool) -> Pool:
 # --- SIGKILL at each moment of a worker's life
 
 
+@pytest.mark.promise(number=1)
+@pytest.mark.promise(number=3)
 def test_killed_while_running(pool, tmp_path):
     guilty = pool.apply_async(mark_and_stay, (tmp_path / "runs",))
     others = [pool.apply_async(square, (n,)) for n in range(200)]
@@ -90,12 +92,15 @@ def test_the_dead_are_replaced(pool, tmp_path):
     assert pool.map(square, range(10)) == [n * n for n in range(10)]
 
 
+@pytest.mark.promise(number=1)
 def test_killed_while_idle(lonely):
     victim = lonely.apply(os.getpid)
     os.kill(victim, signal.SIGKILL)
     assert lonely.apply_async(os.getpid).get(DEADLINE) != victim
 
 
+@pytest.mark.promise(number=2)
+@pytest.mark.promise(number=3)
 @pytest.mark.parametrize("size", [0, LARGE])
 def test_killed_before_it_receives(lonely, tmp_path, size):
     """What waits for a worker in its inbox runs elsewhere, once."""
@@ -130,6 +135,8 @@ def send(path, number, size):
     return bytes([number]) * size
 
 
+@pytest.mark.promise(number=1)
+@pytest.mark.promise(number=3)
 def test_killed_while_sending(lonely, tmp_path):
     """The result before it arrives, the one that was cut in its middle does not, the rest runs."""
     log = tmp_path / "log"
@@ -165,6 +172,7 @@ def stay_once(folder):
         signal.pause()
 
 
+@pytest.mark.promise(number=1)
 def test_killed_while_starting(context, make_pool, tmp_path):
     """Nothing has run, so nothing fails."""
     pool = make_pool(1, stay_once, (tmp_path,), lost_worker_timeout=NEVER, context=context)
@@ -174,6 +182,7 @@ def test_killed_while_starting(context, make_pool, tmp_path):
     assert [r.get(DEADLINE) for r in results] == [0, 1, 4]
 
 
+@pytest.mark.promise(number=3)
 def test_stopped_worker_holds_up_its_own_job_only(pool, tmp_path):
     held = pool.apply_async(wait_for, (tmp_path / "runs", tmp_path / "go"))
     stopped = int(marked(tmp_path / "runs"))
@@ -203,6 +212,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+@pytest.mark.promise(number=1)
 @pytest.mark.parametrize(
     ("function", "args", "exitcode", "words"),
     [
@@ -225,6 +235,7 @@ def test_task_that_ends_its_process(pool, function, args, exitcode, words):
     assert [r.get(DEADLINE) for r in others] == [n * n for n in range(40)]
 
 
+@pytest.mark.promise(number=3)
 def test_a_crash_tells_where(pool):
     error = lost(pool.apply_async(segfault))
     assert "in segfault" in error.stack
@@ -272,6 +283,7 @@ def test_callbacks(pool):
 # --- the pool's own business goes on
 
 
+@pytest.mark.promise(number=3)
 def test_close_waits_for_what_the_dead_left(lonely, tmp_path):
     results = [lonely.apply_async(mark_and_stay, (tmp_path / "runs",))]
     results += [lonely.apply_async(square, (n,)) for n in range(10)]
@@ -348,6 +360,7 @@ def test_looking_at_a_result_while_its_worker_dies(make_pool):
     assert errors == []
 
 
+@pytest.mark.promise(number=1)
 def test_the_end_of_the_fork_server(make_pool, tmp_path):
     """Its workers live on and finish their tasks, but nobody knows how they end."""
     from multiprocessing.forkserver import _forkserver

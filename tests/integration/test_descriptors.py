@@ -214,6 +214,7 @@ def test_in_an_exception(pool):
         del caught, back
 
 
+@pytest.mark.promise(number=6)
 def test_of_jobs_that_never_run(make_pool, gate):
     pool = make_pool(1)
     pool.apply(abs, (1,))
@@ -256,6 +257,7 @@ def test_a_lock_is_refused_as_before(make_pool):
         make_pool(1).apply(len, ([multiprocessing.Lock()],))
 
 
+@pytest.mark.promise(number=6)
 def test_kept_results_hold_no_descriptors(make_pool):
     pool = make_pool(2)
     sizes = [100_000, 200_000, 600_000]

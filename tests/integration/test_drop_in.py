@@ -52,6 +52,7 @@ def test_names_of_a_pool(make_pool, context, gate):
     results = [pool.apply_async(enter, (gate,)) for _ in range(5)]
     a_map = pool.map_async(square, range(20), 1)
     visitors = [gate.arrival() for _ in range(3)]
+    eventually(lambda: a_map._job, "the input of the map begins to be read")
     assert len(pool._cache) == 6
     assert set(pool._cache.values()) == {*results, a_map}
     assert results[0]._job in pool._cache

@@ -258,6 +258,7 @@ def failing(call, at, error):
     return fail
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.parametrize("at", [1, 2, 4])
 @pytest.mark.parametrize(
     ("where", "name", "error"),

@@ -157,6 +157,7 @@ class Call:
         return self.function(self.log, item)
 
 
+@pytest.mark.promise(number=2)
 @pytest.mark.parametrize("function", [fork_and_return, fork_and_raise])
 @pytest.mark.parametrize("call", ["apply", "map", "map in chunks", "imap in chunks"])
 def test_a_forked_child_doubles_nothing(context, make_pool, tmp_path, function, call):
@@ -254,6 +255,7 @@ def stay(path):
     time.sleep(1000)
 
 
+@pytest.mark.promise(number=6)
 def test_inner_workers_end_with_the_outer_one(context, make_pool, tmp_path):
     pool = make_pool(1, lost_worker_timeout=NEVER, context=context)
     result = pool.apply_async(stay_in_an_inner_pool, (tmp_path / "inner",))

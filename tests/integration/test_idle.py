@@ -56,6 +56,7 @@ def is_quiet(look, seconds: float) -> bool:
     return look() == before
 
 
+@pytest.mark.promise(number=5)
 def test_no_thread_wakes_up(idle):
     eventually(lambda: is_quiet(lambda: switches(idle), 0.1), "it becomes idle")
     before = switches(idle)
@@ -63,6 +64,7 @@ def test_no_thread_wakes_up(idle):
     assert switches(idle) == before
 
 
+@pytest.mark.promise(number=5)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_no_system_call(idle, tmp_path):
     log = tmp_path / "log"

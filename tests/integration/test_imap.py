@@ -403,6 +403,7 @@ def test_join_does_not_wait_for_an_input_that_nobody_needs(make_pool):
     assert ended
 
 
+@pytest.mark.promise(number=1)
 @pytest.mark.parametrize("chunksize", [1, 2])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_terminated_pool_ends_its_iterators(make_pool, verb, chunksize):
@@ -415,6 +416,7 @@ def test_a_terminated_pool_ends_its_iterators(make_pool, verb, chunksize):
     assert len(found) <= 10
 
 
+@pytest.mark.promise(number=1)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_terminated_pool_wakes_who_waits_for_a_result(make_pool, gate, verb):
     pool = make_pool(1)

@@ -66,6 +66,7 @@ def use(context, end, jobs):
     end(pool)
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.serial  # what others in this process start would count
 @pytest.mark.parametrize("end", [close, terminate, leave, drop, die])
 def test_nothing_is_left(context, end):
@@ -81,6 +82,7 @@ def test_nothing_is_left(context, end):
         assert possessions() - before == set()
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.serial
 @pytest.mark.parametrize("what", [Engine, ResultHandler, Supervisor])
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -77,12 +77,14 @@ def armed():
     return {fd for fd in flags if flags[fd] & os.O_ASYNC}
 
 
+@pytest.mark.promise(number=6)
 def test_a_worker_is_tied_to_its_owner_twice(make_pool):
     """Once is not enough on new kernels: a child that is forked at that moment can be missed."""
     pool = make_pool(1)
     assert len(pool.apply(armed)) == 2
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.parametrize("stopped", [False, True])
 def test_killed(script, tmp_path, method, stopped):
     """The kernel kills the workers, and what their tasks started: even those that are stopped."""
@@ -97,6 +99,7 @@ def test_killed(script, tmp_path, method, stopped):
     eventually(lambda: not owner.leftovers(), "all its processes end")
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.parametrize(
     ("how", "code", "error"),
     [
@@ -133,6 +136,7 @@ def stay(path):
     time.sleep(1000)
 
 
+@pytest.mark.promise(number=6)
 def test_dropped(tmp_path):
     threads = set(threading.enumerate())
     pool = Pool(2)
@@ -154,6 +158,7 @@ def test_a_pending_result_keeps_its_pool():
     assert result.get(DEADLINE) is None
 
 
+@pytest.mark.promise(number=6)
 def test_dropped_with_its_results(tmp_path):
     pool = Pool(1)
     result = pool.apply_async(stay, (tmp_path / "runs",))
@@ -182,6 +187,7 @@ def test_a_dropped_iterator_ends_an_endless_input():
 # --- terminate
 
 
+@pytest.mark.promise(number=1)
 def test_terminate_resolves_everything(context, make_pool, tmp_path):
     pool = make_pool(2, context=context)
     called: list[object] = []
@@ -194,11 +200,15 @@ def test_terminate_resolves_everything(context, make_pool, tmp_path):
     queued.append(pool.map_async(abs, range(1000)))
     iterators = [pool.imap(abs, itertools.count()), pool.imap_unordered(abs, range(1000), 10)]
     pool.terminate()
+    errors = []
     for result in running + queued:
-        with pytest.raises(Terminated):
+        with pytest.raises(Terminated) as raised:
             result.get(DEADLINE)
-    for iterator in iterators:
-        assert all(isinstance(outcome, Terminated) for outcome in outcomes(iterator))
+        errors.append(raised.value)
+    errors += outcomes(iterators[0])
+    assert all(isinstance(error, Terminated) for error in [*errors, *outcomes(iterators[1])])
+    # Each job has one of its own: who raises it adds a traceback to it, and a context.
+    assert len(set(map(id, errors))) == len(errors)
     assert pool.join(DEADLINE)
     assert [type(value) for value in called] == [Terminated] * 100
     assert all(map(has_ended, pids))
@@ -236,6 +246,7 @@ def test_terminated_while_a_job_is_handed_in(make_pool, call):
         pass
 
 
+@pytest.mark.promise(number=1)
 def test_terminate_from_many_threads(make_pool, tmp_path):
     pool = make_pool(2)
     result = pool.apply_async(stay, (tmp_path / "runs",))
@@ -263,6 +274,7 @@ class FragilePool(Pool):
     Process = Unstartable
 
 
+@pytest.mark.promise(number=1)
 def test_no_successor_can_be_started(monkeypatch):
     """Whatever starting a process raises: all jobs fail, and the pool can be ended."""
     pool = FragilePool(1, lost_worker_timeout=NEVER)

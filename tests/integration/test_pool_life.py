@@ -56,6 +56,7 @@ def test_a_pool_that_has_ended_refuses_everything(make_pool, end, verb):
         VERBS[verb](pool)
 
 
+@pytest.mark.promise(number=1)
 def test_a_closed_pool_finishes_its_jobs(context, make_pool):
     pool = make_pool(2, context=context)
     handles = [pool.apply_async(square, (x,)) for x in range(100)]
@@ -97,6 +98,7 @@ def test_close_twice_is_once(make_pool):
     assert pool.join(DEADLINE)
 
 
+@pytest.mark.promise(number=6)
 def test_after_join_no_worker_is_left(context, make_pool):
     pool = make_pool(2, context=context)
     pids = {pool.apply(pid_of_worker) for _ in range(10)}
@@ -148,6 +150,7 @@ def test_terminate_twice_and_from_many_threads(make_pool, gate):
     assert all(handle.ready() for handle in handles)
 
 
+@pytest.mark.promise(number=1)
 def test_terminate_wakes_all_who_wait(make_pool, gate):
     pool = make_pool(1)
     handle = pool.apply_async(enter, (gate,))
@@ -181,6 +184,7 @@ def test_terminate_ends_a_close_that_is_under_way(make_pool, gate):
         handle.get(0)
 
 
+@pytest.mark.promise(number=1)
 def test_terminate_at_once():
     for _ in range(10):
         pool = Pool(2)

@@ -29,7 +29,13 @@ from prefork import (
     WorkerState,
 )
 
-pytestmark = pytest.mark.timeout(300)  # when it fails, hypothesis looks for the shortest way there
+pytestmark = [
+    pytest.mark.timeout(300),  # when it fails, hypothesis looks for the shortest way there
+    pytest.mark.promise(number=1),
+    pytest.mark.promise(number=2),
+    pytest.mark.promise(number=3),
+    pytest.mark.promise(number=6),
+]
 
 FEW = 2  # workers
 MOST = 4

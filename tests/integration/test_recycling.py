@@ -69,6 +69,8 @@ def test_jitter_is_checked(make_pool, tasks, jitter, error):
         make_pool(1, maxtasksperchild=tasks, maxtasksperchild_jitter=jitter)
 
 
+@pytest.mark.promise(number=1)
+@pytest.mark.promise(number=2)
 def test_recycling_loses_no_queued_work(make_pool, context):
     pool = make_pool(2, maxtasksperchild=1, context=context)
     data = bytes(MIB)
@@ -107,6 +109,7 @@ def test_memory_that_was_given_back_does_not_count(make_pool):
     assert pool.apply(os.getpid) == pid
 
 
+@pytest.mark.promise(number=3)
 def test_a_task_that_takes_too_much_memory_fails_alone(make_pool, context):
     limit = beyond_ours(200)
     pool = make_pool(2, max_memory_per_task=limit, context=context)
@@ -218,6 +221,7 @@ def die(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.promise(number=1)
 @pytest.mark.parametrize("how", [hang, freeze])
 def test_an_initializer_that_hangs(make_pool, tmp_path, how):
     pool = make_pool(2, how, (tmp_path / "log",), context="fork", start_timeout=1.0)
@@ -272,6 +276,7 @@ class WellBegun(AdapterPool):
     first_start_timeout = DEADLINE
 
 
+@pytest.mark.promise(number=3)
 @pytest.mark.parametrize("threads", [True, False])
 def test_workers_that_cannot_be_replaced_leave_those_that_work_alone(
     make_pool, tmp_path, gate, threads

@@ -313,6 +313,7 @@ except ChildProcessError:
 """
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.parametrize("forks", range(3))
 def test_an_interrupted_fork_leaves_no_child(run, forks):
     code, out, err = run(INTERRUPTED_FORK, forks).finish()

@@ -83,6 +83,7 @@ PLACES = {
 }
 
 
+@pytest.mark.promise(number=4)
 @pytest.mark.parametrize("task", PLACES)
 @pytest.mark.parametrize(
     "soft", [None, SOON / 2, 2 * SOON], ids=["hard alone", "soft", "late soft"]
@@ -110,6 +111,7 @@ def test_the_error_tells_where_the_task_was_stuck(make_pool, task, soft):
     assert calls[-1] == {"soft": not was_hard, "timeout": SOON if was_hard else soft}
 
 
+@pytest.mark.promise(number=4)
 def test_a_task_in_each_start_method_tells_where_it_was(context, make_pool):
     pool = make_pool(1, context=context)
     pool.apply(import_this_module)
@@ -119,6 +121,7 @@ def test_a_task_in_each_start_method_tells_where_it_was(context, make_pool):
     assert "in stuck_in_c" in caught.value.stack
 
 
+@pytest.mark.promise(number=6)
 def test_what_the_task_has_started_goes_with_it(make_pool, tmp_path):
     pool = make_pool(1)
     with pytest.raises(TimeLimitExceeded):
@@ -127,6 +130,7 @@ def test_what_the_task_has_started_goes_with_it(make_pool, tmp_path):
     eventually(lambda: has_ended(child), "the child of the task ends")
 
 
+@pytest.mark.promise(number=4)
 @pytest.mark.parametrize("verb", ["map", "starmap", "imap", "imap_unordered"])
 @pytest.mark.parametrize("chunksize", [1, 3])
 def test_the_map_family_takes_limits_for_each_item(make_pool, verb, chunksize):
@@ -138,6 +142,7 @@ def test_the_map_family_takes_limits_for_each_item(make_pool, verb, chunksize):
     assert list(pool.imap(time.sleep, [SOON] * 4, 4, timeout=3 * SOON)) == [None] * 4
 
 
+@pytest.mark.promise(number=4)
 @pytest.mark.parametrize("verb", ["map_async", "starmap_async"])
 def test_the_asynchronous_maps_take_limits(make_pool, verb):
     pool = make_pool(1)
@@ -146,6 +151,7 @@ def test_the_asynchronous_maps_take_limits(make_pool, verb):
         getattr(pool, verb)(time.sleep, items, timeout=SOON).get(DEADLINE)
 
 
+@pytest.mark.promise(number=2)
 def test_a_worker_that_does_not_read_its_job_is_replaced(make_pool, monkeypatch):
     """It was stopped while it had nothing to do; the job has not started, and runs elsewhere."""
     monkeypatch.setattr("prefork._policy.timers.UNREAD_SECONDS", 0.0)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -15,7 +16,7 @@ import time
 
 import pytest
 
-from helpers import DEADLINE, eventually, has_ended, mark, marked, process, stop
+from helpers import DEADLINE, eventually, has_ended, mark, mark_and_stay, marked, process, stop
 from prefork import Pool, WorkerLostError
 from prefork._system.process import Process
 
@@ -99,6 +100,7 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     assert template_of(pool) is not template
 
 
+@pytest.mark.promise(number=1)
 def test_a_template_that_is_lost_is_replaced(pool):
     lost = template_of(pool)
     os.kill(lost.pid, signal.SIGKILL)
@@ -120,6 +122,7 @@ def test_a_template_that_was_stopped_is_continued(pool):
     assert template_of(pool) is template
 
 
+@pytest.mark.promise(number=6)
 @pytest.mark.parametrize("end", ["terminate", "close"])
 def test_it_ends_with_the_pool(pool, end):
     template = template_of(pool)
@@ -135,7 +138,8 @@ DISMISSED = """
 import ctypes, multiprocessing, sys
 from helpers import DEADLINE, children, stop
 from prefork._system.lifeline import Lifeline
-from prefork._system.process import Child, Process, Ties
+from prefork._system.child import Child, Ties
+from prefork._system.process import Process
 from prefork._system.template import Template
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -247,6 +251,7 @@ def do_the_same(number):
     return number
 
 
+@pytest.mark.promise(number=1)
 def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recwarn):
     logging.getLogger("storm")
     pool = make_pool(2, context="fork", maxtasksperchild=1)
@@ -256,6 +261,56 @@ def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recw
         results = [pool.apply_async(do_the_same, (n,)) for n in range(60)]
         assert [result.get(DEADLINE) for result in results] == list(range(60))
     assert not [w for w in recwarn if "fork" in str(w.message)]
+
+
+def stay_or_return(path):
+    """Once for ever, then not."""
+    if path.exists():
+        return "again"
+    mark_and_stay(path)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_stopped_worker_that_ends_with_its_template_is_accounted_for(
+    make_pool, tmp_path, retries
+):
+    """The kernel ends the stopped processes of a group that has lost its last link to its session,
+    as a worker does whose template is killed; see `template.py`."""
+    pool = make_pool(1, context="fork")
+    template = template_of(pool)
+    guilty = pool.apply_async(stay_or_return, (tmp_path / "pid",), retries=retries)
+    innocent = pool.apply_async(abs, (-1,))
+    worker = int(marked(tmp_path / "pid"))
+    stop(worker)
+    os.kill(template.pid, signal.SIGKILL)
+    if retries:
+        assert guilty.get(DEADLINE) == "again"
+    else:
+        with pytest.raises(WorkerLostError) as caught:
+            guilty.get(DEADLINE)
+        assert (caught.value.pid, caught.value.exitcode) == (worker, None)
+    assert innocent.get(DEADLINE) == 1
+    assert [(left.pid, left.exitcode) for left in pool.statistics().exits] == [(worker, None)]
+
+
+def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
+    pool = make_pool(2, context="fork", maxtasksperchild=2)
+    templates = pool._engine._spawner._templates
+    made, results = set(), []
+    for n in range(25):
+        results += [pool.apply_async(abs, (-n,)) for _ in range(2)]
+        if n % 3:  # else they are lost while others are being made
+            results[-1].wait(DEADLINE)
+        for template in list(templates._all):
+            if template.pid and not template.is_lost:
+                made.add(template)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(template.pid, random.choice((signal.SIGKILL, signal.SIGSTOP)))
+    assert [result.get(DEADLINE) for result in results] == [n // 2 for n in range(50)]
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert len(made) > 5
+    assert all(process(template.pid) is None for template in made)
 
 
 KILLED = """
@@ -273,6 +328,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.promise(number=6)
 def test_a_stopped_template_ends_with_the_pools_process(script):
     program = script(KILLED)
     program.process.wait(DEADLINE)

@@ -45,6 +45,7 @@ def blocked(make_pool, gate):
     return pool, visitor, running, waiting
 
 
+@pytest.mark.promise(number=2)
 @pytest.mark.parametrize("verb", ["cancel", "terminate"])
 def test_a_job_that_waits_never_runs(blocked, verb):
     pool, visitor, running, waiting = blocked
@@ -80,6 +81,7 @@ def test_a_running_job_is_not_cancelled(blocked):
     assert not running.terminate()
 
 
+@pytest.mark.promise(number=3)
 def test_a_running_job_is_terminated_alone(blocked):
     _, visitor, running, waiting = blocked
     assert running.terminate()
@@ -200,6 +202,7 @@ def test_a_map_is_cancelled_and_what_runs_goes_on(make_pool, gate):
     assert pool.join(DEADLINE)
 
 
+@pytest.mark.promise(number=3)
 def test_terminating_at_any_moment_hits_only_that_job(make_pool):
     pool = make_pool(2)
     for round in range(100):
@@ -225,6 +228,7 @@ def fail_at_first(path, times):
     return "done"
 
 
+@pytest.mark.promise(number=2)
 def test_a_job_is_not_run_again_by_itself(make_pool, tmp_path):
     pool = make_pool(1)
     handle = pool.apply_async(fail_at_first, (tmp_path / "log", 1))
@@ -234,6 +238,7 @@ def test_a_job_is_not_run_again_by_itself(make_pool, tmp_path):
     assert len((tmp_path / "log").read_text().split()) == 1
 
 
+@pytest.mark.promise(number=2)
 def test_a_job_is_run_again_when_its_worker_was_lost(make_pool, tmp_path):
     pool = make_pool(1)
     handle = pool.apply_async(fail_at_first, (tmp_path / "log", 2), retries=2)
@@ -282,6 +287,7 @@ def test_retries_are_checked(make_pool, value, error):
         pool.map(square, [1], retries=value)
 
 
+@pytest.mark.promise(number=3)
 def test_a_job_that_kills_each_worker_that_it_meets_harms_nobody_else(make_pool):
     pool = make_pool(2)
     killer = pool.apply_async(os._exit, (1,), retries=20)

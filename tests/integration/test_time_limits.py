@@ -86,6 +86,7 @@ ENDLESS = [endless_loop, endless_sleep, endless_c_code, endless_lock]
 # --- the hard limit
 
 
+@pytest.mark.promise(number=4)
 @pytest.mark.parametrize("func", ENDLESS)
 def test_a_hard_limit_ends_the_task(make_pool, context, func):
     pool = make_pool(1, context=context)
@@ -107,6 +108,7 @@ def test_a_hard_limit_ends_the_task(make_pool, context, func):
     assert pool.apply(square, (3,)) == 9
 
 
+@pytest.mark.promise(number=4)
 @pytest.mark.parametrize("func", [endless_loop, endless_sleep])
 def test_a_soft_limit_raises_in_the_task(make_pool, context, func):
     pool = make_pool(1, context=context)
@@ -126,6 +128,7 @@ def test_a_task_may_catch_its_soft_limit_and_return(make_pool, context):
     assert handle.successful()
 
 
+@pytest.mark.promise(number=4)
 @pytest.mark.parametrize("func", [cleaning_up_for_ever, deaf])
 def test_the_hard_limit_follows_the_soft_one(make_pool, func):
     pool = make_pool(1)
@@ -201,6 +204,7 @@ def test_the_soft_limit_covers_the_pickling_of_the_result(make_pool):
 # --- whose limit, and for whom
 
 
+@pytest.mark.promise(number=4)
 def test_limits_of_the_pool_apply_to_all_its_calls(make_pool):
     pool = make_pool(2, timeout=SOON)
     with pytest.raises(TimeLimitExceeded):
@@ -233,6 +237,7 @@ def test_a_limit_of_the_call_goes_before_the_pools(make_pool):
     assert handle.get(DEADLINE) is None
 
 
+@pytest.mark.promise(number=4)
 def test_a_limit_counts_from_the_start_of_the_task(make_pool):
     pool = make_pool(1)
     slow = pool.apply_async(time.sleep, (6 * SOON,))
@@ -241,6 +246,7 @@ def test_a_limit_counts_from_the_start_of_the_task(make_pool):
     assert slow.ready()
 
 
+@pytest.mark.promise(number=3)
 def test_only_the_job_that_is_over_its_limit_fails(make_pool, gate):
     pool = make_pool(2)
     others = [pool.apply_async(enter, (gate, "other"))]
@@ -253,6 +259,7 @@ def test_only_the_job_that_is_over_its_limit_fails(make_pool, gate):
     assert [handle.get(DEADLINE) for handle in others] == ["other", *(x * x for x in range(50))]
 
 
+@pytest.mark.promise(number=4)
 def test_a_task_that_ignores_sigterm_is_killed(make_pool, gate):
     pool = make_pool(1)
     handle = pool.apply_async(unlimited, (gate,), timeout=SOON)
@@ -265,6 +272,7 @@ def test_a_task_with_limits_that_is_quick_is_not_disturbed(make_pool):
     assert pool.map(square, range(1000), 1) == [x * x for x in range(1000)]
 
 
+@pytest.mark.promise(number=3)
 def test_tiny_limits_interrupt_or_kill_no_other_job(make_pool):
     """Whenever the signal comes, before, while or after the task runs, only the task feels it."""
     pool = make_pool(2)

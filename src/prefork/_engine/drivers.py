@@ -257,11 +257,17 @@ class EventLoop:
 
     def rearm(self) -> None:
         """Have the timer fire in time. One that fires earlier stays, and is set again then: loops
-        keep what was cancelled until it would have been due."""
+        keep what was cancelled until it would have been due.
+
+        The loop is somebody else's. With the lock held it is not called, but woken: then it calls.
+        """
         if self._loop is None or (delay := self._delay()) is None:
             return
         due = time.monotonic() + delay
         if self._timer is None or due < self._timer_due - TIMER_SLACK:
+            if self._roles is not None and self._roles.state.is_lock_held():
+                self._roles.state.wake_supervisor()
+                return
             self._cancel_timer()
             self._timer_due = due
             self._timer = self._loop.call_later(delay, self._on_timer)

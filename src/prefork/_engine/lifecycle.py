@@ -50,6 +50,8 @@ class Lifecycle:
         """Fail all jobs, take no more, kill the workers that run any. The others end in order:
         they write what is in their buffers, and run their exit functions."""
         state = self._state
+        # First, since an input that hands in one more job will be told that the pool takes none.
+        self._end_inputs(reason)
         with state.lock:
             if state.phase in (PoolPhase.TERMINATE, PoolPhase.ENDED):
                 return
@@ -68,12 +70,16 @@ class Lifecycle:
             # what that refers to.
             for job in list(state.open_jobs.by_id.values()):
                 state.open_jobs.fail(job, _another(reason))
-            for reader in state.inputs:
-                reader.abort(_another(reason))
             for worker in idle:
                 worker.leave("the pool was terminated", TERMINATE_SECONDS)
+        self._end_inputs(reason)  # those that have begun meanwhile
         state.slot_free.notify_all()
         state.wake_supervisor()
+
+    def _end_inputs(self, reason: Exception) -> None:
+        """Without the lock: with their results goes what users gave along, such as callbacks."""
+        for reader in list(self._state.inputs):
+            reader.abort(_another(reason))
 
     def break_down(self, why: str, cause: BaseException | None = None) -> None:
         """Fail all jobs, now and later: the pool cannot go on."""
@@ -85,8 +91,8 @@ class Lifecycle:
             broken.__cause__ = cause
             state.give_up(broken)
             state.log.note(ERROR, "%s", why)
-            self.stop(broken)
             told = list(self._when_broken)
+        self.stop(broken)
         for call in told:
             self._call_soon(call, broken)
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
-from prefork._engine.starts import BackgroundStart, PendingWorker
+from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
@@ -268,13 +268,16 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
+        method = self._options.start_method
         announce(self._options.context, main.__module__)
         if not self._in_background:
-            self.spawn(self._options.processes)
+            persist(method, lambda: self.spawn(self._options.processes))
             return
         for _ in range(self._options.processes):
-            start = BackgroundStart(self.spawn, self._state.wake_supervisor)
-            start.finish(self._start_limit())
+            persist(method, self._spawn_aside)
+
+    def _spawn_aside(self) -> None:
+        BackgroundStart(self.spawn, self._state.wake_supervisor).finish(self._start_limit())
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:

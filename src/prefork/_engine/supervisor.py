@@ -80,6 +80,7 @@ class WorkerSupervisor:
         self._termination = ""  # has been asked for, and why
         self._memory_kills: OutOfMemoryKills | None = None  # from the first look on
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
+        self._gone: list[WorkerHandle] = []  # accounted for, but not closed
 
     # ---- how many
 
@@ -132,6 +133,7 @@ class WorkerSupervisor:
             for worker in list(state.workers):
                 self._review(worker)
             has_reaped = before > len(state.workers)
+        self._let_go()
         if has_reaped:
             time.sleep(0.0)  # a fork holds the interpreter for long: first the errors are told
         failed, self._failed_starts = self._failed_starts, []
@@ -221,10 +223,16 @@ class WorkerSupervisor:
         self._dispatcher.remove_worker(worker)
         self._exits.discard(worker.process)
         worker.channel.close()
-        worker.process.close()
+        self._gone.append(worker)
         self._record(worker, exitcode, note)
         if not worker.ready:
             self._failed_starts.append(FailedStart(worker, exitcode, stack))
+
+    def _let_go(self) -> None:
+        """Close the processes of those that are accounted for; without the lock, since their class,
+        or their context, may be a user's."""
+        while self._gone:
+            self._gone.pop().process.close()
 
     def _note(self, worker: WorkerHandle, exitcode: int | None) -> str:
         was_us = worker.has_been(Phase.KILLED)
@@ -327,13 +335,25 @@ class WorkerSupervisor:
 
     def kill_all(self) -> None:
         """Kill the workers and account for them, here and now."""
-        with self._state.lock:
-            for worker in list(self._state.workers):
-                worker.kill("the pool could not go on")
+        while killed := self._kill_present():
+            for worker in killed:
                 worker.process.wait(EXIT_SECONDS)
-                self._note_exit(worker)
-                self._reap(worker)
-            self._state.move_to(PoolPhase.ENDED)
+                worker.process.ask_status()
+            with self._state.lock:
+                for worker in killed:
+                    self._note_exit(worker)
+                    self._reap(worker)
+            self._let_go()
+
+    def _kill_present(self) -> list[WorkerHandle]:
+        """Returns those that there are; if there are none, none will come any more."""
+        with self._state.lock:
+            present = list(self._state.workers)
+            for worker in present:
+                worker.kill("the pool could not go on")
+            if not present:
+                self._state.move_to(PoolPhase.ENDED)
+            return present
 
     def release(self) -> None:
         """There are no workers any more: end the other roles, free the descriptors."""

@@ -2,7 +2,9 @@
 
 # Annotations are evaluated here: as strings, those of `Outcome` would be looked up in `prefork`.
 
+import operator
 import traceback
+from types import CoroutineType
 from typing import Any, Final, NamedTuple
 
 from prefork._describe import describe, type_name
@@ -62,8 +64,16 @@ def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[by
     return pickled, type_name(exc), text
 
 
-def _encoding_error(reason: Exception, value: object) -> PreforkError:
-    error: PreforkError
+def _encoding_error(reason: Exception, value: object) -> Exception:
+    error: Exception
+    if isinstance(value, CoroutineType):
+        name = value.__qualname__
+        value.close()  # else there would be a warning that nobody has awaited it
+        return TypeError(
+            f"{name} is a coroutine function, and nobody awaits in a worker what it returns: await "
+            "is on this side, as in `await loop.run_in_executor(executor, f)` with a plain "
+            "function f. One that calls asyncio.run has a loop of its own in the worker"
+        )
     try:
         from prefork._ipc.encoding_error import MaybeEncodingError
 
@@ -130,21 +140,46 @@ def _decode(kind: int, payload: Any) -> tuple[bool, Any]:
     return decode_failure(PickledError(*load(payload)))
 
 
-def decode_exit(payload: Any) -> tuple[int, str]:
-    """What an EXITING report says: the exit code, and why; ValueError if it says nothing."""
-    try:
-        code, why = load(payload)
-        return int(code), str(why)
-    except Exception as exc:
-        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+# What a worker says of itself is text, and no pickle: it is read with the pool's lock held, where
+# no code of a user's may run.
+
+
+def encode_reason(why: str) -> bytes:
+    """What a LEAVING report says: why the worker leaves."""
+    return why.encode(errors="backslashreplace")
 
 
 def decode_reason(payload: Any) -> str:
-    """Why a worker leaves, as a LEAVING report says; ValueError if it says nothing."""
+    """
+    Raises:
+        ValueError: it says nothing.
+    """
+    if not isinstance(payload, bytes):
+        raise ValueError(f"a report cannot be read: it has come as {type_name(payload)}")
+    return payload.decode(errors="replace")
+
+
+def encode_exit(code: int, why: str) -> bytes:
+    """What an EXITING report says: the exit code, and why."""
+    code = operator.index(code)  # a subclass may say anything of itself
+    if code.bit_length() > MOST_BITS:
+        code &= 0xFF  # as the system would have it
+    return encode_reason(f"{code} {why}")
+
+
+def decode_exit(payload: Any) -> tuple[int, str]:
+    """
+    Raises:
+        ValueError: it says nothing.
+    """
+    code, _, why = decode_reason(payload).partition(" ")
     try:
-        return str(load(payload))
-    except Exception as exc:
-        raise ValueError(f"a report cannot be read: {describe(exc)}") from exc
+        return int(code), why
+    except ValueError:
+        raise ValueError("a report cannot be read: it has no exit code") from None
+
+
+MOST_BITS: Final = 63  # of an exit code; Python does not write down numbers of any length
 
 
 def decode_result(payload: Any) -> tuple[bool, Any]:

@@ -47,9 +47,9 @@ class Kind:
     DONE: Final = 2  # the payload is the pickled result
     FAILED: Final = 3  # a pickled `PickledError`
     OUTCOMES: Final = 4  # a pickled list: (True, pickled result) or (False, a `PickledError`)
-    EXITING: Final = 5  # the task has the process exit: its pickled exit code, and why
+    EXITING: Final = 5  # the task has the process exit: its exit code, and why, as text
     BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
-    LEAVING: Final = 7  # the worker leaves of itself: why, pickled
+    LEAVING: Final = 7  # the worker leaves of itself: why, as text
     CORRUPTED: Final = 8  # is never sent: something came here that is no report
 
 

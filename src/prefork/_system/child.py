@@ -16,15 +16,16 @@ from multiprocessing import context as mp_context
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from prefork._system import at_fork, forks, std_internals
+from prefork._system import at_fork, forks, signals
 from prefork._system.fork_warning import warn_of_threads
 from prefork._system.launch import Foreign, Launch
 from prefork._system.lifeline import Lifeline
+from prefork._system.newborn import preload
 from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "announce"]
+__all__ = ["Child", "Ties", "announce", "is_forking"]
 
 
 def announce(context: BaseContext, module: str) -> None:
@@ -37,9 +38,8 @@ def announce(context: BaseContext, module: str) -> None:
         DeprecationWarning: they are to be forked, this process has threads, and the program takes
             that warning for an error.
     """
-    if context.get_start_method() == "forkserver":
-        std_internals.preload(module)
-    elif is_forking(context):
+    preload(context.get_start_method(), module)
+    if is_forking(context):
         warn_of_threads()
 
 
@@ -109,11 +109,14 @@ class Child:
         lifeline = (self._own_lifeline or ties.lifeline).end  # type: ignore[union-attr]
         forks_here = is_forking(context)
         if not forks_here:
-            target, args = run_tied, (lifeline, target, args)
+            # A child of the fork server has that one's mask.
+            blocked = signals.blocked() if context.get_start_method() == "spawn" else None
+            target, args = run_tied, (lifeline, blocked, target, args)
         self._process = process = process_class(
             target=target, name=name, args=args, context=context
         )
         process.index = index
+        process.is_worker = True
         template = ties.template
         self._launch: Launch
         if not forks_here:
@@ -155,6 +158,7 @@ class Child:
             if self.pid:
                 self.kill()
                 if self.wait(timeout):
+                    self.ask_status()
                     self.collect()
         self.close()
 
@@ -209,18 +213,17 @@ class Child:
 
     def ask_status(self) -> None:
         """The process has ended: have its status ready for `collect`, if that has to be asked for.
-        To be called where a moment's waiting does no harm."""
+        To be called first, where a moment's waiting does no harm."""
         self._launch.ask_status()
 
     def collect(self) -> int | None:
-        """The process has ended: kill what it left behind, return its exit code.
+        """The process has ended: kill what it left behind, return its exit code. Never waits.
 
         As in `multiprocessing.Process.exitcode`; None if nobody can tell it any more.
         """
         if not (self._was_killed and self._launch.outlives_its_number):
             self._kill_group()  # while the dead process still holds its number
-        self._launch.ask_status()
-        code = self._launch.poll()
+        code = self._launch.known_status()
         self._launch.reap()
         return -signal.SIGKILL if code is None and self._was_killed else code
 

@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from prefork._system import at_fork
+from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ class Launch(popen_fork.Popen):
         self.ask_status()
         return self.returncode
 
+    def known_status(self) -> int | None:
+        """The same, without asking anybody but the kernel."""
+        return peek(self, os.WNOHANG) if self._template is None else self.returncode
+
     def wait(self, timeout: float | None = None) -> int | None:
         return await_end(self, timeout)
 
@@ -204,14 +209,15 @@ class Foreign(Launch):
     def __init__(self, process: Process, context: BaseContext, fds: tuple[int, ...]) -> None:
         super().__init__(process, None)
         self.fds = fds
-        self._context = context
+        self._popen_class: Any = context.Process  # type: ignore[attr-defined]
+        self._method = context.get_start_method()
         self._popens: list[Any] = []  # of one process, once it has been started
         self._lock = threading.Lock()
         self._is_closed = False
 
     @property
     def method(self) -> str:  # type: ignore[override]
-        return self._context.get_start_method()
+        return self._method
 
     @property
     def pid(self) -> int:  # type: ignore[override]
@@ -229,12 +235,13 @@ class Foreign(Launch):
         return bool(self._popens)
 
     def launch(self) -> None:
-        # All in C: nothing comes between the start and its being known.
-        popen: Any = self._context.Process._Popen  # type: ignore[attr-defined]
+        popen = self._popen_class._Popen
         try:
-            self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+            with surviving_interrupts(self._method):
+                # All in C: nothing comes between the start and its being known.
+                self._popens.extend(itertools.starmap(popen, [(self._process,)]))
         except (ConnectionError, EOFError) as exc:
-            if self.method == "forkserver":
+            if self._method == "forkserver":
                 exc.add_note(f"the fork server has ended: see its error output. {UNGUARDED}")
             raise
 
@@ -254,6 +261,10 @@ class Foreign(Launch):
     def ask_status(self) -> None:
         if self.method == "forkserver" and self._popens and not self._is_closed:
             is_readable(self._popens[0].sentinel, STATUS_SECONDS)
+            self.poll()
+
+    def known_status(self) -> int | None:
+        return self.returncode if self.method == "forkserver" else super().known_status()
 
     def reap(self) -> None:
         if self.method != "forkserver":

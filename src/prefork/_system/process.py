@@ -11,7 +11,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from prefork._system import orderly_end, std_internals
+from prefork._system import orderly_end, signals, std_internals
 from prefork._system.lifeline import LifelineEnd
 
 if TYPE_CHECKING:
@@ -61,8 +61,18 @@ def _finalizing(run: Callable[[], object]) -> Callable[[], None]:
     return run_and_finalize
 
 
-def run_tied(end: LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """What a process that is not forked by us runs: it ends with the one that started it."""
+def run_tied(
+    end: LifelineEnd,
+    blocked: Iterable[int] | None,
+    target: Callable[..., object],
+    args: tuple[Any, ...],
+) -> None:
+    """What a process that is not forked by us runs: it ends with the one that started it.
+
+    Args:
+        blocked: the signals that were blocked there; None: those that are blocked here.
+    """
+    signals.was_started_with(blocked)
     end.hold()
     target(*args)
 
@@ -77,6 +87,7 @@ class Process(BaseProcess):
     kind = "PreforkWorker"  # what a pool's workers are called, before their number
     index = 0  # in a pool: its place there; free places are used again, the lowest first
     launch: Launch | None = None  # in a pool: how it is started
+    is_worker = False  # in a pool: it decides for itself what happens at Ctrl-C
 
     def __init__(
         self,

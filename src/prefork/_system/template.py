@@ -19,6 +19,13 @@ It does nothing unasked. One question is asked at a time, and only so long an an
 a template that has been stopped is continued, and one that does not answer is killed. The start
 that it did not answer may have happened all the same. That worker is never released, so it ends of
 itself.
+
+If it is killed, its workers go on, and nobody can tell any more how they end. Except for one that
+is stopped at that moment: it ends, too. Its group has lost its last link to its session, the parent
+(POSIX: it is orphaned), and the kernel sends SIGHUP and SIGCONT to such a group if a member is
+stopped. To be spared it a worker would have to be a session of its own, without the terminal, or to
+catch SIGHUP, which then would end no worker that is stuck in C code. So its job is lost like that
+of any worker that dies.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from prefork._describe import describe
 from prefork._ipc.descriptors import arriving
-from prefork._ipc.outcome import encode_failure, encode_result
+from prefork._ipc.outcome import encode_exit, encode_failure, encode_reason, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
 from prefork._ipc.worker_end import WorkerEnd
@@ -102,15 +102,15 @@ class _Worker:
         if limit is None or kib <= limit:
             return False
         why = f"{kib} KiB of memory, more than {limit} KiB"
-        self._end.report(Kind.LEAVING, pickled=dumps(why))
+        self._end.report(Kind.LEAVING, pickled=encode_reason(why))
         return True
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
-        here a forked worker has all signals blocked."""
+        here a forked worker has all signals blocked, and no other one is ended by Ctrl-C."""
         signal.set_wakeup_fd(-1)
-        forget_handlers()
         set_action(signal.SIGINT, IGNORE)
+        forget_handlers()
         set_action(SOFT_SIGNAL, self._on_soft_limit)
         let_through()
         unblock(SOFT_SIGNAL, signal.SIGTERM)
@@ -145,8 +145,8 @@ class _Worker:
         except BaseException as exc:
             if isinstance(exc, _EXITS):
                 if not end.closed:
-                    why = _exit_code(exc), f"it raised {describe(exc)}"[:1000]
-                    end.report(Kind.EXITING, job, started, pickled=dumps(why))
+                    why = encode_exit(_exit_code(exc), f"it raised {describe(exc)}"[:1000])
+                    end.report(Kind.EXITING, job, started, pickled=why)
                 raise
             kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc, self._fds)), []
         if end.closed:  # in a child that the task forked, and that has come back here

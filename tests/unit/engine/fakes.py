@@ -36,7 +36,7 @@ from prefork._engine.time_limits import TimeLimits
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import MAX_TICKETS, Channel
 from prefork._ipc.memfd import BEST, MemfdCache, Transport
-from prefork._ipc.outcome import encode_failure, encode_result
+from prefork._ipc.outcome import encode_exit, encode_failure, encode_result
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import LEAVE, TICKET, Kind, Report, Ticket
 from prefork._ipc.worker_end import WorkerEnd
@@ -475,7 +475,7 @@ class FakeWorker:
 
     def say_exit(self, code: int, why: str = "") -> None:
         """Its task has the process exit."""
-        self.say(Kind.EXITING, self.job, dumps((code, why)))
+        self.say(Kind.EXITING, self.job, encode_exit(code, why))
 
     def die(self, code: int = -signal.SIGKILL, heir: bool = False) -> None:
         self.child.exit(code, heir)

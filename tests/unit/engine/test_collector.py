@@ -9,6 +9,7 @@ import pytest
 
 from fakes import STACK, FakePool, FakeWorker
 from prefork._engine.worker_handle import Phase
+from prefork._ipc.outcome import encode_reason
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import Kind
 from prefork._policy.job import QUEUED, RESOLVED, Job
@@ -122,7 +123,7 @@ def test_a_worker_whose_initializer_failed_is_never_ready(pool: FakePool) -> Non
 def test_a_worker_that_leaves_of_itself_gets_no_more(pool: FakePool) -> None:
     worker, (job, other) = one_running(pool, 2)
     worker.finish()
-    worker.say(Kind.LEAVING, payload=dumps("it has too much memory"))
+    worker.say(Kind.LEAVING, payload=encode_reason("it has too much memory"))
     pool.collect()
     assert pool.told.value(job) is None
     assert other.phase == QUEUED

@@ -10,7 +10,7 @@ import pytest
 from fakes import Clock, FakePool, Readable
 from prefork._engine.drivers import WAIT_INSIDE, EventLoop, Roles, Threads
 from prefork._system.condition import Condition
-from prefork._system.selector import MAX_TIMEOUT
+from prefork._system.selector import MAX_TIMEOUT, is_readable
 
 
 class FakeRole:
@@ -271,6 +271,19 @@ def test_on_a_loop_each_descriptor_has_its_roles_called(
     assert cast.said() == [
         *("results event", "limits event", "supervisor event", "callbacks event")
     ]
+
+
+def test_with_the_lock_held_the_loop_is_only_woken(
+    driver: EventLoop, cast: Cast, loop: FakeLoop
+) -> None:
+    driver.attach(loop)
+    cast.limits.due = 5.0
+    with cast.roles.state.lock:
+        driver.rearm()
+        assert loop.armed() == []
+    assert is_readable(cast.roles.state.exits.fileno(), 0)
+    loop.readers[cast.supervisor.fileno()]()
+    assert loop.armed() == [5.0]
 
 
 def test_a_timer_is_set_for_what_is_due_first(

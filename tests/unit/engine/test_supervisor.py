@@ -419,7 +419,7 @@ def test_what_is_queued_waits_for_the_successor(make: Make) -> None:
     (worker,) = pool.start(1)
     first, second, third = pool.submit(3)
     worker.begin()
-    worker.say(Kind.LEAVING, payload=b"\x80\x04N.")
+    worker.say(Kind.LEAVING, payload=b"")
     pool.collect()
     assert (second.phase, third.phase) == (QUEUED, QUEUED)
     pool.supervise()

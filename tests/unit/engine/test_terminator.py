@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,19 @@ def test_after_a_signal_that_the_task_survives_its_result_counts_and_the_worker_
     worker.leave()
     pool.supervise()
     assert pool.workers[-1].waiting == [other.id]
+
+
+def test_what_is_no_number_ends_nothing(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    nonsense: Any = "TERM"
+    with pytest.raises(TypeError):
+        pool.terminator.terminate(job, nonsense)
+    with pytest.raises(TypeError):
+        pool.terminator.terminate_on(worker.handle.pid, nonsense)
+    with pytest.raises(TypeError):
+        pool.terminator.terminate_on(nonsense)
+    assert worker.child.signals == []
+    assert not worker.told_to_leave
 
 
 def test_a_signal_that_ends_the_worker_ends_the_job(pool: FakePool) -> None:
@@ -440,7 +454,9 @@ def test_a_start_that_was_not_reported_is_found_on_the_board(make: Make) -> None
     worker.begin()
     pool.clock.passes(0.01)
     pool.run_due()
-    assert pool.told.started == [(job.id, worker.handle.pid, began)]
+    ((told, pid, started),) = pool.told.started
+    assert (told, pid) == (job.id, worker.handle.pid)
+    assert started == pytest.approx(began)
     assert pool.timers.next_due() is None
 
 

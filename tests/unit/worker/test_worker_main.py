@@ -139,7 +139,10 @@ def stop(code: object) -> None:
     raise SystemExit(code)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(None, 0), (3, 3), ("a message", 1)])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(None, 0), (3, 3), ("a message", 1), pytest.param(3 + (1 << 99999), 3, id="huge")],
+)
 def test_a_task_that_exits_says_with_which_code_and_nothing_after_it_is_run(
     desk: Desk, code: object, expected: int
 ) -> None:
