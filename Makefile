@@ -17,7 +17,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test compiled dist servers test-oldest-celery lint format bench bench-full clean
+.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -90,6 +90,10 @@ servers: ## Install Redis and RabbitMQ from Debian's packages, if they are not t
 	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
 	trap '[ -z "$$guard" ] || rm -f /usr/sbin/policy-rc.d' EXIT; \
 	{ apt-get -qq update && apt-get -qq install --no-install-recommends $$missing; } >/dev/null
+
+# PYTHONS passes options on, as in: make test-pythons PYTHONS='--full 3.13 3.14'
+test-pythons: ## The tests on other versions of Python: those that are here, or can be installed
+	@'$(PYTHON)' tests/other_pythons.py --jobs $(JOBS) $(PYTHONS)
 
 OLDEST := 5.3.0
 test-oldest-celery: $(INSTALLED) servers ## The tests of celery workers with the oldest celery

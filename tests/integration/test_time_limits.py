@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -24,6 +25,12 @@ def square(x):
 def import_this_module():
     """In the worker, so that its import does not count; returns the worker's process id."""
     return os.getpid()
+
+
+@pytest.fixture
+def make_pool(make_pool):
+    """As elsewhere; but workers that are ready have imported this module, whatever starts them."""
+    return functools.partial(make_pool, initializer=import_this_module)
 
 
 def endless_loop():

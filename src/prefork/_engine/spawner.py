@@ -33,6 +33,7 @@ from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
 from prefork._system.child import announce
+from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
@@ -380,14 +381,8 @@ class Spawner:
         )
 
     def _hint(self, exitcode: int | None) -> str:
-        """A program that starts its work when it is imported would start it in each worker, too:
-        the standard library refuses that there."""
-        if exitcode != 1 or self._options.start_method == "fork":
-            return ""
-        return (
-            ". A worker that is not forked imports the program's file: what the program does when "
-            'it is run belongs under `if __name__ == "__main__":`'
-        )
+        is_unlikely = exitcode != 1 or self._options.start_method == "fork"
+        return "" if is_unlikely else f". {UNGUARDED}"
 
     def _judge_no_process(self, error: Exception) -> None:
         """There is not even a process."""

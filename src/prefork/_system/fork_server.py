@@ -58,5 +58,6 @@ def _protect() -> None:
     unblock(signal.SIGINT)  # it was blocked while this interpreter started
 
 
-if "multiprocessing.forkserver" in sys.orig_argv[-1]:
+# Newer versions of Python put the program's own arguments behind the server's code.
+if any("multiprocessing.forkserver import main" in argument for argument in sys.orig_argv):
     _protect()

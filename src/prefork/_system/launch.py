@@ -24,9 +24,16 @@ if TYPE_CHECKING:
     from prefork._system.process import Process
     from prefork._system.template import Template
 
-__all__ = ["HAS_PIDFD", "Foreign", "Launch"]
+__all__ = ["HAS_PIDFD", "UNGUARDED", "Foreign", "Launch"]
 
 HAS_PIDFD = hasattr(os, "pidfd_open")
+
+UNGUARDED = (
+    "A worker that is not forked imports the program's file: what the program does when it is run "
+    'belongs under `if __name__ == "__main__":`'
+)
+"""A program that starts its work when it is imported would start it in each worker, and in the fork
+server, too: the standard library refuses that there."""
 
 STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
@@ -230,9 +237,14 @@ class Foreign(Launch):
 
     def launch(self) -> None:
         popen = self._popen_class._Popen
-        with surviving_interrupts(self._method, self._server):
-            # All in C: nothing comes between the start and its being known.
-            self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+        try:
+            with surviving_interrupts(self._method, self._server):
+                # All in C: nothing comes between the start and its being known.
+                self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+        except (ConnectionError, EOFError) as exc:
+            if self._method == "forkserver":
+                exc.add_note(f"the fork server has ended: see its error output. {UNGUARDED}")
+            raise
 
     def tidy(self) -> None:
         if self.pidfd < 0 and self.pid and HAS_PIDFD:
