@@ -11,27 +11,23 @@ def double(x):
     return 2 * x
 
 
-def stop_one(pool):
-    """Stop a worker that has nothing to do; returns its process id."""
-    pool.map(double, range(10))
-    pid = pool.statistics().workers[-1].pid
-    stop(pid)
-    return pid
-
-
 @pytest.fixture(params=METHODS)
 def pool(request, make_pool):
-    return make_pool(2, context=request.param)
+    """One whose workers have nothing to do."""
+    pool = make_pool(2, context=request.param)
+    pool.map(double, range(10))
+    # One may have done all that, while the other one was still starting.
+    eventually(lambda: {w.state for w in pool.statistics().workers} == {"idle"}, "all are ready")
+    return pool
 
 
 def test_a_closed_pool_ends_though_a_worker_is_stopped(pool):
-    stop_one(pool)
+    stop(pool.statistics().workers[-1].pid)
     pool.close()
     assert pool.join(DEADLINE)
 
 
 def test_a_pool_shrinks_though_its_workers_are_stopped(pool):
-    pool.map(double, range(10))
     pids = [worker.pid for worker in pool.statistics().workers]
     for pid in pids:
         stop(pid)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 from collections import deque
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ class Log:
         self._notes: deque[_Note] = deque()
         self._is_writing = False
         self._written = Condition()
+        self._writers: list[BackgroundThread] = []  # that may not have ended
 
     def note(
         self, level: int, text: str, *args: object, error: BaseException | None = None
@@ -63,8 +65,10 @@ class Log:
         """Have a thread write; False if there can be none: the interpreter is ending, or the
         system has none left."""
         self._is_writing = True
+        writer = BackgroundThread(self.write, "prefork-Log")
+        self._writers = [*(w for w in self._writers if not w.join(0)), writer]
         try:
-            BackgroundThread(self.write, "prefork-Log").start()
+            writer.start()
         except BaseException as exc:
             self._is_writing = False
             if not isinstance(exc, RuntimeError):  # a signal handler's
@@ -87,10 +91,13 @@ class Log:
         self._written.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Wait until all is written, at most so many seconds."""
+        """Wait until all is written and nobody is left who writes, at most so many seconds."""
+        deadline = time.monotonic() + timeout
         if self._notes and not self._is_writing and not (self._in_background and self._start()):
             self.write()
         self._written.wait(lambda: not (self._notes or self._is_writing), timeout)
+        for writer in self._writers:
+            writer.join(max(0.0, deadline - time.monotonic()))
 
 
 def _is_wanted(level: int) -> bool:

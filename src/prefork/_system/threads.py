@@ -43,6 +43,7 @@ class BackgroundThread:
         self._ident = 0
         self._thread: threading.Thread | None = None
         self._has_ended = False
+        self._is_starter_over = False
         self._end = Condition()
 
     def start(self) -> None:
@@ -62,6 +63,9 @@ class BackgroundThread:
         except RuntimeError:  # there is none left but this
             self._thread = None
             self._run()
+        finally:
+            self._is_starter_over = True
+            self._end.notify_all()
 
     def _run(self) -> None:
         self._ident = threading.get_ident()
@@ -89,12 +93,15 @@ class BackgroundThread:
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, at most so many seconds; whether it has, or was never started.
 
+        No thread is left then, so that the interpreter can end: one that comes back while it does
+        is ended by the system, which takes a descriptor, and aborts the process if there is none.
+
         A thread that calls this on itself returns at once.
         """
         if not self.is_started or self.is_current or self._owner != os.getpid():
             return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._end.wait(lambda: self._has_ended, timeout):
+        if not self._end.wait(lambda: self._has_ended and self._is_starter_over, timeout):
             return False
         if (thread := self._thread) is not None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
