@@ -36,7 +36,7 @@ PARTS = """
 Process ResultHandler TaskHandler TimeoutHandler Supervisor SoftTimeLimitExceeded
 """
 FOR_ADAPTERS = """
-CallbackRunner first_start_timeout call_soon when_broken is_broken is_busy_here
+CallbackRunner first_start_timeout load_seconds call_soon when_broken is_broken is_busy_here
 """
 
 
