@@ -16,7 +16,7 @@ from multiprocessing import popen_fork
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
-from prefork._system import at_fork
+from prefork._system import at_fork, std_internals
 from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 
@@ -209,7 +209,7 @@ class Foreign(Launch):
     def __init__(self, process: Process, context: BaseContext, fds: tuple[int, ...]) -> None:
         super().__init__(process, None)
         self.fds = fds
-        self._popen_class: Any = context.Process  # type: ignore[attr-defined]
+        self._popen = std_internals.popen(context)
         self._method = context.get_start_method()
         self._popens: list[Any] = []  # of one process, once it has been started
         self._lock = threading.Lock()
@@ -235,11 +235,10 @@ class Foreign(Launch):
         return bool(self._popens)
 
     def launch(self) -> None:
-        popen = self._popen_class._Popen
         try:
             with surviving_interrupts(self._method):
                 # All in C: nothing comes between the start and its being known.
-                self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+                self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
         except (ConnectionError, EOFError) as exc:
             if self._method == "forkserver":
                 exc.add_note(f"the fork server has ended: see its error output. {UNGUARDED}")
