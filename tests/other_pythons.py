@@ -108,7 +108,9 @@ def install_from_debian(version: str) -> None:
         if Path("/", name).exists():
             shutil.copy(Path("/", name), ROOT / name)
     packages = f"python{version} python{version}-venv libpython{version}-testsuite"
-    code = run_in_debian(f"{{ apt-get -qq update && {quiet} {packages}; }} >/dev/null")
+    # A mirror may lag behind: the index of this distribution is valid for a week only.
+    update = "apt-get -qq -o Acquire::Check-Valid-Until=false update"
+    code = run_in_debian(f"{{ {update} && {quiet} {packages}; }} >/dev/null")
     need(code, "it is not here, and Debian's unstable distribution does not give it")
 
 

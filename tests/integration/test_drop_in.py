@@ -485,7 +485,7 @@ def test_a_program_without_a_guard_for_its_main_module(script, tmp_path, method)
     program.write_text(f"import prefork; prefork.Pool(1, context={method!r}).map(len, ['a'])")
     code, _, err = script(program).finish()
     assert code == 1
-    assert 'belongs under `if __name__ == "__main__":`' in err.splitlines()[-1]
+    assert 'belongs under `if __name__ == "__main__":`' in err
 
 
 def test_messages_name_the_result(make_pool, gate):

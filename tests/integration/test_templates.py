@@ -90,8 +90,8 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     monkeypatch.setattr(sys.modules[__name__], "VALUE", "as it is now")
     lose_worker(pool)
     assert pool.apply(get_value) == "as it was when the pool was made"
-    pool.restart()
     (old,) = pool.statistics().workers
+    pool.restart()
     eventually(lambda: pool.apply(get_value) == "as it is now", "workers are replaced")
     eventually(lambda: [pool.apply(abs, (0,)), has_ended(old.pid)][1], "the old one leaves")
     lose_worker(pool)

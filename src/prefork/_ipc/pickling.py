@@ -12,12 +12,12 @@ import io
 import marshal
 import pickle
 from collections.abc import Callable, Iterable
-from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, ClassVar, Final
 
 from prefork._describe import function_name
 from prefork._ipc.descriptors import collecting
+from prefork._system import std_internals
 from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["CallPickler", "CallUnpickler"]
@@ -217,7 +217,7 @@ def _pickle(
     return file.getvalue()
 
 
-_reducers: Final[dict[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_reducers: Final = std_internals.reducers()
 """What `multiprocessing.reduction.register` registers."""
 _CONNECTION: Final = b"multiprocessing.connection"
 _KNOWN: Final = frozenset(

@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing import context as mp_context
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "announce", "is_forking"]
+__all__ = ["Child", "Ties", "announce"]
 
 
 def announce(context: BaseContext, module: str) -> None:
@@ -39,15 +38,8 @@ def announce(context: BaseContext, module: str) -> None:
     """
     if (server := std_internals.fork_server_of(context)) is not None:
         std_internals.preload(server, module)
-    elif is_forking(context):
+    elif std_internals.is_forking(context):
         warn_of_threads()
-
-
-def is_forking(context: BaseContext) -> bool:
-    """Whether processes are forked in this context, in the standard library's own way."""
-    forked: Any = getattr(mp_context, "ForkProcess", None)
-    process = getattr(context, "Process", None)
-    return forked is not None and getattr(process, "_Popen", None) is forked._Popen
 
 
 def _status(thread: str) -> dict[str, str]:
@@ -107,7 +99,7 @@ class Child:
         self._was_killed = False
         self._own_lifeline = None if ties.lifeline is not None else Lifeline()
         lifeline = (self._own_lifeline or ties.lifeline).end  # type: ignore[union-attr]
-        forks_here = is_forking(context)
+        forks_here = std_internals.is_forking(context)
         if not forks_here:
             # A child of the fork server has that one's mask.
             blocked = signals.blocked() if context.get_start_method() == "spawn" else None

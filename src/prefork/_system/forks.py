@@ -15,7 +15,6 @@ import itertools
 import os
 import pickle
 from multiprocessing import context as mp_context
-from multiprocessing import util
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -84,7 +83,7 @@ class Fork(Launch):
         return self._born.pid if self._born is not None else 0
 
     def launch(self) -> None:
-        util._flush_std_streams()  # type: ignore[attr-defined]
+        std_internals.flush_std_streams()
         hold = signals.Hold()
         try:
             hold.begin()
@@ -170,7 +169,7 @@ class TemplateFork(Launch):
         return self._born[0].pid if self._born else 0
 
     def launch(self) -> None:
-        util._flush_std_streams()  # type: ignore[attr-defined]
+        std_internals.flush_std_streams()
         detail = self._pickle()
         reader, writer = self._release.fds
         question = detail, (reader, *self._sent)

@@ -209,7 +209,7 @@ class Foreign(Launch):
     def __init__(self, process: Process, context: BaseContext, fds: tuple[int, ...]) -> None:
         super().__init__(process, None)
         self.fds = fds
-        self._popen_class: Any = context.Process  # type: ignore[attr-defined]
+        self._popen = std_internals.popen(context)
         self._method = context.get_start_method()
         self._server = std_internals.fork_server_of(context)
         self._popens: list[Any] = []  # of one process, once it has been started
@@ -236,11 +236,10 @@ class Foreign(Launch):
         return bool(self._popens)
 
     def launch(self) -> None:
-        popen = self._popen_class._Popen
         try:
             with surviving_interrupts(self._method, self._server):
                 # All in C: nothing comes between the start and its being known.
-                self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+                self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
         except (ConnectionError, EOFError) as exc:
             if self._method == "forkserver":
                 exc.add_note(f"the fork server has ended: see its error output. {UNGUARDED}")

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from multiprocessing import process
 from typing import Any
 
+from prefork._system import std_internals
+
 __all__ = ["LEFTOVER_SECONDS", "begin", "end", "must_end", "part"]
 
 LEFTOVER_SECONDS = 1.0
@@ -78,7 +80,7 @@ def part() -> None:
         waiting.join(LEFTOVER_SECONDS)
     if waiting.is_alive() or _leftovers():
         _has_parted = True
-        _children().clear()
+        std_internals.children().clear()
         threading._shutdown = _do_nothing  # type: ignore[attr-defined]
 
 
@@ -89,10 +91,6 @@ def must_end() -> bool:
 
 
 _has_parted = False
-
-
-def _children() -> set[Any]:
-    return getattr(process, "_children", set())
 
 
 def _leftovers() -> list[object]:

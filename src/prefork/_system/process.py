@@ -6,7 +6,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import process as mp_process
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -30,22 +29,16 @@ def list_child(process: BaseProcess) -> None:
 def unlist_child(process: BaseProcess) -> None:
     """It has been accounted for."""
     _listed.discard(process)
-    _all_children().discard(process)
+    std_internals.children().discard(process)
 
 
 def _forget_listed() -> None:
     """In a forked child, which at its end would wait for them, as if they were its own."""
-    _all_children().difference_update(_listed)
+    std_internals.children().difference_update(_listed)
     _listed.clear()
 
 
 os.register_at_fork(after_in_child=_forget_listed)
-
-
-def _all_children() -> set[BaseProcess]:
-    """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
-    children: set[BaseProcess] = mp_process._children  # type: ignore[attr-defined]
-    return children
 
 
 def _finalizing(run: Callable[[], object]) -> Callable[[], None]:
@@ -143,4 +136,4 @@ class Process(BaseProcess):
             self.launch.launch()
             return self.launch
         context = self._context or multiprocessing.get_context()
-        return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+        return std_internals.popen(context)(process_obj)

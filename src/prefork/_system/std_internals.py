@@ -7,19 +7,62 @@ in any later one; `tests/unit/system/test_std_internals.py` fails, and names wha
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import context as mp_context
+from multiprocessing import process, util
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-__all__ = ["finalize", "fork_server_of", "preload", "sharing_tracker"]
+__all__ = [
+    "children",
+    "finalize",
+    "flush_std_streams",
+    "fork_server_of",
+    "is_forking",
+    "popen",
+    "preload",
+    "reducers",
+    "sharing_tracker",
+]
+
+
+def is_forking(context: BaseContext) -> bool:
+    """Whether processes are forked in this context, in the standard library's own way."""
+    forked: Any = getattr(mp_context, "ForkProcess", None)
+    its = getattr(context, "Process", None)
+    return forked is not None and getattr(its, "_Popen", None) is forked._Popen
+
+
+def popen(context: BaseContext) -> Callable[[BaseProcess], Any]:
+    """What starts a process in this context, and then stands for it."""
+    start: Callable[[BaseProcess], Any] = context.Process._Popen  # type: ignore[attr-defined]
+    return start
+
+
+def children() -> set[BaseProcess]:
+    """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
+    found: set[BaseProcess] = process._children  # type: ignore[attr-defined]
+    return found
+
+
+def reducers() -> dict[type, Any]:
+    """Those that were registered with `ForkingPickler`, and will be."""
+    from multiprocessing.reduction import ForkingPickler
+
+    found: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    return found
+
+
+def flush_std_streams() -> None:
+    """Before a fork: else a child would write again what is in the buffers."""
+    util._flush_std_streams()  # type: ignore[attr-defined]
 
 
 def finalize() -> None:
     """In a child: run the finalizers (`util.Finalize`), end the daemonic child processes, join the
     others; once, however often this is called."""
-    from multiprocessing import util
-
     util._exit_function()  # type: ignore[attr-defined]
 
 

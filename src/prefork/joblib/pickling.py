@@ -12,11 +12,11 @@ import io
 import pickle
 from collections import ChainMap
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.pickling import OUT_OF_BAND, PROTOCOL
+from prefork._system import std_internals
 from prefork.errors import remote_traceback
 from prefork.joblib.arrays import BACKWARD, Reducers
 
@@ -27,7 +27,7 @@ except ImportError:
 
 __all__ = ["Call", "dumps_whole", "outcome"]
 
-_of_multiprocessing: Final[dict[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_of_multiprocessing: Final = std_internals.reducers()
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc] # it has no types
