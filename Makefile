@@ -4,16 +4,20 @@
 PYTHON ?= python3
 JOBS ?= 2
 
+# The first pip that knows dependency groups.
+PIP := 'pip>=25.1'
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test compiled servers test-oldest-celery lint format bench bench-full clean
+.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -29,7 +33,7 @@ help: ## Show this list
 DEMO := build/demo
 
 # Three of the inputs are bad, so prefork's exit code 1 is right; the check looks at each of them.
-demo: $(INSTALLED) ## Measure the standard library, and three files that behave badly
+demo: $(DEMO_INSTALLED) ## Measure the standard library, and three files that behave badly
 	@$(BIN)/python examples/stdlib_demo.py prepare $(DEMO)
 	$(BIN)/python -m prefork map examples/stdlib_metrics.py:measure \
 	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl || [ $$? -eq 1 ]
@@ -47,17 +51,25 @@ test: $(INSTALLED) servers lint compiled ## Lint, then run all tests
 	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]; \
 	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
 
-# A place of its own, since the tests are to be run with both. It is built from a copy, since the
-# compiler leaves what it makes in the source.
+# What `pip install` makes of the source where there is a C compiler. In a place of its own, since
+# the tests are to be run with both.
 COMPILED := build/compiled
 compiled: $(COMPILED)/.made ## Compile the modules that every call goes through, into build/compiled
-$(COMPILED)/.made: $(INSTALLED) pyproject.toml $(shell find src -name '*.py')
+$(COMPILED)/.made: $(INSTALLED) pyproject.toml tools/build_hook.py tools/compile.py $(shell find src -name '*.py')
 	@echo 'Compiling into $(COMPILED)'
-	@rm -rf $(COMPILED) build/source
-	@mkdir -p build/source
-	@cp -R pyproject.toml README.md LICENSE src build/source
-	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) build/source/
-	@ls $(COMPILED)/prefork/_policy/scheduler.*.so >/dev/null # else nothing was compiled
+	@rm -rf $(COMPILED)
+	@PREFORK_PURE=0 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) .
+	@touch $@
+
+DIST_TOOLS := build/dist-tools
+dist: $(DIST_TOOLS)/.installed ## Build the sdist and all wheels into dist, check them, and try each
+	@$(DIST_TOOLS)/bin/python tools/make_dist.py $(JOBS)
+
+$(DIST_TOOLS)/.installed: $(DEMO_INSTALLED)
+	@echo 'Setting up $(DIST_TOOLS)'
+	@$(BIN)/python -m venv --clear $(DIST_TOOLS)
+	@$(DIST_TOOLS)/bin/python -m pip install --quiet --upgrade $(PIP)
+	@$(DIST_TOOLS)/bin/python -m pip install --quiet --group dist
 	@touch $@
 
 # Redis and RabbitMQ, for the tests of celery workers; the tests start servers of their own.
@@ -79,10 +91,15 @@ servers: ## Install Redis and RabbitMQ from Debian's packages, if they are not t
 	trap '[ -z "$$guard" ] || rm -f /usr/sbin/policy-rc.d' EXIT; \
 	{ apt-get -qq update && apt-get -qq install --no-install-recommends $$missing; } >/dev/null
 
+# PYTHONS passes options on, as in: make test-pythons PYTHONS='--full 3.13 3.14'
+test-pythons: ## The tests on other versions of Python: those that are here, or can be installed
+	@'$(PYTHON)' tests/other_pythons.py --jobs $(JOBS) $(PYTHONS)
+
 OLDEST := 5.3.0
 test-oldest-celery: $(INSTALLED) servers ## The tests of celery workers with the oldest celery
 	@$(BIN)/python -m venv build/oldest
-	@build/oldest/bin/pip install --quiet 'celery[redis]==$(OLDEST)' --editable '.[dev]'
+	@build/oldest/bin/python -m pip install --quiet --upgrade $(PIP)
+	@PREFORK_PURE=1 build/oldest/bin/pip install --quiet 'celery[redis]==$(OLDEST)' --editable . --group dev
 	build/oldest/bin/pytest -n $(JOBS) --dist loadfile tests/celery_worker
 
 lint: $(INSTALLED) ## Check style, format, types and layers
@@ -109,7 +126,15 @@ clean: ## Remove all that the other targets made
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml
+# What the demo needs is little, and enough for a first look; so the rest comes later. An editable
+# install runs from `src`, and nothing is compiled for it: PREFORK_PURE keeps the compiler out.
+$(INSTALLED): $(DEMO_INSTALLED)
+	@echo 'Adding what developers need'
+	@$(BIN)/python -m pip install --quiet --upgrade $(PIP)
+	@PREFORK_PURE=1 $(BIN)/python -m pip install --quiet --editable '.[celery,cli]' --group dev
+	@touch $@
+
+$(DEMO_INSTALLED): pyproject.toml
 	@command -v '$(PYTHON)' >/dev/null || { \
 	  echo 'prefork: no $(PYTHON) here: install Python 3.11 or newer, or set PYTHON' >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -120,10 +145,10 @@ $(INSTALLED): pyproject.toml
 	    'install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	@echo 'Setting up $(VENV)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || '$(PYTHON)' -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --editable '.[celery,cli,dev]'
+	@PREFORK_PURE=1 $(BIN)/python -m pip install --quiet --editable '.[cli]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	@echo 'Adding what the benchmarks need'
-	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@$(BIN)/python -m pip install --quiet --group bench
 	@touch $@

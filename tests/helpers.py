@@ -14,7 +14,8 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-METHODS = ["fork", "forkserver", "spawn"]
+METHODS = os.environ.get("PREFORK_TEST_METHODS", "fork forkserver spawn").split()
+"""The start methods that tests for each of them are run with."""
 
 DEADLINE = 30.0
 """Seconds after which a test gives up: far more than anything takes, even on a busy machine."""

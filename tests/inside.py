@@ -39,3 +39,8 @@ def mean_seconds(pool: Pool) -> float | None:
     """How long the pool believes that a task takes, which decides whether tasks are held back."""
     mean: float | None = _engine(pool).state.scheduler.mean_seconds
     return mean
+
+
+def templates(pool: Pool) -> list[Any]:
+    """The processes that workers are or will be forked from: to lose them at any moment."""
+    return list(_engine(pool)._spawner._templates._all)

@@ -62,6 +62,19 @@ def apply_async(bench: Bench) -> Metrics:
     return cost.per(bench.size)
 
 
+def futures(bench: Bench) -> Metrics:
+    pool = bench.peer(2, "fork")
+
+    def run(calls: int) -> None:
+        for future in [pool.future(tasks.noop, i) for i in range(calls)]:
+            future.result()
+
+    run(max(WARM_UP, 20))  # executors may start their workers with the first call
+    with Cost() as cost:
+        run(bench.size)
+    return cost.per(bench.size)
+
+
 def apply(bench: Bench) -> Metrics:
     seconds = []
     pool = bench.pool()

@@ -37,6 +37,10 @@ class Peer:
     def result(self, handle: Any) -> Any:
         raise NotImplementedError
 
+    def future(self, func: Func, *args: Any) -> Any:
+        """The same by a `concurrent.futures.Executor`; returns a future."""
+        raise NotImplementedError
+
     def call(self, func: Func, *args: Any) -> Any:
         """One call: hand it in, and wait for its result."""
         return self.result(self.submit(func, *args))
@@ -98,6 +102,15 @@ class Prefork(_PoolPeer):
         from prefork import Pool
 
         self._pool = Pool(workers, context=method)
+        self._executor: Any = None
+        self._made_with = workers, method
+
+    def future(self, func: Func, *args: Any) -> Any:
+        if self._executor is None:
+            from prefork import ProcessPoolExecutor
+
+            self._executor = ProcessPoolExecutor(*self._made_with)
+        return self._executor.submit(func, *args)
 
 
 class PreforkInterpreted(Prefork):
@@ -132,6 +145,9 @@ class _FuturesPeer(Peer):
     def submit(self, func: Func, *args: Any) -> Any:
         return self._pool.submit(func, *args)
 
+    def future(self, func: Func, *args: Any) -> Any:
+        return self._pool.submit(func, *args)
+
     def result(self, handle: Any) -> Any:
         return handle.result()
 
@@ -160,6 +176,17 @@ class Loky(_FuturesPeer):
         import loky
 
         self._pool = loky.ProcessPoolExecutor(workers)
+
+
+class Deadpool(_FuturesPeer):
+    module = "deadpool"
+    distribution = "deadpool-executor"
+
+    def __init__(self, workers: int, method: str) -> None:
+        import deadpool
+
+        context: Any = multiprocessing.get_context(method)
+        self._pool = deadpool.Deadpool(workers, mp_context=context)
 
 
 class Pebble(Peer):
@@ -249,6 +276,7 @@ PEERS: dict[str, type[Peer]] = {
     "concurrent.futures": ConcurrentFutures,
     "billiard": Billiard,
     "loky": Loky,
+    "deadpool": Deadpool,
     "pebble": Pebble,
     "mpire": Mpire,
     "joblib": Joblib,

@@ -57,6 +57,12 @@ def _workers(many: int) -> Value:
     )
 
 
+def _cpu_of_futures(run: Run) -> float | None:
+    return _quotient(
+        run.value("futures", REFERENCE, "cpu"), run.value("apply_async", REFERENCE, "cpu")
+    )
+
+
 MP = "multiprocessing"
 
 TARGETS = [
@@ -64,6 +70,11 @@ TARGETS = [
     Target("`apply_async`: as billiard", _times("apply_async", "billiard"), 5),
     Target("`apply_async`: as concurrent.futures", _times("apply_async", "concurrent.futures"), 10),
     Target("`apply_async`: CPU / multiprocessing's", _share("apply_async", MP, "cpu"), 0.25, False),
+    *[
+        Target(f"`executor.submit`: times as fast as {peer}", _times("futures", peer), 10)
+        for peer in ("concurrent.futures", "loky", "deadpool")
+    ],
+    Target("`executor.submit`: CPU / `apply_async`'s", _cpu_of_futures, 1.25, False),
     Target(
         "`apply` p50 / socket ping-pong",
         _share("apply", "floor: socket ping-pong", "p50"),

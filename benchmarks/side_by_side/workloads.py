@@ -59,6 +59,14 @@ _CALLS = {
         quick=5_000,
         floors=_BATCHED,
     ),
+    "futures": Workload(
+        title="no-op `executor.submit`, then gather",
+        measure=measures.futures,
+        needs="future",
+        full=20_000,
+        quick=5_000,
+        floors=_BATCHED,
+    ),
     "apply": Workload(
         title="one `apply` after another",
         measure=measures.apply,

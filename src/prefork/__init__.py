@@ -6,11 +6,16 @@ The rooms, from the top; a module imports only from its own room and those below
 
     cli, __main__         `prefork map`: a function over many inputs, from the command line
     celery                celery's worker pool
+    joblib                the backend for joblib, and so for scikit-learn
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
+    executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`
     adapters              the `Pool` of those who make another interface of it
-    pool                  `Pool`: the public verbs; the calls are in `_calling`, `_mapping` and
-                          `_lazy_mapping`, which share `_family`; their types in `_signatures`
+    pool                  `Pool`: the public verbs
+    _view                 the same with other limits: all calls that a pool has. They are in
+                          `_calling`, `_mapping` and `_lazy_mapping`, which share `_family`; their
+                          types in `_signatures`; those of executors in `_executor`
+    futures               results as `concurrent.futures` has them; imported when asked for
     results               what users hold: handles and iterators
     _compat               what programs expect because `multiprocessing` has it; hints
     _results              the same, as the pool fills them
@@ -19,6 +24,7 @@ The rooms, from the top; a module imports only from its own room and those below
     _ipc                  what travels between them, and the channel that it goes through
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
+    buildinfo             whether this is compiled
 
 A job, from `apply_async` to `get()` (each name is a method, in the module of its class):
 
@@ -61,10 +67,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multiprocessing import TimeoutError
 
+    from prefork._compat.broken import BrokenProcessPool
+    from prefork._executor import PoolExecutor
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._view import PoolView
+    from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
+        Cancelled,
         LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -76,6 +87,8 @@ if TYPE_CHECKING:
         TimeLimitExceeded,
         WorkerLostError,
     )
+    from prefork.executor import ProcessPoolExecutor
+    from prefork.futures import Future
     from prefork.pool import Pool
     from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
     from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
@@ -85,6 +98,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "BrokenProcessPool",
+    "BuildInfo",
+    "Cancelled",
+    "Future",
     "IMapIterator",
     "IMapUnorderedIterator",
     "LimitExceeded",
@@ -95,8 +112,11 @@ __all__ = [
     "Outcome",
     "Pool",
     "PoolBrokenError",
+    "PoolExecutor",
     "PoolStatistics",
+    "PoolView",
     "PreforkError",
+    "ProcessPoolExecutor",
     "RemoteTraceback",
     "SoftTimeLimitExceeded",
     "TaskPool",
@@ -107,16 +127,23 @@ __all__ = [
     "WorkerLostError",
     "WorkerState",
     "WorkerStatistics",
+    "build_info",
     "get_context",
     "install",
     "uninstall",
 ]
 
 _HOMES = {
+    "prefork._compat.broken": ["BrokenProcessPool"],
+    "prefork._executor": ["PoolExecutor"],
+    "prefork._view": ["PoolView"],
+    "prefork.executor": ["ProcessPoolExecutor"],
+    "prefork.futures": ["Future"],
     "prefork.contexts": ["get_context", "install", "uninstall"],
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
     "prefork.taskpool": ["TaskPool"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
 from prefork._family import Family
@@ -16,6 +16,7 @@ from prefork._signatures import (
     Callback,
     CallOptions,
     OfOneType,
+    P,
     R,
     TaskLimits,
     Ts,
@@ -26,11 +27,14 @@ from prefork._signatures import (
 )
 from prefork.results import ApplyResult
 
+if TYPE_CHECKING:
+    from prefork.futures import Future
+
 __all__ = ["CallFamily"]
 
 
 class CallFamily(Family):
-    """`apply`, `apply_async` and `each_async`."""
+    """`apply`, `apply_async`, `submit` and `each_async`."""
 
     @overload
     def apply(self, func: Callable[[], R], **options: Unpack[TaskLimits]) -> R: ...
@@ -185,7 +189,7 @@ class CallFamily(Family):
         timeout: float | None = None,
         lost_worker_timeout: float | None = None,
         *,
-        retries: int = 0,
+        retries: int | None = None,
     ) -> ApplyResult[R]:
         """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
 
@@ -220,7 +224,7 @@ class CallFamily(Family):
             engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
         result: ApplyResult[R] = ApplyResult(self, told)
-        limits = engine.limits.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             job.report_start(by_worker=engine.reports_starts)
@@ -229,6 +233,20 @@ class CallFamily(Family):
         else:
             engine.dispatcher.submit(job)
         return result
+
+    def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call `func(*args, **kwargs)` in a worker; returns at once with a future of the result,
+        for `concurrent.futures.wait`, `asyncio.wrap_future` and the like.
+
+        All keywords are the function's: limits are given by `options`.
+
+        Raises:
+            ValueError, PoolBrokenError, TypeError, RuntimeError: as `apply_async` does.
+        """
+        from prefork import futures  # by now its import is worth the time
+
+        future: Future[R] = futures.Future(self)
+        return futures.submit(future, self._engine, func, args, kwargs, self._defaults)
 
     @overload
     def each_async(

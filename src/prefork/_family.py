@@ -14,6 +14,7 @@ class Family:
     """Calls that a pool has. Their overloads are explained in `_signatures`."""
 
     _engine: Engine
+    _defaults: Limits  # of jobs that ask for none
 
     def _limits(
         self, name: str, options: TaskLimits, lost_worker_timeout: float | None = None
@@ -26,4 +27,4 @@ class Family:
         """
         check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
-        return self._engine.limits.override(lost_worker_timeout=lost_worker_timeout, **options)
+        return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)

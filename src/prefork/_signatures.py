@@ -9,14 +9,23 @@ would refuse that; rather too little is refused than too much. What the overload
     Callable[[*Ts], R]          a tuple that fits the parameters
     Callable[[A | X], R]        the same, for mypy: with a union it takes a literal, such as
                                 `{"a": 1}` for a `dict[str, object]`, as what the function wants
-    Callable[..., R]            arguments that cannot be checked: in a list, or by name
+    Callable[..., R]            what cannot be checked: in a list, of unknown types, or by name
     OfOneType[A, R]             any other iterable, of items that all parameters take
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
-from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, TypeVarTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import (
+    Any,
+    Generic,
+    Never,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    TypeVarTuple,
+)
 
 __all__ = [
     "A",
@@ -25,6 +34,7 @@ __all__ = [
     "CallOptions",
     "Callback",
     "OfOneType",
+    "P",
     "R",
     "TaskLimits",
     "Ts",
@@ -35,6 +45,7 @@ __all__ = [
 ]
 
 R = TypeVar("R")  # the result
+P = ParamSpec("P")  # all parameters
 Ts = TypeVarTuple("Ts")  # the types of all arguments
 A = TypeVar("A")  # of the first one
 B = TypeVar("B")
@@ -51,7 +62,9 @@ OfOneType: TypeAlias = (
     | Callable[[A, A, A, A, A], R]
     | Callable[[A, A, A, A, A, A], R]
 )
-Unchecked: TypeAlias = list[Any] | Iterator[Any] | Set[Any] | Mapping[Any, Any]
+Unchecked: TypeAlias = (
+    list[Any] | Iterator[Any] | Set[Any] | Mapping[Any, Any] | Iterable[Never]  # that is, of Any
+)
 Callback: TypeAlias = Callable[[R], object] | None
 
 

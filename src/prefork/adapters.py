@@ -26,15 +26,20 @@ class AdapterPool(Pool):
     CallbackRunner: calls what users want to have called.
     first_start_timeout: what the first workers have instead of `start_timeout`, in seconds; None:
         the same. All of them start at once, and what they load is not in the system's caches yet.
+    load_seconds: how long a call may take to be unpickled until its time limits begin to count, in
+        seconds (float). A new worker imports then what the task needs.
     """
 
     CallbackRunner: type[callbacks.CallbackRunner] = callbacks.CallbackRunner
     first_start_timeout: float | None = None
+    load_seconds: float = 0.0
 
     def _make_engine(
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool
     ) -> Engine:
-        options = options._replace(first_start_timeout=self.first_start_timeout)
+        options = options._replace(
+            first_start_timeout=self.first_start_timeout, load_seconds=self.load_seconds
+        )
         classes = classes._replace(callbacks=self.CallbackRunner)
         return super()._make_engine(options, limits, classes, threads)
 
@@ -51,7 +56,7 @@ class AdapterPool(Pool):
     @property
     def is_broken(self) -> bool:
         """Whether the pool has given up, since its workers cannot start."""
-        return self._engine.state.broken is not None
+        return self._engine.is_broken
 
     def is_busy_here(self) -> bool:
         """Whether this is called by the pool's own work, as from a signal handler that has

@@ -14,6 +14,7 @@ from prefork._describe import describe_exit
 from prefork._public import public
 
 __all__ = [
+    "Cancelled",
     "LimitExceeded",
     "MaybeDecodingError",
     "MemoryLimitExceeded",
@@ -160,6 +161,11 @@ class SoftTimeLimitExceeded(PreforkError):
 @public
 class Terminated(PreforkError):
     """The pool was terminated, or the job was, before the job had finished."""
+
+
+@public
+class Cancelled(Terminated):
+    """The job was cancelled before it started; it will never run."""
 
 
 @public

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Never, Self
 
 from prefork import errors
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
-from prefork._calling import CallFamily
 from prefork._compat.classes import stands_for
 from prefork._compat.habits import check_environment, unknown_option
 from prefork._compat.names import PoolNames
@@ -21,13 +20,12 @@ from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.spawner import Options
 from prefork._engine.state import PoolPhase
-from prefork._lazy_mapping import LazyMapFamily
-from prefork._mapping import MapFamily
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._system import process
 from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
+from prefork._view import Verbs
 from prefork._worker.options import Initializer
 from prefork.statistics import PoolStatistics
 
@@ -36,7 +34,7 @@ __all__ = ["Pool"]
 
 @public
 @stands_for("Pool")
-class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[misc] # so precise
+class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
     """A pool of worker processes that run functions.
 
     Args:
@@ -132,6 +130,38 @@ class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[mis
             if context is not None:
                 raise TypeError("context is given twice: as the fifth argument, and by its name")
             context, timeout = timeout, None
+        options = self._check_options(
+            processes,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            context,
+            maxtasksperchild_jitter,
+            max_memory_per_child,
+            max_memory_per_task,
+            max_restarts,
+            start_timeout,
+            accept_delay,
+        )
+        limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
+        self._begin(options, limits, threads)
+
+    @classmethod
+    def _check_options(
+        cls,
+        processes: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        maxtasksperchild: int | None,
+        context: BaseContext | str | None,
+        maxtasksperchild_jitter: int,
+        max_memory_per_child: int | None,
+        max_memory_per_task: int | None,
+        max_restarts: int,
+        start_timeout: float | None,
+        accept_delay: float | None = None,
+    ) -> Options:
+        """What the workers are made with; it raises what the constructor does."""
         if processes is None:
             processes = available_cpus()
         processes = count("processes", processes)
@@ -152,11 +182,11 @@ class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[mis
         elif not isinstance(context, BaseContext):
             raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
         check_environment()
-        options = Options(
+        return Options(
             processes,
             context,
             Initializer(initializer, initargs) if initializer else None,
-            self.Process,
+            cls.Process,
             maxtasksperchild,
             jitter,
             max_memory_per_child,
@@ -164,10 +194,20 @@ class Pool(CallFamily, MapFamily, LazyMapFamily, PoolNames):  # type: ignore[mis
             max_restarts,
             None if start_timeout is None else seconds("start_timeout", start_timeout),
             None,
-            self.SoftTimeLimitExceeded,
+            cls.SoftTimeLimitExceeded,
             None if accept_delay is None else seconds("accept_delay", accept_delay),
         )
-        limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
+
+    @classmethod
+    def _make(cls, options: Options, limits: Limits) -> Self:
+        """A pool with these options, which have been checked."""
+        pool = cls.__new__(cls)
+        pool._begin(options, limits, threads=True)
+        return pool
+
+    def _begin(self, options: Options, limits: Limits, threads: bool) -> None:
+        """Have the engine made, and the workers started."""
+        self._defaults = limits
         classes = RoleClasses(
             self.ResultHandler,
             self.TaskHandler,

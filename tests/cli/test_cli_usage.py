@@ -48,7 +48,7 @@ def test_help(option: str) -> None:
 
 
 def test_version() -> None:
-    assert package.__version__ in invoke("--version").stdout
+    assert invoke("--version").stdout == f"{package.build_info()}\n"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +245,15 @@ def test_a_missing_package(missing: str) -> None:
     assert done.stderr == (
         f"prefork: the command line needs {missing}: pip install 'prefork[cli]'\n"
     )
+
+
+def test_the_version_needs_neither() -> None:
+    code = (
+        "import sys; sys.modules['click'] = sys.modules['rich'] = None\n"
+        "from prefork.cli import main; sys.argv[1:] = ['--version']; main()"
+    )
+    told = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert told == f"{package.build_info()}\n"
 
 
 def test_the_core_needs_neither(prefork: Any) -> None:

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import threading
+from multiprocessing import resource_tracker
 from multiprocessing.reduction import DupFd, ForkingPickler
 
 import pytest
@@ -266,3 +267,15 @@ def test_kept_results_hold_no_descriptors(make_pool):
     kept += [handle.get(DEADLINE) for handle in [pool.apply_async(bytes, (n,)) for n in sizes * 20]]
     assert len(numbers()) <= before
     assert kept
+
+
+def which_tracker():
+    return os.fstat(resource_tracker.getfd()).st_ino
+
+
+def test_workers_share_the_resource_tracker(make_pool, context):
+    """One of a worker's own removes what the worker has made for others when the worker ends."""
+    resource_tracker.ensure_running()
+    pool = make_pool(1, context=context, maxtasksperchild=1)
+    for _ in range(3):  # the first worker, and others: they are not forked alike
+        assert pool.apply(which_tracker) == which_tracker()

@@ -208,7 +208,7 @@ import gc, threading, multiprocessing
 before = descriptors()
 leave_descriptors(int(sys.argv[1]))
 try:
-    Pool(10)
+    Pool(10, context="fork")
 except OSError as exc:
     assert "Too many open files" in str(exc), exc
     # multiprocessing's own leak: it makes two pipes, and forgets the first if the second fails

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from gate import Door, Gate
-from helpers import DEADLINE, eventually, has_ended
+from helpers import DEADLINE, eventually, has_ended, log_start
 from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError
+from prefork._engine import roles
+from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.wire import INLINE, MARK, REPORT, Kind
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork
@@ -105,6 +110,78 @@ def test_it_is_killed_when_it_goes_on(gate: Gate, make_pool: Callable[..., Pool]
     error = corrupted(guilty)
     assert "killed by SIGKILL" in str(error)
     assert waiting.get(DEADLINE) == list(range(50))
+
+
+class DeafPool(Pool):
+    """Reads what its workers report only as long as `listens` is set."""
+
+    listens: threading.Event
+
+    class ResultHandler(roles.ResultHandler):
+        def _handle(self, workers: list[WorkerHandle]) -> None:
+            DeafPool.listens.wait(DEADLINE)
+            super()._handle(workers)
+
+
+@pytest.fixture
+def deaf_pool() -> Iterator[Pool]:
+    """One worker, which is sent several short jobs at once."""
+    DeafPool.listens = threading.Event()
+    DeafPool.listens.set()
+    with DeafPool(1) as pool:
+        pool.map(abs, range(20), chunksize=1)
+        yield pool
+        DeafPool.listens.set()
+
+
+def start_and_enter(log: Path, gate: Door, number: int) -> int:
+    log_start(log, number)
+    gate.enter()
+    return number
+
+
+def test_what_was_started_behind_it_is_finished(
+    gate: Gate, deaf_pool: DeafPool, tmp_path: Path
+) -> None:
+    """The pool sees the bytes late: the worker is on another job by then."""
+    deaf_pool.listens.clear()
+    guilty = deaf_pool.apply_async(write_out, (b"x" * 7,))
+    innocent = deaf_pool.apply_async(start_and_enter, (tmp_path / "log", gate, 1))
+    behind = deaf_pool.apply_async(start_and_enter, (tmp_path / "log", gate, 2))
+    visitor = gate.arrival()
+    deaf_pool.listens.set()
+    error = corrupted(guilty)
+    assert not innocent.ready()
+    gate.arrival().go()  # the last one, elsewhere: it was not started
+    assert behind.get(DEADLINE) == 2
+    assert behind.pid != error.pid
+    visitor.go()
+    assert innocent.get(DEADLINE) == 1
+    assert innocent.pid == error.pid
+    eventually(lambda: has_ended(error.pid), "the worker goes, after what it runs")
+    assert deaf_pool.apply(abs, (-1,)) == 1
+    assert sorted((tmp_path / "log").read_text().split()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_what_was_started_behind_it_and_dies_is_accounted_for(
+    gate: Gate, deaf_pool: DeafPool, tmp_path: Path, retries: int
+) -> None:
+    deaf_pool.listens.clear()
+    guilty = deaf_pool.apply_async(write_out, (b"x" * 7,))
+    victim = deaf_pool.apply_async(start_and_enter, (tmp_path / "log", gate, 1), retries=retries)
+    gate.arrival()
+    deaf_pool.listens.set()
+    error = corrupted(guilty)
+    os.kill(error.pid, signal.SIGKILL)
+    if retries:
+        gate.arrival().go()
+        assert victim.get(DEADLINE) == 1
+    else:
+        with pytest.raises(WorkerLostError) as lost:
+            victim.get(DEADLINE)
+        assert (lost.value.pid, lost.value.exitcode) == (error.pid, -signal.SIGKILL)
+    assert (tmp_path / "log").read_text().split() == ["1"] * (1 + retries)
 
 
 def test_a_retry_is_made_elsewhere(gate: Gate, make_pool: Callable[..., Pool]) -> None:

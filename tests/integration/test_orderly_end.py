@@ -162,7 +162,8 @@ def test_what_the_parent_has_registered_and_holds_is_the_parents(script, tmp_pat
 
 
 def test_a_file_that_cannot_be_written_is_said_and_the_others_are(make_pool, tmp_path, capfd):
-    pool = make_pool(1, hold, (tmp_path,))
+    # (A fork server says it where the program said things when the server was started.)
+    pool = make_pool(1, hold, (tmp_path,), context="fork")
     pool.apply(open_full)
     pool.apply(fill, (1,))
     pool.close()

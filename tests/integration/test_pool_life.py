@@ -268,7 +268,7 @@ def test_maxtasksperchild(context, make_pool, tasks):
 
 
 def test_maxtasksperchild_loses_nothing(make_pool):
-    pool = make_pool(2, maxtasksperchild=2)
+    pool = make_pool(2, maxtasksperchild=2, context="fork")
     assert pool.map(square, range(40), 1) == [x * x for x in range(40)]
     assert len(set(pool.map(pid_of_worker, range(8), 1))) >= 4
 

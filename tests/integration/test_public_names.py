@@ -28,7 +28,8 @@ ERRORS = [
 ]
 
 VERBS = """
-apply apply_async each_async map map_async starmap starmap_async imap imap_unordered
+apply apply_async submit options executor each_async
+map map_async starmap starmap_async imap imap_unordered
 processes grow shrink restart terminate_job statistics dump_stacks
 close terminate join attach detach handle_events
 """
@@ -36,7 +37,7 @@ PARTS = """
 Process ResultHandler TaskHandler TimeoutHandler Supervisor SoftTimeLimitExceeded
 """
 FOR_ADAPTERS = """
-CallbackRunner first_start_timeout call_soon when_broken is_broken is_busy_here
+CallbackRunner first_start_timeout load_seconds call_soon when_broken is_broken is_busy_here
 """
 
 

@@ -52,7 +52,7 @@ def eat(gate=None):
 
 
 def test_workers_do_not_all_leave_at_once(make_pool):
-    pool = make_pool(1, maxtasksperchild=20, maxtasksperchild_jitter=19)
+    pool = make_pool(1, maxtasksperchild=20, maxtasksperchild_jitter=19, context="fork")
     for x in range(200):
         assert pool.apply(square, (x,)) == x * x
     counts = [left.tasks for left in pool.statistics().exits]

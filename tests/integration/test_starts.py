@@ -55,6 +55,68 @@ os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
 """
 
 
+INTERRUPTED = """
+import os, signal, sys
+from prefork import Pool
+from prefork._system.process import Process
+
+class Interrupted(Process):
+    def __setstate__(self, state):
+        os.kill(os.getpid(), signal.SIGINT)  # at its first step in the new process
+        vars(self).update(state)
+
+class OwnPool(Pool):
+    Process = Interrupted
+
+if __name__ == "__main__":
+    with OwnPool(2, context=sys.argv[1], threads=sys.argv[2] == "threads", max_restarts=0) as pool:
+        print(pool.map(abs, [-1, -2], 1))
+        print(pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ())))
+else:
+    os.kill(os.getpid(), signal.SIGINT)  # here the fork server, or the worker
+"""
+
+BYSTANDER = """
+import multiprocessing, os, signal, sys
+from prefork import Pool
+
+def look():
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+class Interrupted(multiprocessing.get_context("forkserver").Process):
+    def __setstate__(self, state):
+        os.kill(os.getpid(), signal.SIGINT)
+        vars(self).update(state)
+
+def run(process):
+    process.start()
+    process.join()
+    print(process.exitcode)
+
+if __name__ == "__main__":
+    with Pool(1, context="forkserver") as pool:
+        pool.apply(abs, (1,))
+        run(multiprocessing.get_context("forkserver").Process(target=look))
+        run(Interrupted(target=look))
+"""
+
+
+DYING_SERVER = """
+import socket, sys
+from multiprocessing import forkserver
+from prefork import Pool
+
+threads = sys.argv[1] == "threads"
+with Pool(1, context="forkserver", threads=threads) as pool:
+    pool.apply(abs, (-1,))
+with socket.socket(socket.AF_UNIX) as client:  # as of somebody who is interrupted then
+    client.connect(forkserver._forkserver._forkserver_address)
+with Pool(2, context="forkserver", threads=threads) as pool:
+    print(pool.map(abs, [-1, -2], 1))
+"""
+
+
 def die_at_first(log: Path, times: int) -> None:
     """An initializer that is killed so many times."""
     with log.open("a") as file:
@@ -125,3 +187,29 @@ def test_a_fork_server_that_is_stopped(script: Callable[..., Script]) -> None:
     program = script(STOPPED_SERVER)
     assert program.finish()[:2] == (0, "lost\nbroken\nnot made\n")
     assert program.leftovers() == {}
+
+
+@pytest.mark.parametrize("threads", ["threads", "loop"])
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_ctrl_c_ends_no_newborn_worker(
+    script: Callable[..., Script], tmp_path: Path, method: str, threads: str
+) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    program = script(tmp_path / "interrupted.py", method, threads)
+    assert program.finish() == (0, "[1, 2]\nset()\n", "")
+
+
+def test_ctrl_c_ends_other_children_of_the_fork_server_as_ever(
+    script: Callable[..., Script], tmp_path: Path
+) -> None:
+    (tmp_path / "bystander.py").write_text(BYSTANDER)
+    code, out, err = script(tmp_path / "bystander.py").finish()
+    assert (code, out) == (0, "True\nset()\n0\n1\n")
+    assert "KeyboardInterrupt" in err
+
+
+@pytest.mark.parametrize("threads", ["threads", "loop"])
+def test_a_pool_is_made_although_the_fork_server_is_just_dying(
+    script: Callable[..., Script], threads: str
+) -> None:
+    assert script(DYING_SERVER, threads).finish()[:2] == (0, "[1, 2]\n")

@@ -333,12 +333,13 @@ def test_a_process_is_terminated(gate):
     eventually(lambda: has_ended(pid), "it has gone")
 
 
-def test_run_can_be_overridden():
-    class Own(Pool.Process):
-        def run(self):
-            raise SystemExit(9)
+class Leaving(Pool.Process):
+    def run(self):
+        raise SystemExit(9)
 
-    process = Own()
+
+def test_run_can_be_overridden():
+    process = Leaving()
     process.start()
     process.join(DEADLINE)
     assert process.exitcode == 9

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -15,7 +16,8 @@ import time
 
 import pytest
 
-from helpers import DEADLINE, eventually, has_ended, mark, marked, process, stop
+from helpers import DEADLINE, eventually, has_ended, mark, mark_and_stay, marked, process, stop
+from inside import templates
 from prefork import Pool, WorkerLostError
 from prefork._system.process import Process
 
@@ -88,8 +90,8 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
     monkeypatch.setattr(sys.modules[__name__], "VALUE", "as it is now")
     lose_worker(pool)
     assert pool.apply(get_value) == "as it was when the pool was made"
-    pool.restart()
     (old,) = pool.statistics().workers
+    pool.restart()
     eventually(lambda: pool.apply(get_value) == "as it is now", "workers are replaced")
     eventually(lambda: [pool.apply(abs, (0,)), has_ended(old.pid)][1], "the old one leaves")
     lose_worker(pool)
@@ -98,21 +100,25 @@ def test_later_workers_find_the_program_as_it_was_until_a_restart(pool, monkeypa
 
 
 @pytest.mark.promise(number=1)
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_template_that_is_lost_is_replaced(pool, signum):
+def test_a_template_that_is_lost_is_replaced(pool):
     lost = template_of(pool)
-    if signum == signal.SIGSTOP:
-        stop(lost)
-    else:
-        os.kill(lost, signum)
-        eventually(lambda: has_ended(lost), "it ends")
+    os.kill(lost, signal.SIGKILL)
+    eventually(lambda: has_ended(lost), "it ends")
     lose_worker(pool, 3)
     assert pool.apply(abs, (-1,)) == 1
     new = template_of(pool)
     assert new != lost
     assert lose_worker(pool, 5).exitcode == 5
     assert pool.apply(abs, (-2,)) == 2
-    eventually(lambda: has_ended(lost), "a stopped one is killed")
+
+
+def test_a_template_that_was_stopped_is_continued(pool):
+    template = template_of(pool)
+    for code in (3, 5):
+        stop(template)
+        assert lose_worker(pool, code).exitcode == code
+        assert pool.apply(abs, (-1,)) == 1
+    assert template_of(pool) == template
 
 
 @pytest.mark.promise(number=6)
@@ -125,6 +131,40 @@ def test_it_ends_with_the_pool(pool, end):
     assert pool.join(DEADLINE)
     assert process(template) is None
     assert all(map(has_ended, workers))
+
+
+DISMISSED = """
+import ctypes, multiprocessing, sys
+from helpers import DEADLINE, children, stop
+from prefork._system.lifeline import Lifeline
+from prefork._system.child import Child, Ties
+from prefork._system.process import Process
+from prefork._system.template import Template
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+lifeline = Lifeline()
+template = Template(lifeline.end)
+context = multiprocessing.get_context("fork")
+child = Child(Process, context, "child", int, (), ties=Ties(lifeline, template))
+child.start()
+child.look_after()
+assert child.wait(DEADLINE)
+child.ask_status()
+if sys.argv[1] == "retired":
+    template.retire()
+stop(template.pid)
+assert child.collect() == 0
+child.close()
+template.close()
+print(children())
+"""
+
+
+@pytest.mark.parametrize("how", ["retired", "closed"])
+def test_it_reaps_all_that_it_was_told_of_before_it_ends(script, how):
+    """What it has left would be this script's, which adopts orphans."""
+    assert script(DISMISSED, how).finish() == (0, "[]\n", "")
 
 
 def test_a_template_among_threads_is_accepted_when_its_first_worker_is_ready(make_pool, tmp_path):
@@ -228,6 +268,55 @@ def test_workers_are_replaced_while_threads_hold_locks(make_pool, tmp_path, recw
         results = [pool.apply_async(do_the_same, (n,)) for n in range(60)]
         assert [result.get(DEADLINE) for result in results] == list(range(60))
     assert not [w for w in recwarn if "fork" in str(w.message)]
+
+
+def stay_or_return(path):
+    """Once for ever, then not."""
+    if path.exists():
+        return "again"
+    mark_and_stay(path)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_stopped_worker_that_ends_with_its_template_is_accounted_for(
+    make_pool, tmp_path, retries
+):
+    """The kernel ends the stopped processes of a group that has lost its last link to its session,
+    as a worker does whose template is killed; see `template.py`."""
+    pool = make_pool(1, context="fork")
+    template = template_of(pool)
+    guilty = pool.apply_async(stay_or_return, (tmp_path / "pid",), retries=retries)
+    innocent = pool.apply_async(abs, (-1,))
+    worker = int(marked(tmp_path / "pid"))
+    stop(worker)
+    os.kill(template, signal.SIGKILL)
+    if retries:
+        assert guilty.get(DEADLINE) == "again"
+    else:
+        with pytest.raises(WorkerLostError) as caught:
+            guilty.get(DEADLINE)
+        assert (caught.value.pid, caught.value.exitcode) == (worker, None)
+    assert innocent.get(DEADLINE) == 1
+    assert [(left.pid, left.exitcode) for left in pool.statistics().exits] == [(worker, None)]
+
+
+def test_jobs_survive_that_templates_are_lost_all_the_time(make_pool):
+    pool = make_pool(2, context="fork", maxtasksperchild=2)
+    made, results = set(), []
+    for n in range(25):
+        results += [pool.apply_async(abs, (-n,)) for _ in range(2)]
+        if n % 3:  # else they are lost while others are being made
+            results[-1].wait(DEADLINE)
+        for template in templates(pool):
+            if template.pid and not template.is_lost:
+                made.add(template)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(template.pid, random.choice((signal.SIGKILL, signal.SIGSTOP)))
+    assert [result.get(DEADLINE) for result in results] == [n // 2 for n in range(50)]
+    pool.close()
+    assert pool.join(DEADLINE)
+    assert len(made) > 5
+    assert all(process(template.pid) is None for template in made)
 
 
 KILLED = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -24,6 +25,12 @@ def square(x):
 def import_this_module():
     """In the worker, so that its import does not count; returns the worker's process id."""
     return os.getpid()
+
+
+@pytest.fixture
+def make_pool(make_pool):
+    """As elsewhere; but workers that are ready have imported this module, whatever starts them."""
+    return functools.partial(make_pool, initializer=import_this_module)
 
 
 def endless_loop():
@@ -151,6 +158,30 @@ def soft_limits_in_a_row(seconds):
         except SoftTimeLimitExceeded:
             count += 1
     return count
+
+
+def load_slowly():
+    time.sleep(3 * SOON)
+    return 5 * SOON
+
+
+class SlowToLoad:
+    """As is a call whose module the worker has not imported yet."""
+
+    def __reduce__(self):
+        return load_slowly, ()
+
+
+def test_a_soft_limit_is_raised_in_a_task_that_took_long_to_load(make_pool):
+    calls = []
+    handle = make_pool(1).apply_async(
+        soft_limits_in_a_row,
+        (SlowToLoad(),),
+        soft_timeout=SOON,
+        timeout_callback=lambda soft, timeout: calls.append(soft),
+    )
+    assert handle.get(DEADLINE) == 1
+    assert calls == [True]
 
 
 class SlowToPickle:

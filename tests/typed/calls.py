@@ -11,7 +11,7 @@ import multiprocessing.pool
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypedDict, TypeVar, assert_type
 
 import prefork
@@ -27,6 +27,10 @@ class Settings(TypedDict):
 
 def double(x: int) -> int:
     return 2 * x
+
+
+def many(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: str) -> str:
+    return h * (a + b + c + d + e + f + g)
 
 
 def some(x: int, y: str = "", *, z: int = 1) -> float:
@@ -311,6 +315,7 @@ def what_is_only_known_in_part(
     sequence: Sequence[int] = (1,),
     iterable: Iterable[Any] = (1,),
     objects: Iterable[object] = (1,),
+    long: tuple[Any, ...] = (*range(7), "a"),
     named: Mapping[str, object] = {},
     settings: list[Any] = [1],  # noqa: B006
 ) -> None:
@@ -326,6 +331,9 @@ def what_is_only_known_in_part(
     assert_type(pool.apply(double, numbers), int)
     assert_type(pool.apply(double, row), int)
     assert_type(pool.apply(both, (*row, "a")), str)
+    assert_type(pool.apply(many, long), str)
+    assert_type(pool.apply(many, (1, 2, 3, 4, 5, 6, 7, "a")), str)
+    assert_type(pool.starmap(many, [long]), list[str])
     assert_type(pool.apply(double, sequence), int)
     assert_type(pool.apply(double, iterable), int)
     assert_type(pool.apply(double, iter(iterable)), int)
@@ -413,8 +421,37 @@ def the_rest(pool: Pool) -> None:
         pass
 
 
+def futures(pool: Pool) -> None:
+    future = pool.submit(double, 1)
+    assert_type(future, prefork.Future[int])
+    assert_type(future.result(3), int)
+    assert_type(future.get(), int)
+    future.add_done_callback(print)
+    use(future.exception())
+    standard: Future[int] = future
+    handle: ApplyResult[int] = future
+    use(standard, handle)
+    assert_type(pool.submit(some, 1, y="a", z=2).result(), float)
+    assert_type(pool.submit(options, 1, timeout="a").result(), bytes)
+    limited = pool.options(timeout=3, retries=1)
+    assert_type(limited.submit(double, x=1).result(), int)
+    assert_type(limited.apply_async(double, (1,)).get(), int)
+    assert_type(limited.map(double, [1]), list[int])
+    executor = pool.executor()
+    assert_type(executor.submit(double, 1).result(), int)
+    assert_type(executor.options(timeout=3).submit(double, 1).result(), int)
+    assert_type(list(executor.map(double, [1], timeout=3)), list[int])
+    any_executor: Executor = executor
+    with prefork.ProcessPoolExecutor(1, timeout=3) as own:
+        assert_type(own.submit(double, 1).result(), int)
+        assert_type(own.pool, Pool)
+        any_executor = own
+        use(any_executor)
+
+
 ACCEPTED = [
     single_calls,
+    futures,
     callbacks,
     maps,
     starmaps,
@@ -449,6 +486,7 @@ def wrong_arguments(pool: Pool, numbers: tuple[int, ...], names: Sequence[str]) 
     pool.apply(double)  # wrong
     pool.apply(both, (1,))  # wrong
     pool.apply(both, (1, "a", 2))  # wrong
+    pool.apply(many, (1, 2, 3, 4, 5, 6, "a", 7))  # wrong
     pool.apply(both, ("a", 1))  # wrong
     pool.apply(both, numbers)  # wrong
     pool.apply(double, names)  # wrong
@@ -499,6 +537,19 @@ def wrong_use(pool: Pool) -> None:
     pool.apply_async(double, (1,), callback=words)  # wrong
     pool.map_async(double, [1], callback=words)  # wrong
     use(text, texts, handle)
+
+
+def wrong_futures(pool: Pool) -> None:
+    pool.submit(double, "a")  # wrong
+    pool.submit(double)  # wrong
+    pool.submit(double, 1, timeout=3)  # wrong
+    pool.submit(double(1))  # wrong
+    text: str = pool.submit(double, 1).result()  # wrong
+    pool.options(timeout="3")  # wrong
+    pool.options(callback=print)  # wrong
+    pool.executor().submit(double, "a")  # wrong
+    use(text, prefork.ProcessPoolExecutor(max_workers="2"))  # wrong
+    prefork.ProcessPoolExecutor(processes=2)  # wrong
 
 
 def wrong_options(pool: Pool) -> None:

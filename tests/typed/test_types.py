@@ -17,6 +17,8 @@ import pytest
 import calls
 import prefork
 
+pytestmark = pytest.mark.timeout(300)  # a type checker reads much, and this machine may be busy
+
 CALLS = Path(calls.__file__)
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefork._compat.classes import StandsIn
 from prefork._engine.engine import Engine
+from prefork._engine.spawner import Options
 from prefork._engine.state import PoolPhase
 
-__all__ = ["ApplyNames", "IMapNames", "MapNames", "PoolNames"]
+__all__ = ["ApplyNames", "ExecutorNames", "IMapNames", "MapNames", "PoolNames"]
 
 if TYPE_CHECKING:
     from multiprocessing.pool import Pool as StandardPool  # see `classes`
@@ -87,6 +88,36 @@ class PoolNames(StandsIn, StandardPool):
 
 def _number(sink: Any) -> int:
     return int(getattr(sink, "_job", id(sink)))
+
+
+class ExecutorNames:
+    """Of an executor: of that of `concurrent.futures`."""
+
+    _pool: Any
+    _options: Options
+
+    @property
+    def _max_workers(self) -> int:
+        """How many workers there should be."""
+        pool = self._pool
+        return self._options.processes if pool is None else int(pool.processes)
+
+    @property
+    def _processes(self) -> dict[int | None, BaseProcess] | None:
+        """The workers' processes by their ids; None, when it has been shut down."""
+        pool = self._pool
+        if pool is None:
+            return {}
+        if pool._engine.state.phase is not PoolPhase.RUN:
+            return None
+        return {process.pid: process for process in pool._pool}
+
+    @property
+    def _broken(self) -> str | bool:
+        """Why its workers cannot start, or False."""
+        pool = self._pool
+        broken = None if pool is None else pool._engine.state.broken
+        return False if broken is None else str(broken)
 
 
 class _TaskQueue:

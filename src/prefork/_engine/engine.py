@@ -208,6 +208,18 @@ class Engine:
         """Whether workers report the starts of jobs themselves; else they are looked for."""
         return self.options.accept_delay is None
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pool has given up, since its workers cannot start."""
+        return self.state.broken is not None
+
+    def check_owner(self) -> None:
+        """
+        Raises:
+            RuntimeError: in a forked child, where this pool is the parent's.
+        """
+        self.state.check_owner()
+
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         self.callbacks(call, *args)
 

@@ -25,14 +25,15 @@ from typing import NamedTuple, TypeVar
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
-from prefork._engine.starts import BackgroundStart, PendingWorker
+from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
-from prefork._system.child import preload
+from prefork._system.child import announce
+from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
@@ -75,6 +76,7 @@ class Options(NamedTuple):
     first_start_timeout: float | None = None  # of the first workers, instead of that
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
     accept_delay: float | None = None  # see `StartTimer`
+    load_seconds: float = 0.0  # see `WorkerOptions`
 
     @property
     def start_method(self) -> str:
@@ -82,7 +84,7 @@ class Options(NamedTuple):
 
     def for_workers(self) -> WorkerOptions:
         """What all workers are to know."""
-        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit)
+        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit, self.load_seconds)
 
     def tasks_of_next(self) -> int | None:
         """Of the next worker."""
@@ -267,13 +269,16 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        preload(self._options.context, main.__module__)
+        method = self._options.start_method
+        announce(self._options.context, main.__module__)
         if not self._in_background:
-            self.spawn(self._options.processes)
+            persist(method, lambda: self.spawn(self._options.processes))
             return
         for _ in range(self._options.processes):
-            start = BackgroundStart(self.spawn, self._state.wake_supervisor)
-            start.finish(self._start_limit())
+            persist(method, self._spawn_aside)
+
+    def _spawn_aside(self) -> None:
+        BackgroundStart(self.spawn, self._state.wake_supervisor).finish(self._start_limit())
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
@@ -376,14 +381,8 @@ class Spawner:
         )
 
     def _hint(self, exitcode: int | None) -> str:
-        """A program that starts its work when it is imported would start it in each worker, too:
-        the standard library refuses that there."""
-        if exitcode != 1 or self._options.start_method == "fork":
-            return ""
-        return (
-            ". A worker that is not forked imports the program's file: what the program does when "
-            'it is run belongs under `if __name__ == "__main__":`'
-        )
+        is_unlikely = exitcode != 1 or self._options.start_method == "fork"
+        return "" if is_unlikely else f". {UNGUARDED}"
 
     def _judge_no_process(self, error: Exception) -> None:
         """There is not even a process."""

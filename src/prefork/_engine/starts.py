@@ -15,10 +15,13 @@ from prefork._system.condition import Condition
 from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
 
-__all__ = ["BackgroundStart", "PendingWorker"]
+__all__ = ["BackgroundStart", "PendingWorker", "persist"]
 
 LATE_SECONDS = 10.0
 """How long to wait for the end of a worker whose start has come too late."""
+
+DYING_SECONDS = 0.05, 0.1, 0.2, 0.4, 0.8
+"""How long to wait before the next try, after the fork server has died."""
 
 
 class WorkerSettings(Protocol):
@@ -140,3 +143,17 @@ class BackgroundStart:
             raise TimeoutError(f"no worker process could be started within {timeout:g} s")
         if self.error is not None:
             raise self.error
+
+
+def persist(method: str, start: Callable[[], object]) -> None:
+    """Start workers; again, if it is the fork server that has died over it: another one takes its
+    place. One dies when somebody who is asking it for a child is interrupted."""
+    for pause in DYING_SECONDS:
+        try:
+            start()
+            return
+        except (EOFError, ConnectionError):
+            if method != "forkserver":
+                raise
+            time.sleep(pause)  # it may still be dying, and look alive
+    start()

@@ -15,8 +15,8 @@ from __future__ import annotations
 from multiprocessing.context import BaseContext
 
 from prefork._engine.worker_handle import WorkerHandle
-from prefork._system import template
-from prefork._system.child import Ties, is_forking
+from prefork._system import std_internals, template
+from prefork._system.child import Ties
 from prefork._system.lifeline import Lifeline, is_shareable
 from prefork._system.log import DEBUG, Log
 from prefork._system.template import Template
@@ -59,7 +59,7 @@ class _Candidate:
 class Templates:
     def __init__(self, context: BaseContext, log: Log) -> None:
         self._log = log
-        self._is_enabled = is_forking(context) and template.is_supported()
+        self._is_enabled = std_internals.is_forking(context) and template.is_supported()
         self._lifeline = Lifeline() if is_shareable() else None
         self._accepted: _Candidate | None = None
         self._candidate: _Candidate | None = None

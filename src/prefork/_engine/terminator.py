@@ -21,7 +21,7 @@ from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.job import QUEUED, Job, ResultSink
 from prefork._system.uninterrupted import uninterrupted
-from prefork.errors import Terminated
+from prefork.errors import Cancelled, Terminated
 
 __all__ = ["Terminator"]
 
@@ -38,6 +38,7 @@ class Terminator:
 
     def cancel(self, job: Job) -> bool:
         """Have a job never run, unless it has been started; whether that is so."""
+        self._state.check_owner()
         return uninterrupted(lambda: self._cancel(job))
 
     def terminate(self, job: Job, signum: int | None = None) -> bool:
@@ -49,20 +50,33 @@ class Terminator:
         Raises:
             TypeError: it is no number.
         """
+        self._state.check_owner()
         signum = None if signum is None else operator.index(signum)
         return uninterrupted(lambda: self._terminate(job, signum))
 
     def terminate_on(self, pid: int, signum: int | None = None) -> bool:
         """The same for the job that the worker of this process id runs now, if any."""
+        self._state.check_owner()
         pid = operator.index(pid)
         signum = None if signum is None else operator.index(signum)
         return uninterrupted(lambda: self._terminate_on(pid, signum))
 
     def cancel_all(self, sink: ResultSink) -> None:
-        uninterrupted(lambda: self._for_all(sink, self._cancel))
+        self.cancel_where(lambda job: job.sink is sink)
 
     def terminate_all(self, sink: ResultSink) -> None:
-        uninterrupted(lambda: self._for_all(sink, self._terminate))
+        self.terminate_where(lambda job: job.sink is sink)
+
+    def cancel_where(self, is_meant: Callable[[Job], bool]) -> None:
+        """Cancel all jobs that are meant, unless they have been started. It is called with the
+        lock held."""
+        self._state.check_owner()
+        uninterrupted(lambda: self._cancel_where(is_meant))
+
+    def terminate_where(self, is_meant: Callable[[Job], bool], signum: int | None = None) -> None:
+        """Terminate all jobs that are meant; likewise."""
+        self._state.check_owner()
+        uninterrupted(lambda: self._terminate_where(is_meant, signum))
 
     def _cancel(self, job: Job) -> bool:
         with self._state.lock:
@@ -92,11 +106,25 @@ class Terminator:
                     return self._terminate(job, signum)
             return False
 
-    def _for_all(self, sink: ResultSink, end: Callable[[Job], bool]) -> None:
+    def _cancel_where(self, is_meant: Callable[[Job], bool]) -> None:
+        """One after another, each worker would be sent more after each job that is taken back."""
         with self._state.lock:
+            meant = [job for job in self._open_jobs.by_id.values() if is_meant(job)]
+            holders = {job.slot: None for job in meant if isinstance(job.slot, WorkerHandle)}
+            for worker in holders:
+                self._collector.isolate(worker)
+            for job in meant:
+                self._cancel_queued(job)
+            for worker in holders:
+                self._collector.reopen(worker)
+            self._dispatcher.hand_out()
+
+    def _terminate_where(self, is_meant: Callable[[Job], bool], signum: int | None) -> None:
+        with self._state.lock:
+            self._cancel_where(is_meant)
             for job in list(self._open_jobs.by_id.values()):
-                if job.sink is sink:
-                    end(job)
+                if is_meant(job):
+                    self._terminate(job, signum)
 
     def _recall(self, job: Job) -> WorkerHandle | None:
         """Have a job back from its worker, unless that has read it. The worker is isolated then."""
@@ -110,7 +138,7 @@ class Terminator:
         if job.phase != QUEUED or job.id not in self._open_jobs.by_id:
             return False
         text = f"job {job.id} ({job.function}) was cancelled before it started"
-        self._open_jobs.fail(job, Terminated(text))
+        self._open_jobs.fail(job, Cancelled(text))
         self._scheduler.drop_resolved()
         return True
 

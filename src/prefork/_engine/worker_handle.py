@@ -160,7 +160,7 @@ class WorkerHandle(WorkerSlot):
         self.kill_reason = reason
 
     def limit_tasks(self, quota: int) -> None:
-        self.quota = quota
+        self.quota = float(quota)
 
     def wait_until(self, deadline: float) -> None:
         self.deadline = deadline

@@ -4,6 +4,7 @@
 
 import operator
 import traceback
+from types import CoroutineType
 from typing import Any, Final, NamedTuple
 
 from prefork._describe import describe, type_name
@@ -46,7 +47,7 @@ def encode_result(
         fds: duplicates of the descriptors that it has are added here.
     """
     try:
-        return Kind.DONE, *pack(value, fds)
+        return Kind.DONE, *pack(value, fds, soft_limit)
     except soft_limit:
         raise
     except Exception as exc:
@@ -63,8 +64,16 @@ def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[by
     return pickled, type_name(exc), text
 
 
-def _encoding_error(reason: Exception, value: object) -> PreforkError:
-    error: PreforkError
+def _encoding_error(reason: Exception, value: object) -> Exception:
+    error: Exception
+    if isinstance(value, CoroutineType):
+        name = value.__qualname__
+        value.close()  # else there would be a warning that nobody has awaited it
+        return TypeError(
+            f"{name} is a coroutine function, and nobody awaits in a worker what it returns: await "
+            "is on this side, as in `await loop.run_in_executor(executor, f)` with a plain "
+            "function f. One that calls asyncio.run has a loop of its own in the worker"
+        )
     try:
         from prefork._ipc.encoding_error import MaybeEncodingError
 

@@ -12,12 +12,13 @@ import io
 import marshal
 import pickle
 from collections.abc import Callable, Iterable
-from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, ClassVar, Final
 
 from prefork._describe import function_name
 from prefork._ipc.descriptors import collecting
+from prefork._system import std_internals
+from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["CallPickler", "CallUnpickler"]
 
@@ -139,7 +140,11 @@ def pickle_in_band(obj: object, fds: list[int]) -> bytes:
     return _pickle(obj, fds, None)
 
 
-def pack(obj: object, fds: list[int] | None = None) -> tuple[bytes, list[memoryview]]:
+def pack(
+    obj: object,
+    fds: list[int] | None = None,
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded,
+) -> tuple[bytes, list[memoryview]]:
     """For `unpack`: an object's pickle, or what marshal makes of a plain one; and views of the
     large buffers that were left out of it.
 
@@ -148,6 +153,7 @@ def pack(obj: object, fds: list[int] | None = None) -> tuple[bytes, list[memoryv
     Args:
         fds: duplicates of the descriptors that it has are added here, see `descriptors.py`; whoever
             calls this closes them.
+        soft_limit: what is raised meanwhile if the task has passed its limit.
 
     Raises:
         Exception: whatever pickling it raises; then nothing was added.
@@ -165,11 +171,16 @@ def pack(obj: object, fds: list[int] | None = None) -> tuple[bytes, list[memoryv
     elif _is_large(obj):
         obj = _Beside(obj)  # type: ignore[arg-type]
     buffers: list[memoryview] = []
-    pickled = _pickle(obj, fds, buffers)
+    pickled = _pickle(obj, fds, buffers, soft_limit)
     return pickled, buffers
 
 
-def _pickle(obj: object, fds: list[int] | None, buffers: list[memoryview] | None) -> bytes:
+def _pickle(
+    obj: object,
+    fds: list[int] | None,
+    buffers: list[memoryview] | None,
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded,
+) -> bytes:
     """The pickle that multiprocessing's own pickler makes, which is written in Python; mostly by a
     shorter way. Large buffers are added to these; None: they are in the pickle."""
 
@@ -186,6 +197,8 @@ def _pickle(obj: object, fds: list[int] | None, buffers: list[memoryview] | None
     if _has_only_known_reducers():
         try:
             pickled = pickle.dumps(obj, PROTOCOL, buffer_callback=keep_in_band)
+        except soft_limit:
+            raise
         except Exception:
             pass  # perhaps it has a reducer
         else:
@@ -204,7 +217,7 @@ def _pickle(obj: object, fds: list[int] | None, buffers: list[memoryview] | None
     return file.getvalue()
 
 
-_reducers: Final[dict[type, Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_reducers: Final = std_internals.reducers()
 """What `multiprocessing.reduction.register` registers."""
 _CONNECTION: Final = b"multiprocessing.connection"
 _KNOWN: Final = frozenset(

@@ -22,24 +22,23 @@ class Limits(NamedTuple):
         timeout: float | None = None,
         soft_timeout: float | None = None,
         lost_worker_timeout: float | None = None,
-        retries: int = 0,
+        retries: int | None = None,
     ) -> Limits:
         """These limits, but for what is not None; infinity is no limit.
 
         Raises:
-            TypeError, ValueError: it is no number of seconds.
+            TypeError, ValueError: it is no number of seconds, or of retries.
         """
-        if timeout is None and soft_timeout is None and lost_worker_timeout is None and not retries:
+        if timeout is soft_timeout is lost_worker_timeout is retries is None:
             return self
-        hard, soft, lost, _ = self
-        retries = count("retries", retries, least=0)
+        hard, soft, lost, again = self
         return Limits(
             hard if timeout is None else seconds("timeout", timeout),
             soft if soft_timeout is None else seconds("soft_timeout", soft_timeout),
             lost
             if lost_worker_timeout is None
             else seconds("lost_worker_timeout", lost_worker_timeout, zero=True),
-            retries,
+            again if retries is None else count("retries", retries, least=0),
         )
 
 

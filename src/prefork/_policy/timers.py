@@ -112,19 +112,25 @@ class LimitTimer:
         expired: list[Expiry],
         looks: list[float],
     ) -> None:
-        if job.size > 1 and (limit := _first_limit(job)) is not None:
-            looks.append(now + limit)  # for the chunk's next item, which may begin any moment
+        if (job.size > 1 or started > now) and (limit := _first_limit(job)) is not None:
+            # For the chunk's next item, or for what is still being unpickled: either may begin any
+            # moment.
+            looks.append(now + limit)
         if job.timeout:
             if now >= started + job.timeout:
                 expired.append(Expiry(slot, job, False, job.timeout, started))
                 return
             looks.append(started + job.timeout)
         if job.soft_timeout and self._interrupted.get(slot) != (job.id, started):
-            if now >= started + job.soft_timeout:
+            if now < started + job.soft_timeout:
+                looks.append(started + job.soft_timeout)
+            elif slot.accepted() == started:
+                # It still loads the call, which may import much: there is nothing to raise in. The
+                # task's own time begins later, so that its limit passes after this look.
+                looks.append(now + job.soft_timeout)
+            else:
                 self._interrupted[slot] = job.id, started
                 expired.append(Expiry(slot, job, True, job.soft_timeout, started))
-            else:
-                looks.append(started + job.soft_timeout)
 
     def forget(self, slot: WorkerSlot) -> None:
         self._interrupted.pop(slot, None)

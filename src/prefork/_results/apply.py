@@ -185,7 +185,7 @@ class Handle:
         """What messages call it."""
         return "the result"
 
-    def _state(self) -> str:
+    def _describe(self) -> str:
         if not self.ready():
             return "pending"
         return "successful" if self._ok else f"failed: {self._result!r}"
@@ -292,7 +292,7 @@ class ApplyResult(Handle):
 
     def __repr__(self) -> str:
         function = self._entry.function if self._entry else "?"
-        state = self._state()
+        state = self._describe()
         if not self.ready() and self.pid is not None:
             state = f"running in process {self.pid}"
         return f"<{type(self).__name__} of job {self.job} {function}: {state}>"

@@ -168,5 +168,5 @@ class MapResult(Handle):
         return f"the result of the map of {self._function}"
 
     def __repr__(self) -> str:
-        progress = f"{self._done} of {self._items} items, {self._state()}"
+        progress = f"{self._done} of {self._items} items, {self._describe()}"
         return f"<{type(self).__name__} of {self._function}: {progress}>"

@@ -45,6 +45,22 @@ class EngineRef(Protocol):
     @property
     def terminator(self) -> JobTerminator: ...
 
+    @property
+    def callbacks(self) -> RunCallback: ...
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the pool has given up."""
+
+    def is_busy_here(self) -> bool:
+        """Whether the caller is called by the pool itself, or has interrupted it."""
+
+    def check_owner(self) -> None:
+        """
+        Raises:
+            RuntimeError: in a forked child, where the pool is the parent's.
+        """
+
     def wait_for(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:

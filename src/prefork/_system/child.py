@@ -12,35 +12,34 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing import context as mp_context
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from prefork._system import at_fork, forks
+from prefork._system import at_fork, forks, signals, std_internals
+from prefork._system.fork_warning import warn_of_threads
 from prefork._system.launch import Foreign, Launch
 from prefork._system.lifeline import Lifeline
 from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "preload"]
+__all__ = ["Child", "Ties", "announce"]
 
 
-def preload(context: BaseContext, module: str) -> None:
-    """Have the fork server, unless it runs already, import a module once for all its children."""
-    if context.get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # large
+def announce(context: BaseContext, module: str) -> None:
+    """Processes are to be started in this context, for whoever calls this, and more of them later.
 
-        server: Any = forkserver._forkserver
-        if module not in server._preload_modules:
-            server.set_forkserver_preload([*server._preload_modules, module])
+    Args:
+        module: what they run; a fork server, unless it runs already, imports it once for all.
 
-
-def is_forking(context: BaseContext) -> bool:
-    """Whether processes are forked in this context, in the standard library's own way."""
-    forked: Any = getattr(mp_context, "ForkProcess", None)
-    process = getattr(context, "Process", None)
-    return forked is not None and getattr(process, "_Popen", None) is forked._Popen
+    Raises:
+        DeprecationWarning: they are to be forked, this process has threads, and the program takes
+            that warning for an error.
+    """
+    if (server := std_internals.fork_server_of(context)) is not None:
+        std_internals.preload(server, module)
+    elif std_internals.is_forking(context):
+        warn_of_threads()
 
 
 def _status(thread: str) -> dict[str, str]:
@@ -100,13 +99,16 @@ class Child:
         self._was_killed = False
         self._own_lifeline = None if ties.lifeline is not None else Lifeline()
         lifeline = (self._own_lifeline or ties.lifeline).end  # type: ignore[union-attr]
-        forks_here = is_forking(context)
+        forks_here = std_internals.is_forking(context)
         if not forks_here:
-            target, args = run_tied, (lifeline, target, args)
+            # A child of the fork server has that one's mask.
+            blocked = signals.blocked() if context.get_start_method() == "spawn" else None
+            target, args = run_tied, (lifeline, blocked, target, args)
         self._process = process = process_class(
             target=target, name=name, args=args, context=context
         )
         process.index = index
+        process.is_worker = True
         template = ties.template
         self._launch: Launch
         if not forks_here:

@@ -15,11 +15,10 @@ import itertools
 import os
 import pickle
 from multiprocessing import context as mp_context
-from multiprocessing import util
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from prefork._system import at_fork, resources, signals
+from prefork._system import at_fork, fork_warning, resources, signals, std_internals
 from prefork._system.launch import HAS_PIDFD, Launch
 from prefork._system.lifeline import LifelineEnd
 from prefork._system.template import Born, Template
@@ -84,12 +83,16 @@ class Fork(Launch):
         return self._born.pid if self._born is not None else 0
 
     def launch(self) -> None:
-        util._flush_std_streams()  # type: ignore[attr-defined]
+        std_internals.flush_std_streams()
         hold = signals.Hold()
         try:
             hold.begin()
             self._is_clean = signals.threads() == 1
-            with at_fork.holding_logging():
+            with (
+                at_fork.holding_logging(),
+                std_internals.sharing_tracker(),
+                fork_warning.silenced(__name__),
+            ):
                 # All in C: nothing comes between the fork and the number.
                 self._pids.extend(itertools.starmap(os.fork, [()]))
         finally:
@@ -166,7 +169,7 @@ class TemplateFork(Launch):
         return self._born[0].pid if self._born else 0
 
     def launch(self) -> None:
-        util._flush_std_streams()  # type: ignore[attr-defined]
+        std_internals.flush_std_streams()
         detail = self._pickle()
         reader, writer = self._release.fds
         question = detail, (reader, *self._sent)

@@ -16,16 +16,24 @@ from multiprocessing import popen_fork
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
-from prefork._system import at_fork
+from prefork._system import at_fork, std_internals
+from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 
 if TYPE_CHECKING:
     from prefork._system.process import Process
     from prefork._system.template import Template
 
-__all__ = ["HAS_PIDFD", "Foreign", "Launch"]
+__all__ = ["HAS_PIDFD", "UNGUARDED", "Foreign", "Launch"]
 
 HAS_PIDFD = hasattr(os, "pidfd_open")
+
+UNGUARDED = (
+    "A worker that is not forked imports the program's file: what the program does when it is run "
+    'belongs under `if __name__ == "__main__":`'
+)
+"""A program that starts its work when it is imported would start it in each worker, and in the fork
+server, too: the standard library refuses that there."""
 
 STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
@@ -201,8 +209,9 @@ class Foreign(Launch):
     def __init__(self, process: Process, context: BaseContext, fds: tuple[int, ...]) -> None:
         super().__init__(process, None)
         self.fds = fds
-        self._popen_class: Any = context.Process  # type: ignore[attr-defined]
+        self._popen = std_internals.popen(context)
         self._method = context.get_start_method()
+        self._server = std_internals.fork_server_of(context)
         self._popens: list[Any] = []  # of one process, once it has been started
         self._lock = threading.Lock()
         self._is_closed = False
@@ -227,9 +236,14 @@ class Foreign(Launch):
         return bool(self._popens)
 
     def launch(self) -> None:
-        # All in C: nothing comes between the start and its being known.
-        popen = self._popen_class._Popen
-        self._popens.extend(itertools.starmap(popen, [(self._process,)]))
+        try:
+            with surviving_interrupts(self._method, self._server):
+                # All in C: nothing comes between the start and its being known.
+                self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
+        except (ConnectionError, EOFError) as exc:
+            if self._method == "forkserver":
+                exc.add_note(f"the fork server has ended: see its error output. {UNGUARDED}")
+            raise
 
     def tidy(self) -> None:
         if self.pidfd < 0 and self.pid and HAS_PIDFD:

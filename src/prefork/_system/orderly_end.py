@@ -26,6 +26,8 @@ from contextlib import suppress
 from multiprocessing import process
 from typing import Any
 
+from prefork._system import std_internals
+
 __all__ = ["LEFTOVER_SECONDS", "begin", "end", "must_end", "part"]
 
 LEFTOVER_SECONDS = 1.0
@@ -80,7 +82,7 @@ def part() -> None:
         waiting.join(LEFTOVER_SECONDS)
     if waiting.is_alive() or _leftovers():
         _has_parted = True
-        _children().clear()
+        std_internals.children().clear()
         threading._shutdown = _do_nothing  # type: ignore[attr-defined]
 
 
@@ -91,10 +93,6 @@ def must_end() -> bool:
 
 
 _has_parted = False
-
-
-def _children() -> set[Any]:
-    return getattr(process, "_children", set())
 
 
 def _leftovers() -> list[object]:

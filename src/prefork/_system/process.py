@@ -6,12 +6,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import process as mp_process
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from prefork._system import orderly_end
+from prefork._system import orderly_end, signals, std_internals
 from prefork._system.lifeline import LifelineEnd
 
 if TYPE_CHECKING:
@@ -30,26 +29,43 @@ def list_child(process: BaseProcess) -> None:
 def unlist_child(process: BaseProcess) -> None:
     """It has been accounted for."""
     _listed.discard(process)
-    _all_children().discard(process)
+    std_internals.children().discard(process)
 
 
 def _forget_listed() -> None:
     """In a forked child, which at its end would wait for them, as if they were its own."""
-    _all_children().difference_update(_listed)
+    std_internals.children().difference_update(_listed)
     _listed.clear()
 
 
 os.register_at_fork(after_in_child=_forget_listed)
 
 
-def _all_children() -> set[BaseProcess]:
-    """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
-    children: set[BaseProcess] = mp_process._children  # type: ignore[attr-defined]
-    return children
+def _finalizing(run: Callable[[], object]) -> Callable[[], None]:
+    """What `multiprocessing` does at a child's end follows right upon `run`, as it did up to Python
+    3.12. Newer versions first wait for threads, for ever, and leave it to exit functions."""
+
+    def run_and_finalize() -> None:
+        try:
+            run()
+        finally:
+            std_internals.finalize()
+
+    return run_and_finalize
 
 
-def run_tied(end: LifelineEnd, target: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """What a process that is not forked by us runs: it ends with the one that started it."""
+def run_tied(
+    end: LifelineEnd,
+    blocked: Iterable[int] | None,
+    target: Callable[..., object],
+    args: tuple[Any, ...],
+) -> None:
+    """What a process that is not forked by us runs: it ends with the one that started it.
+
+    Args:
+        blocked: the signals that were blocked there; None: those that are blocked here.
+    """
+    signals.was_started_with(blocked)
     end.hold()
     target(*args)
 
@@ -64,6 +80,7 @@ class Process(BaseProcess):
     kind = "PreforkWorker"  # what a pool's workers are called, before their number
     index = 0  # in a pool: its place there; free places are used again, the lowest first
     launch: Launch | None = None  # in a pool: how it is started
+    is_worker = False  # in a pool: it decides for itself what happens at Ctrl-C
 
     def __init__(
         self,
@@ -108,6 +125,7 @@ class Process(BaseProcess):
         if self._start_method is not None:
             is_fresh = self._start_method == "spawn"
         orderly_end.begin(is_fresh)
+        self.run = _finalizing(self.run)  # type: ignore[method-assign]
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
         if not is_fresh or orderly_end.must_end():
             orderly_end.end(code)
@@ -118,4 +136,4 @@ class Process(BaseProcess):
             self.launch.launch()
             return self.launch
         context = self._context or multiprocessing.get_context()
-        return context.Process._Popen(process_obj)  # type: ignore[attr-defined]
+        return std_internals.popen(context)(process_obj)

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,12 +20,15 @@ __all__ = [
     "DEFAULT",
     "IGNORE",
     "Hold",
+    "blocked",
     "forget_handlers",
     "get_action",
+    "holding_interrupts",
     "let_through",
     "set_action",
     "threads",
     "unblock",
+    "was_started_with",
 ]
 
 Action = Callable[[int, FrameType | None], object] | int
@@ -43,7 +46,8 @@ get_action: Callable[[int], Action | None] = _signal.getsignal
 """The same; None: what that is was not said in Python."""
 
 _held: Iterable[int] | None = None
-"""In a child that was forked with all signals blocked: the mask that its parent had before."""
+"""In a child that was forked, or started, with signals blocked: the mask that its parent had
+before."""
 
 
 def unblock(*signums: int) -> None:
@@ -58,12 +62,39 @@ def forget_handlers(signums: Iterable[int] = _ALL) -> None:
 
 
 def let_through() -> None:
-    """In a child: it has handlers of its own now, so what was blocked since before the fork may
-    come. Does nothing if it was not forked so."""
+    """In a child: it has handlers of its own now, so what was blocked since before its start may
+    come. Does nothing if it was not started so."""
     global _held
     held, _held = _held, None
     if held is not None:
         _signal.pthread_sigmask(_SET_MASK, held)
+
+
+@contextlib.contextmanager
+def holding_interrupts() -> Iterator[None]:
+    """No Ctrl-C in this thread inside of this, nor in an interpreter that it starts, until that
+    lets it through."""
+    mask = blocked()
+    try:
+        _signal.pthread_sigmask(_BLOCK, (signal.SIGINT,))
+        yield
+    finally:
+        _signal.pthread_sigmask(_SET_MASK, mask)
+
+
+def blocked() -> set[int]:
+    """The signals that are blocked in this thread."""
+    return set(map(int, _signal.pthread_sigmask(_BLOCK, ())))
+
+
+def was_started_with(mask: Iterable[int] | None) -> None:
+    """In an interpreter that was started inside of `holding_interrupts`.
+
+    Args:
+        mask: what its parent had blocked before.
+    """
+    global _held  # noqa: PLW0603
+    _held = mask
 
 
 class Hold:

@@ -16,8 +16,16 @@ the pool's process had when it was forked.
       ── reap ───────────────────►
 
 It does nothing unasked. One question is asked at a time, and only so long an answer is waited for:
-a template that does not answer is killed, as it may have been stopped. The start that it did not
-answer may have happened all the same. That worker is never released, so it ends of itself.
+a template that has been stopped is continued, and one that does not answer is killed. The start
+that it did not answer may have happened all the same. That worker is never released, so it ends of
+itself.
+
+If it is killed, its workers go on, and nobody can tell any more how they end. Except for one that
+is stopped at that moment: it ends, too. Its group has lost its last link to its session, the parent
+(POSIX: it is orphaned), and the kernel sends SIGHUP and SIGCONT to such a group if a member is
+stopped. To be spared it a worker would have to be a session of its own, without the terminal, or to
+catch SIGHUP, which then would end no worker that is stuck in C code. So its job is lost like that
+of any worker that dies.
 """
 
 from __future__ import annotations
@@ -45,6 +53,7 @@ from prefork._system.template_wire import (
     Question,
     receive,
     send,
+    shut_writing,
 )
 
 __all__ = ["Born", "Template", "TemplateLostError", "is_supported"]
@@ -60,7 +69,7 @@ _FIRST_LOOK_SECONDS = 0.05
 after twice as long, and so on."""
 
 END_SECONDS = 5.0
-"""How long to wait for the end of a template that was killed."""
+"""How long to wait for the end of a template that was dismissed; then of one that was killed."""
 
 
 class TemplateLostError(ConnectionError):
@@ -90,7 +99,7 @@ class Template:
     Attributes:
         pid: 0 as long as it is not there.
         is_clean: whether the pool's process had no other thread when it was forked.
-        is_lost: it has ended, or was killed as it did not answer.
+        is_lost: it answers no more: it has ended, or was told to, or was killed.
     """
 
     def __init__(self, lifeline: LifelineEnd) -> None:
@@ -146,34 +155,44 @@ class Template:
         """One of its processes has been accounted for."""
         self._children -= 1
         if self.is_needless:
-            self.kill()
+            self._dismiss()
 
     def retire(self) -> None:
         """Nothing is to be started by it any more: it ends after the last of its processes. It is
         to be closed then."""
         self._is_retired = True
         if self.is_needless:
-            self.kill()
+            self._dismiss()
 
     @property
     def is_needless(self) -> bool:
         """Whether nobody will ask it anything any more."""
         return self._is_retired and self._children <= 0
 
+    def _dismiss(self) -> None:
+        """Have it end in order: after all that it has been told, which is to reap its processes.
+        Those of a killed one become init's, and not every init reaps."""
+        self.is_lost = True
+        with contextlib.suppress(OSError):
+            shut_writing(self._fd)
+
     def kill(self) -> None:
         """End it at once; its processes go on, and nobody will tell how they have ended."""
         self.is_lost = True
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, signum: int) -> None:
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 if self._pidfd.fds:
-                    signal.pidfd_send_signal(self._pidfd.fds[0], signal.SIGKILL)
+                    signal.pidfd_send_signal(self._pidfd.fds[0], signum)
                 else:
-                    os.kill(self.pid, signal.SIGKILL)
+                    os.kill(self.pid, signum)
 
     def close(self) -> None:
-        """Kill it, if it is still there, await its end, free the descriptors."""
+        """Have it end, if it is still there, await that, free the descriptors."""
         if self._ours.are_ours and self._ours.fds:
-            self.kill()
+            self._dismiss()
             self._wait()
             for _, fds in self._answers.values():
                 fds.close()
@@ -185,7 +204,10 @@ class Template:
     def _wait(self) -> None:
         if not self.pid:
             return
-        if self._pidfd.fds:
+        if not self._pidfd.fds:  # its end is waited for below, without a bound
+            self.kill()
+        elif not self._comes(self._pidfd.fds[0], time.monotonic() + END_SECONDS):
+            self.kill()
             is_readable(self._pidfd.fds[0], END_SECONDS)
         with contextlib.suppress(ChildProcessError):  # somebody else has waited for all children
             os.waitpid(self.pid, os.WNOHANG if self._pidfd.fds else 0)
@@ -261,7 +283,7 @@ class Template:
             self._awaited.add(number)
             try:
                 while number not in self._answers:
-                    if not self._ours.fds or not self._comes(deadline):
+                    if not self._ours.fds or not self._comes(self._fd, deadline):
                         self.kill()
                         raise TemplateLostError(f"the template process {self.pid} does not answer")
                     self._take_answer()
@@ -287,12 +309,19 @@ class Template:
         else:
             received.close()
 
-    def _comes(self, deadline: float) -> bool:
-        """Wait until there is something to receive, as long as the template can answer."""
+    def _comes(self, fd: int, deadline: float) -> bool:
+        """Wait until this is readable, as long as the template can do anything for that. One that
+        was stopped is continued, once."""
         pause = _FIRST_LOOK_SECONDS
-        while not is_readable(self._fd, min(pause, max(0.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline or _is_stopped(self.pid):
+        was_stopped = False
+        while not is_readable(fd, min(pause, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
                 return False
+            if _is_stopped(self.pid):
+                if was_stopped:
+                    return False
+                was_stopped = True
+                self._signal(signal.SIGCONT)
             pause *= 2
         return True
 

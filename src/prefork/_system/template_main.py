@@ -11,7 +11,7 @@ import signal
 import traceback
 from typing import NamedTuple
 
-from prefork._system import at_fork
+from prefork._system import at_fork, std_internals
 from prefork._system.lifeline import LifelineEnd
 from prefork._system.template_wire import (
     FIRST,
@@ -63,7 +63,8 @@ class _Template:
         keep these descriptors, and go on as the template. Returns in each process that is forked:
         None in the first worker, its order in all others."""
         self._lifeline.keep()
-        pid = at_fork.keeping(fds, os.fork)
+        with std_internals.sharing_tracker():
+            pid = at_fork.keeping(fds, os.fork)
         if pid == 0:
             return None
         at_fork.Descriptors(*fds).close()
@@ -104,15 +105,17 @@ class _Template:
 
     @staticmethod
     def _reap_all() -> None:
-        """Nobody else would, of those that have ended."""
+        """Nobody else would. Those that the pool knows have all ended; others, which were forked
+        and not released, are about to."""
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while True:
+                os.wait()
 
     def _fork(self, number: int) -> bool:
         """Whether this is the new process."""
         try:
-            pid = os.fork()
+            with std_internals.sharing_tracker():
+                pid = os.fork()
         except OSError as exc:
             self._answer(Answer(number, error=exc.errno or errno.EAGAIN))
             return False

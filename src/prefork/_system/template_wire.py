@@ -23,6 +23,7 @@ __all__ = [
     "close_all",
     "receive",
     "send",
+    "shut_writing",
 ]
 
 _MAX_MESSAGE: Final = 1 << 16
@@ -75,6 +76,12 @@ def receive(fd: int, flags: int = 0) -> tuple[tuple[Any, ...] | None, list[int]]
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
     return (pickle.loads(data) if data else None), fds.tolist()
+
+
+def shut_writing(fd: int) -> None:
+    """The other side reads what has been sent, and then the end."""
+    with _socket(fd) as sock:
+        sock.shutdown(socket.SHUT_WR)
 
 
 def close_all(fds: list[int]) -> None:

@@ -17,7 +17,16 @@ from collections.abc import Callable
 
 from prefork._system.condition import Condition
 
-__all__ = ["BackgroundThread"]
+__all__ = ["BackgroundThread", "is_own"]
+
+
+class _Thread(threading.Thread):
+    """One of the pool's own."""
+
+
+def is_own(thread: threading.Thread) -> bool:
+    """Whether it is a pool's, not the program's."""
+    return isinstance(thread, _Thread)
 
 
 class BackgroundThread:
@@ -47,7 +56,7 @@ class BackgroundThread:
         self._starters.extend(itertools.starmap(_thread.start_new_thread, [(self._start, ())]))
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread = _Thread(target=self._run, name=self._name, daemon=True)
         self._thread = thread
         try:
             thread.start()

@@ -107,10 +107,10 @@ class _Worker:
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
-        here a forked worker has all signals blocked."""
+        here a forked worker has all signals blocked, and no other one is ended by Ctrl-C."""
         signal.set_wakeup_fd(-1)
-        forget_handlers()
         set_action(signal.SIGINT, IGNORE)
+        forget_handlers()
         set_action(SOFT_SIGNAL, self._on_soft_limit)
         let_through()
         unblock(SOFT_SIGNAL, signal.SIGTERM)
@@ -131,7 +131,8 @@ class _Worker:
     def _run_task(self, ticket: Ticket) -> None:
         end = self._end
         job, soft_timeout, _, _, _, flags = ticket
-        end.clock[1] = end.clock[2] = started = time.monotonic()
+        end.clock[2] = started = time.monotonic()
+        end.clock[1] = started + self._options.load_seconds  # until `_restart_clock`
         end.board[0] = job
         if flags & ACCEPT:
             end.report(Kind.ACCEPTED, job, started)

@@ -70,3 +70,4 @@ class WorkerOptions(NamedTuple):
     initializer: Callable[[], None] | None = None
     max_memory: int | None = None  # KiB resident; with more after a task a worker leaves
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
+    load_seconds: float = 0.0  # how long a call may take to be unpickled, beside its limits

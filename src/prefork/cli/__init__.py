@@ -33,6 +33,7 @@ import os
 import signal
 import sys
 
+from prefork.buildinfo import build_info
 from prefork.cli.interrupts import Interrupted
 
 __all__ = ["main"]
@@ -47,6 +48,9 @@ def main() -> None:
     input that cannot be read, an output that cannot be written. After Ctrl-C, or another
     signal, the process ends by that signal, so that a shell's loop around it ends too.
     """
+    if sys.argv[1:] == ["--version"]:  # that is told whether the extra is there or not
+        print(build_info())
+        sys.exit()
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from prefork import __version__
 from prefork._system.resources import available_cpus
+from prefork.buildinfo import build_info
 from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import Interrupted
 from prefork.cli.progress import Bar, Log, make_progress
@@ -47,7 +47,7 @@ class Seconds(click.ParamType[float]):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="prefork")
+@click.version_option(build_info().version, message=str(build_info()))
 def cli() -> None:
     """A pool of worker processes that never hangs, never loses a job, and keeps its time limits."""
 

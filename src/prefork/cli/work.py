@@ -154,7 +154,7 @@ def describe_text(type_name: str, message: str, text: str = "") -> bytes:
 
 def _type(exc: BaseException) -> str:
     cls = type(exc)
-    if cls.__module__ == "builtins" or cls.__module__.startswith("prefork."):
+    if cls.__module__.partition(".")[0] in ("builtins", "prefork"):
         return cls.__qualname__
     return f"{cls.__module__}.{cls.__qualname__}"
 

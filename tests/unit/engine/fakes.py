@@ -14,6 +14,7 @@ readable, so that the parts wait for fakes with the selectors that they use othe
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -448,7 +449,8 @@ class FakeWorker:
         assert ticket is not None, "it was told to leave"
         self.job = ticket[0]
         self.begun.append(self.job)
-        self.end.note(self.job, self._clock.now, self._clock.now)
+        # It has loaded the call, too, in no time; its own clock has started since it took it.
+        self.end.note(self.job, self._clock.now, math.nextafter(self._clock.now, 0.0))
         return self.job
 
     def next_item(self) -> None:

@@ -27,12 +27,20 @@ class Running(WorkerSlot):
     """A worker whose board the test writes."""
 
     board = (0, 0.0)
+    taken = 0.0
 
     def running(self) -> tuple[int, float]:
         return self.board
 
+    def accepted(self) -> float:
+        return self.taken
+
     def run(self, job: Job, started: float) -> None:
         self.board = job.id, started
+
+    def load(self, job: Job, now: float) -> None:
+        """It takes the job, and has not loaded its call yet."""
+        self.board, self.taken = (job.id, now), now
 
 
 def sent(slot: WorkerSlot, hard: float | None = None, soft: float | None = None) -> Job:
@@ -47,6 +55,20 @@ def test_jobs_without_limits_need_no_look():
     assert not timer.sent(sent(slot), 10.0)
     assert timer.look([slot], 10.0).expired == []
     assert timer.next_due is None
+
+
+def test_what_is_still_being_unpickled_may_begin_any_moment():
+    timer = LimitTimer()
+    slot = Running()
+    job = sent(slot, hard=2.0)
+    slot.run(job, 70.0)  # so long it may take
+    assert timer.look([slot], 12.0).expired == []
+    assert timer.next_due == 14.0  # not: 72.0
+    slot.run(job, 12.5)
+    assert timer.look([slot], 14.0).expired == []
+    assert timer.next_due == 14.5
+    slot.run(job, 10.0)  # it has taken longer
+    assert timer.look([slot], 14.5).expired == [Expiry(slot, job, False, 2.0, 10.0)]
 
 
 def test_a_limit_counts_from_the_start_of_the_task():
@@ -74,6 +96,19 @@ def test_the_soft_limit_fires_once_and_the_hard_one_follows():
     assert timer.look([slot], 11.0).expired == [Expiry(slot, job, True, 1.0, 10.0)]
     assert timer.next_due == 13.0
     assert timer.look([slot], 13.0).expired == [Expiry(slot, job, False, 3.0, 10.0)]
+
+
+def test_a_soft_limit_does_not_pass_while_the_call_is_loaded():
+    timer = LimitTimer()
+    slot = Running()
+    job = sent(slot, soft=1.0)
+    slot.load(job, 10.0)
+    assert timer.look([slot], 11.5).expired == []
+    assert timer.next_due == 12.5
+    slot.run(job, 12.0)
+    assert timer.look([slot], 12.5).expired == []
+    assert timer.next_due == 13.0
+    assert timer.look([slot], 13.0).expired == [Expiry(slot, job, True, 1.0, 12.0)]
 
 
 def test_each_item_of_a_chunk_has_the_limit_for_itself():

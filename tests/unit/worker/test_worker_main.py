@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -117,6 +118,29 @@ def test_a_chunk_has_one_outcome_or_one_for_each_item(desk: Desk) -> None:
     assert isinstance(failed[1][1], ValueError)
     assert ok
     assert [outcome.ok for outcome in each] == [True, False]
+
+
+def test_what_unpickling_may_take_comes_before_the_limits_begin(desk: Desk) -> None:
+    clocks: list[float] = []
+    WhenUnpickled.look = lambda: clocks.append(desk.channel.running()[1])
+    desk.put(max, (WhenUnpickled(), 1), LIMITED)
+    before = time.monotonic()
+    _, (_, job, started, _, _) = desk.run(WorkerOptions(load_seconds=1000.0))
+    assert clocks[0] - started == pytest.approx(1000.0)
+    assert desk.channel.running()[0] == job
+    assert before <= desk.channel.running()[1] <= time.monotonic()
+
+
+class WhenUnpickled:
+    look: ClassVar[Callable[[], object]]
+
+    def __reduce__(self) -> Any:
+        return WhenUnpickled.now, ()
+
+    @classmethod
+    def now(cls) -> int:
+        cls.look()
+        return 0
 
 
 def test_a_call_that_cannot_be_unpickled_fails_alone(desk: Desk) -> None:

@@ -1,0 +1,108 @@
+"""Every use of what is private in `multiprocessing`, in one place.
+
+The standard library has no public way for these. They differ between versions of Python, and may go
+in any later one; `tests/unit/system/test_std_internals.py` fails, and names what has gone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import context as mp_context
+from multiprocessing import process, util
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+__all__ = [
+    "children",
+    "finalize",
+    "flush_std_streams",
+    "fork_server_of",
+    "is_forking",
+    "popen",
+    "preload",
+    "reducers",
+    "sharing_tracker",
+]
+
+
+def is_forking(context: BaseContext) -> bool:
+    """Whether processes are forked in this context, in the standard library's own way."""
+    forked: Any = getattr(mp_context, "ForkProcess", None)
+    its = getattr(context, "Process", None)
+    return forked is not None and getattr(its, "_Popen", None) is forked._Popen
+
+
+def popen(context: BaseContext) -> Callable[[BaseProcess], Any]:
+    """What starts a process in this context, and then stands for it."""
+    start: Callable[[BaseProcess], Any] = context.Process._Popen  # type: ignore[attr-defined]
+    return start
+
+
+def children() -> set[BaseProcess]:
+    """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
+    found: set[BaseProcess] = process._children  # type: ignore[attr-defined]
+    return found
+
+
+def reducers() -> dict[type, Any]:
+    """Those that were registered with `ForkingPickler`, and will be."""
+    from multiprocessing.reduction import ForkingPickler
+
+    found: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    return found
+
+
+def flush_std_streams() -> None:
+    """Before a fork: else a child would write again what is in the buffers."""
+    util._flush_std_streams()  # type: ignore[attr-defined]
+
+
+def finalize() -> None:
+    """In a child: run the finalizers (`util.Finalize`), end the daemonic child processes, join the
+    others; once, however often this is called."""
+    util._exit_function()  # type: ignore[attr-defined]
+
+
+def fork_server_of(context: BaseContext) -> Any:
+    """The fork server of a start method's context: one of its own (`own_server.py`), or the
+    standard library's; None, if it has none."""
+    if context.get_start_method() != "forkserver":
+        return None
+    from multiprocessing import forkserver  # large
+
+    return getattr(context, "server", forkserver._forkserver)
+
+
+def preload(server: Any, module: str) -> None:
+    """Have a fork server, unless it runs already, import a module once for all its children, beside
+    what the program wants it to."""
+    if module not in server._preload_modules:
+        kept: dict[str, Any] = {}
+        if sys.version_info >= (3, 15):
+            kept["on_error"] = server._preload_on_error
+        server.set_forkserver_preload([*server._preload_modules, module], **kept)
+
+
+@contextmanager
+def sharing_tracker() -> Iterator[None]:
+    """A child that this thread forks inside of this shares this process's resource tracker, as one
+    that the standard library forks.
+
+    Newer versions of Python take the tracker away from every other forked process. That would start
+    one of its own, which removes what the process has made for others (its shared memory, for
+    instance) once the process has ended.
+    """
+    # Whoever has not imported the tracker has none to share.
+    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    intent: Any = getattr(tracker, "_fork_intent", None)
+    if intent is None:
+        yield
+        return
+    intent.preserve_fd = True
+    try:
+        yield
+    finally:  # in both processes
+        intent.preserve_fd = False

@@ -1,0 +1,68 @@
+"""A pool with other limits: options travel as a view, so that no keyword of theirs can be one of
+the function's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefork._calling import CallFamily
+from prefork._engine.engine import Engine
+from prefork._lazy_mapping import LazyMapFamily
+from prefork._mapping import MapFamily
+from prefork._policy.limits import Limits
+from prefork._public import public
+from prefork._results.protocols import PoolRef
+
+if TYPE_CHECKING:
+    from prefork._executor import PoolExecutor
+
+__all__ = ["PoolView", "Verbs"]
+
+
+class Verbs(CallFamily, MapFamily, LazyMapFamily):
+    """All that has functions called: what a pool and a view of it have in common."""
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        lost_worker_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> PoolView:
+        """The same pool, with other limits for the jobs that it is given by this view. It is
+        light, so one may be made for each call: `pool.options(timeout=5).submit(f, x)`.
+
+        Args:
+            timeout, soft_timeout, lost_worker_timeout: as those of the pool, seconds; infinity:
+                no limit; None: as it is.
+            retries: how often a job is run again after its worker was lost; None: as it is.
+
+        Raises:
+            TypeError, ValueError: one of them is no number, or out of range.
+        """
+        limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        return PoolView(self, self._engine, limits)
+
+    def executor(self) -> PoolExecutor:
+        """A `concurrent.futures.Executor` whose calls run in this pool, with the limits of this
+        view. Its `shutdown` ends nothing but itself: the pool stays open."""
+        from prefork._executor import PoolExecutor
+
+        return PoolExecutor(self, self._engine, self._defaults)
+
+
+@public
+class PoolView(Verbs):
+    """A pool with other limits, as `Pool.options` gives it. The pool lives as long as its views."""
+
+    def __init__(self, pool: PoolRef, engine: Engine, limits: Limits) -> None:
+        self._pool = pool
+        self._engine = engine
+        self._defaults = limits
+
+    def __repr__(self) -> str:
+        limits = self._defaults._asdict().items()
+        default = Limits()._asdict()
+        told = ", ".join(f"{name}={value}" for name, value in limits if value != default[name])
+        return f"<{type(self).__name__}: {told or 'no limits'}, of {self._pool!r}>"

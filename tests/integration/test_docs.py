@@ -1,0 +1,27 @@
+"""The examples of the pages in `docs` do what these say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_example_of_executors(script, tmp_path, method):
+    (code,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "executor.md").read_text(), re.M | re.S)
+    program = tmp_path / "program.py"
+    program.write_text(code.replace("timeout=1.5", f"{method!r}, timeout=1.5"))
+    status, out, err = script(program).finish()
+    assert status == 0, err
+    *lines, last = out.splitlines()
+    assert sorted(lines) == [
+        "crash: its worker has died",
+        "hang: it took too long",
+        "quite long: 10",
+        "short: 5",
+    ]
+    assert last == "[1, 2, 3]"
