@@ -251,6 +251,13 @@ def test_an_error_ends_the_call_at_once(config, tmp_path):
 # --- workers
 
 
+@pytest.fixture
+def nobody_else():
+    """No job of the test before is being ended, with its worker."""
+    prefork.joblib.shutdown()
+
+
+@pytest.mark.usefixtures("nobody_else")
 def test_workers_are_kept_for_the_next_call(config):
     config()
     first = set(Parallel()(delayed(os.getpid)() for _ in range(20)))
@@ -259,6 +266,7 @@ def test_workers_are_kept_for_the_next_call(config):
     assert first | second <= there == pids()
 
 
+@pytest.mark.usefixtures("nobody_else")
 def test_a_call_for_others_replaces_them(config):
     config()
     Parallel()(delayed(abs)(i) for i in range(2))
@@ -276,6 +284,7 @@ def test_idle_workers_are_let_go(config):
     eventually(lambda: workers._now is None, "they are let go")
 
 
+@pytest.mark.usefixtures("nobody_else")
 def test_several_threads_share_them(config):
     found = []
 

@@ -188,10 +188,9 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         batch = Batch(func, done, getattr(callback, "parallel", None))
         with self._lock:
             self._batches.add(batch)
-        batch.start(terms)
-        if batch.parallel is not None and _is_aborting(
-            batch
-        ):  # so its jobs are found by whoever comes second
+        if batch.parallel is None or not _is_aborting(batch):
+            batch.start(terms)
+        if batch.parallel is not None and _is_aborting(batch):  # maybe since then
             self._abandon(batch)
         return batch
 
