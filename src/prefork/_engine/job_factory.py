@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
@@ -16,6 +16,9 @@ from prefork._policy.limits import Limits
 from prefork._system import at_fork
 from prefork.errors import remote_traceback
 
+if TYPE_CHECKING:
+    from prefork._ipc.main_module import WorkersMain
+
 __all__ = ["JobFactory"]
 
 
@@ -26,12 +29,18 @@ class JobFactory:
         may_open_file: tells whether a large job's file may be made now; if not, the job waits in
             memory, so that descriptors are left.
         memfd_cache: files that can be used again.
+        main: what the workers have as `__main__`.
     """
 
-    def __init__(self, may_open_file: Callable[[], bool], memfd_cache: MemfdCache) -> None:
+    def __init__(
+        self,
+        may_open_file: Callable[[], bool],
+        memfd_cache: MemfdCache,
+        main: WorkersMain | None = None,
+    ) -> None:
         self._may_open_file = may_open_file
         self._memfd_cache = memfd_cache
-        self._calls = CallPickler()
+        self._calls = CallPickler(main)
 
     def call(
         self,
@@ -105,11 +114,6 @@ class JobFactory:
                 job.set_call(pickled, function_length)
         except Exception as exc:
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            if "<lambda>" in job.function or "<locals>" in job.function:
-                exc.add_note(
-                    "a worker finds a function by its name: define this one with `def`, at the "
-                    "top level of a module, not as a lambda or inside of another function"
-                )
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = remote_traceback(format_traceback(exc))
             job.refuse(exc.with_traceback(None))
