@@ -20,7 +20,7 @@ import sys
 import weakref
 from collections import ChainMap
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from prefork._describe import describe, function_name, type_name
@@ -86,7 +86,7 @@ class _Pickler(CloudPickler):  # type: ignore[misc] # it has no types
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, DEFINITIONS):
-            return NotImplemented
+            return _by_parts(obj) if isinstance(obj, MethodType) else NotImplemented
         name = name_in_main(obj)
         if name is not None and name != self._defining:
             self.names[name] = None
@@ -119,6 +119,14 @@ class _Pickler(CloudPickler):  # type: ignore[misc] # it has no types
                 self.globals.update(dict.fromkeys(attributes["__globals__"]))
             attributes["__globals__"] = {}
         return reduced
+
+
+def _by_parts(method: MethodType) -> Any:
+    """A method is pickled by its function's name, which may be another one than the class has."""
+    func, whose = method.__func__, method.__self__
+    if getattr(whose, getattr(func, "__name__", ""), None) == method:
+        return NotImplemented
+    return MethodType, (func, whose)
 
 
 def _cached(func: Callable[..., Any], parameters: dict[str, Any]) -> Any:

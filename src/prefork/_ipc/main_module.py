@@ -32,10 +32,8 @@ DEFINITIONS: Final = (FunctionType, type, _CACHED)
 def is_typed_in() -> bool:
     """Whether `__main__` is a notebook, a REPL, `python -c` or standard input: nothing that another
     process could import."""
-    main = sys.modules.get(MAIN)
-    return (
-        not hasattr(main, "__file__") or hasattr(sys, "ps1") or bool(sys.flags.interactive)
-    )
+    file = getattr(sys.modules.get(MAIN), "__file__", None) or "<none>"
+    return file.startswith("<") or hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def is_definition(value: object) -> bool:
