@@ -161,7 +161,10 @@ class WorkersMain:
         self.note(0)
 
     def note(self, generation: int) -> None:
-        """Workers of this generation are about to be made."""
+        """Workers of this generation are about to be made. (What they import is the script, which
+        says the same each time.)"""
+        if generation and not self.forks:
+            return
         module = sys.modules.get(MAIN)
         names: dict[str, _Held] = {}
         if module is not None and (self.forks or not self.typed_in):

@@ -8,6 +8,7 @@ either side makes or reads it once.
 from __future__ import annotations
 
 import copyreg
+import importlib
 import io
 import marshal
 import pickle
@@ -97,7 +98,7 @@ class CallPickler:
         uses = known[2]
         if uses is None:
             return known[0], True
-        if not uses.are_as_they_were():
+        if not (uses.are_there and uses.are_as_they_were()):
             pickled, _ = pack(func, None, results=False)
             uses = self._uses(func)
             self._remember(func, (pickled, known[1], uses))
@@ -314,18 +315,16 @@ def load_by_value(reason: Exception | None, obj: Any) -> Any:
         pickle.PicklingError: cloudpickle is not installed.
     """
     try:
-        from prefork._ipc import by_value
+        return importlib.import_module("prefork._ipc.by_value")
     except ImportError as exc:
         name = function_name(obj) if callable(obj) else type_name(obj)
-        why = "it was defined after the workers were started" if reason is None else str(reason)
+        why = f"{name}, or what it uses, was defined after the workers were started"
         error = pickle.PicklingError(
-            f"a worker cannot find {name}, or what it refers to, by a name: define that with `def` "
-            "or `class` at the top level of a module, or pip install prefork[notebook]\n"
-            f"{why}"
+            f"{why if reason is None else reason}: pip install prefork[notebook] to have it sent "
+            "by value, or define it with `def` or `class` at the top level of a module"
         )
         error.__cause__ = reason or exc
-        raise error
-    return by_value
+    raise error
 
 
 _reducers: Final = std_internals.reducers()

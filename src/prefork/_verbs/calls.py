@@ -110,7 +110,7 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        return self.apply_async(func, args, kwds, **options).get()
+        return self._outcome(self.apply_async(func, args, kwds, **options))
 
     @overload
     def apply_async(

@@ -82,7 +82,8 @@ class MapFamily(Family):
             Exception: what `MapResult.get` raises, and `map_async`.
         """
         limits = self._limits("map", options)
-        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
+        result = self._map(MAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def map_async(
@@ -187,7 +188,8 @@ class MapFamily(Family):
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         limits = self._limits("starmap", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
+        result = self._map(STARMAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def starmap_async(
@@ -295,5 +297,9 @@ class MapFamily(Family):
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        try:
+            engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        except KeyboardInterrupt:
+            result.terminate()  # nobody will have it
+            raise
         return result
