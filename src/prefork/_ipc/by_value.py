@@ -23,7 +23,7 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, Final
 
-from prefork._describe import describe, function_name, type_name
+from prefork._describe import describe, type_name
 from prefork._ipc.arrival import Definition, arrive, namespace
 from prefork._ipc.descriptors import collecting
 from prefork._ipc.main_module import (
@@ -223,7 +223,8 @@ class _Definitions:
 
 
 def _dumps_global(name: str, value: object) -> tuple[_Pickler, bytes]:
-    file, fds = io.BytesIO(), []
+    file = io.BytesIO()
+    fds: list[int] = []
     pickler = _Pickler(file, defining=name)
     with collecting(fds):
         pickler.dump(value)

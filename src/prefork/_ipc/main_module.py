@@ -12,6 +12,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import io
+import operator
 import pickle
 import sys
 import weakref
@@ -138,6 +139,15 @@ class _Snapshot(NamedTuple):
     names: dict[str, _Held]
 
 
+class _Seen(NamedTuple):
+    """What `__main__` was like when all its definitions were known to the workers."""
+
+    changes: int
+    types: list[type]  # of its globals, in their order
+    definitions: list[str]
+    values: list[object]  # of these
+
+
 class WorkersMain:
     """What the workers of one pool have as `__main__`, by what it was when they were made.
 
@@ -157,6 +167,7 @@ class WorkersMain:
         self.typed_in = is_typed_in()
         self.changes = 0
         self._oldest = oldest
+        self._seen: _Seen | None = None
         self._snapshots: list[_Snapshot] = []
         self.note(0)
 
@@ -174,6 +185,7 @@ class WorkersMain:
     def forget(self) -> None:
         """There are no workers any more."""
         self._snapshots = []
+        self._seen = None
 
     def have(self, name: str, value: object) -> bool:
         """Whether in all workers this global has this value, or did when they were made."""
@@ -200,14 +212,30 @@ class WorkersMain:
     def may_lack(self, obj: object) -> bool:
         """Whether a worker does not find what this has names for, whose pickle has some in
         `__main__`."""
-        if not self.typed_in:
-            values = list(vars(sys.modules[MAIN]).items())
-            if all(self.have(k, v) for k, v in values if is_definition(v)):
-                return False
+        if not self.typed_in and self._have_all_definitions():
+            return False
         fds: list[int] = []
         pickler = _NamesPickler(obj, fds)
         at_fork.Descriptors(*fds).close()
         return not self.uses(pickler.names).are_there
+
+    def _have_all_definitions(self) -> bool:
+        """Asked often, and hardly ever answered otherwise than before: that is found out fast."""
+        namespace = vars(sys.modules[MAIN])
+        seen = self._seen
+        types = list(map(type, namespace.values()))
+        if (
+            seen is not None
+            and seen.changes == self.changes
+            and seen.types == types
+            and all(map(operator.is_, map(namespace.get, seen.definitions), seen.values))
+        ):
+            return True
+        definitions = {k: v for k, v in list(namespace.items()) if is_definition(v)}
+        if not all(self.have(k, v) for k, v in definitions.items()):
+            return False
+        self._seen = _Seen(self.changes, types, list(definitions), list(definitions.values()))
+        return True
 
     def uses_of(self, func: Callable[..., Any]) -> Uses:
         """What is behind a function that pickle finds by its name."""
@@ -216,9 +244,6 @@ class WorkersMain:
     def uses(self, names: Iterable[str]) -> Uses:
         """What is behind these names, and what that uses in turn."""
         return Uses(self, names)
-
-
-_ABSENT: Final = object()
 
 
 class Uses:
@@ -231,17 +256,20 @@ class Uses:
     def __init__(self, main: WorkersMain, names: Iterable[str]) -> None:
         self.are_there = True
         self._main, self._changes = main, main.changes
-        self._all = main.typed_in
-        self._pairs: list[tuple[str, object]] = []
+        self._any_counts = main.typed_in
+        self._names: list[str] = []
+        self._values: list[Any] = []
         namespace = vars(sys.modules[MAIN])
+        self._get = namespace.get
         todo, seen = list(names), set(names)
         while todo:
             name = todo.pop()
-            value = namespace.get(name, _ABSENT)
-            counts = value is _ABSENT or self._all or is_definition(value)
+            value = namespace.get(name)
+            counts = self._any_counts or value is None or is_definition(value)
             if counts:
-                self._pairs.append((name, _Held.of(value) if self._all else value))
-            if value is _ABSENT:
+                self._names.append(name)
+                self._values.append(_Held.of(value) if self._any_counts else value)
+            if name not in namespace:
                 continue
             if counts and not main.have(name, value):
                 self.are_there = False
@@ -253,13 +281,10 @@ class Uses:
         """Whether these names still stand for the same."""
         if self._changes != self._main.changes:
             return False
-        get = vars(sys.modules[MAIN]).get
-        if self._all:
-            return all(held.holds(get(name, _ABSENT)) for name, held in self._pairs)  # type: ignore[attr-defined]
-        for name, value in self._pairs:
-            if get(name, _ABSENT) is not value:
-                return False
-        return True
+        now = map(self._get, self._names)
+        if self._any_counts:
+            return all(map(_Held.holds, self._values, now))
+        return all(map(operator.is_, self._values, now))
 
 
 class _NamesPickler(pickle.Pickler):

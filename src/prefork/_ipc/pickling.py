@@ -104,9 +104,7 @@ class CallPickler:
             self._remember(func, (pickled, known[1], uses))
         return known[0], uses is None or uses.are_there
 
-    def _remember(
-        self, func: Callable[..., Any], known: tuple[bytes, str, Uses | None]
-    ) -> None:
+    def _remember(self, func: Callable[..., Any], known: tuple[bytes, str, Uses | None]) -> None:
         if len(self._functions) >= MOST_FUNCTIONS:
             self._functions.clear()
         self._functions[func] = known

@@ -110,7 +110,8 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        return self._outcome(self.apply_async(func, args, kwds, **options))
+        result = self.apply_async(func, args, kwds, **options)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def apply_async(
