@@ -134,9 +134,16 @@ class _Held(NamedTuple):
 
 
 class _Snapshot(NamedTuple):
+    """What one generation of workers has."""
+
     generation: int
     module: ModuleType | None
     names: dict[str, _Held]
+    specs: dict[str, object]  # of other modules: `importlib.reload` gives a module another one
+
+
+def _spec(module: ModuleType) -> object:
+    return vars(module).get("__spec__")
 
 
 class _Seen(NamedTuple):
@@ -172,15 +179,17 @@ class WorkersMain:
         self.note(0)
 
     def note(self, generation: int) -> None:
-        """Workers of this generation are about to be made. (What they import is the script, which
-        says the same each time.)"""
-        if generation and not self.forks:
-            return
+        """Workers of this generation are about to be made."""
         module = sys.modules.get(MAIN)
         names: dict[str, _Held] = {}
-        if module is not None and (self.forks or not self.typed_in):
+        specs: dict[str, object] = {}
+        if self.forks:
+            specs = {k: _spec(m) for k, m in list(sys.modules.items()) if type(m) is ModuleType}
+        if generation and not self.forks:
+            names = self._snapshots[0].names  # the script's, which says the same each time
+        elif module is not None and (self.forks or not self.typed_in):
             names = {name: _Held.of(value) for name, value in list(vars(module).items())}
-        self._snapshots = [*self._snapshots, _Snapshot(generation, module, names)]
+        self._snapshots = [*self._snapshots, _Snapshot(generation, module, names, specs)]
 
     def forget(self) -> None:
         """There are no workers any more."""
@@ -189,7 +198,19 @@ class WorkersMain:
 
     def have(self, name: str, value: object) -> bool:
         """Whether in all workers this global has this value, or did when they were made."""
-        while not all(self._has(snapshot, name, value) for snapshot in self._snapshots):
+        return self._all(lambda snapshot: self._has(snapshot, name, value))
+
+    def have_module(self, name: str) -> bool:
+        """Whether no worker has another version of this module: one that was there before it was
+        reloaded. (A module that no worker has yet is imported as it is.)"""
+        module = sys.modules.get(name)
+        if type(module) is not ModuleType:
+            return True
+        spec = _spec(module)
+        return self._all(lambda snapshot: snapshot.specs.setdefault(name, spec) is spec)
+
+    def _all(self, is_so: Callable[[_Snapshot], bool]) -> bool:
+        while not all(map(is_so, self._snapshots)):
             rest = self._snapshots[1:]
             if not rest or rest[0].generation > self._oldest():
                 return False

@@ -30,6 +30,11 @@ MOST_FUNCTIONS: Final = 1000  # to remember
 _BY_NAME: Final = frozenset({FunctionType, BuiltinFunctionType})
 
 
+# The pickle of a function that has one of its own; its name; what it uses of `__main__`, if it is
+# defined there; its code, which `%autoreload` exchanges.
+_Known = tuple[bytes, str, "Uses | None", Any]
+
+
 class CallPickler:
     """
     Args:
@@ -38,7 +43,7 @@ class CallPickler:
 
     def __init__(self, main: WorkersMain | None = None) -> None:
         self._main = main
-        self._functions: dict[Callable[..., Any], tuple[bytes, str, Uses | None]] = {}
+        self._functions: dict[Callable[..., Any], _Known] = {}
 
     def name(self, func: Callable[..., Any]) -> str:
         """What messages call it: see `function_name`."""
@@ -93,26 +98,46 @@ class CallPickler:
             if not isinstance(owner, (ModuleType, type(None))):
                 return None, True
             pickled, _ = pack(func, None, results=False)
-            known = pickled, function_name(func), self._uses(func)
-            self._remember(func, known)
+            return self._look_at(func, pickled)
         uses = known[2]
         if uses is None:
+            if known[3] is getattr(func, "__code__", None):
+                return known[0], True
+        elif uses.are_there and uses.are_as_they_were():
             return known[0], True
-        if not (uses.are_there and uses.are_as_they_were()):
-            pickled, _ = pack(func, None, results=False)
-            uses = self._uses(func)
-            self._remember(func, (pickled, known[1], uses))
-        return known[0], uses is None or uses.are_there
+        pickled, _ = pack(func, None, results=False)
+        return self._look_at(func, pickled)
 
-    def _remember(self, func: Callable[..., Any], known: tuple[bytes, str, Uses | None]) -> None:
+    def _look_at(self, func: Callable[..., Any], pickled: bytes) -> tuple[bytes, bool]:
+        """It is new, or not what it was."""
+        name = function_name(func)
+        uses = self._uses(func)
+        self._remember(func, (pickled, name, uses, getattr(func, "__code__", None)))
+        return pickled, uses is None or uses.are_there
+
+    def _remember(self, func: Callable[..., Any], known: _Known) -> None:
         if len(self._functions) >= MOST_FUNCTIONS:
             self._functions.clear()
         self._functions[func] = known
 
     def _uses(self, func: Callable[..., Any]) -> Uses | None:
-        if self._main is None or getattr(func, "__module__", None) != "__main__":
+        """
+        Raises:
+            pickle.PicklingError: it is of a module that has been reloaded, and workers have it as
+                it was.
+        """
+        main, module = self._main, getattr(func, "__module__", None)
+        if main is None or module is None:
             return None
-        return self._main.uses_of(func)
+        if module == "__main__":
+            return main.uses_of(func)
+        if not main.have_module(module):
+            raise pickle.PicklingError(
+                f"{function_name(func)} was reloaded with its module after the workers were "
+                "started, which have the old one: have the pool replace them by its restart(), or "
+                "make it anew"
+            )
+        return None
 
     def _may_lack(self, obj: object, pickled: bytes) -> bool:
         """Whether a worker may not find what this pickle has names for."""
