@@ -327,6 +327,51 @@ def test_what_is_typed_in_runs_as_it_is_now(script, method):
     assert json.loads(out) == EXPECTED_TYPED_IN
 
 
+# --- other modules: reloaded
+
+
+RELOADED = '''
+import importlib, pathlib, sys
+from prefork import Pool
+folder, method = pathlib.Path(sys.argv[1]), sys.argv[2]
+sys.path.insert(0, str(folder))
+sys.dont_write_bytecode = True
+def write(answer):
+    for name in ("early", "late"):
+        (folder / f"{name}.py").write_text(f"def f(): return {answer!r}")
+write("old")
+import early
+pool = Pool(1, context=method)
+import late
+modules = early, late
+print(*[pool.apply(module.f) for module in modules])
+write("the new one")
+for module in modules:
+    importlib.reload(module)
+    try:
+        print(pool.apply(module.f))
+    except Exception as exc:
+        print(exc)
+old = {worker.pid for worker in pool.statistics().workers}
+pool.restart()
+while old & {worker.pid for worker in pool.statistics().workers}:
+    pass
+print(*[pool.apply(module.f) for module in modules], sep=", ")
+pool.terminate()
+'''
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_function_that_was_reloaded_does_not_run_as_it_was(script, tmp_path, method):
+    status, out, err = script(RELOADED, tmp_path, method).finish()
+    assert status == 0, err
+    first, *refused, after = out.splitlines()
+    assert first == "old old"
+    assert len(refused) == 2
+    assert all("was reloaded" in line and "restart()" in line for line in refused)
+    assert after == "the new one, the new one"
+
+
 # --- without cloudpickle
 
 
