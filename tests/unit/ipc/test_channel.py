@@ -252,6 +252,13 @@ def test_blocks_of_the_ring_never_overlap_and_are_all_given_back(steps):
     assert ring.allocate(-1, 1000) == 0
 
 
+def test_a_large_task_for_a_worker_that_has_died_is_taken_back(pair):
+    pool, worker = pair
+    worker.close()
+    pool.send([stage(pool, 1, b"x" * (FILE + 1))])
+    assert pool.reclaim(1) == [1]
+
+
 def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
     """The kernel reports the unread task to the pool as an error, before the result."""
     pool, worker = pair
