@@ -255,7 +255,8 @@ class WorkerSupervisor:
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
         left = worker.has_been(Phase.LEAVING) or worker.quota <= 0
         expected = left and (exitcode == 0 or lost is None)
-        is_quiet = expected or self._state.phase is PoolPhase.TERMINATE
+        is_wanted = worker.kill_reason is not None and worker.kill_reason.is_wanted
+        is_quiet = expected or is_wanted or self._state.phase is PoolPhase.TERMINATE
         text = f"{how}: {why}" if why else how
         level = DEBUG if is_quiet else WARNING
         self._log.note(level, "worker %d (%s) %s", worker.pid, worker.name, text)
