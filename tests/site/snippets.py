@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+)(?P<info>[^\n`]*)$")
 DIRECTIVE = re.compile(r"<!-- example: (.*?) -->")
-LOGGED = re.compile(r"worker \d+ \(|prefork: ")
+LOGGED = re.compile(r"worker \d+ \(|the initializer failed in a worker: ")
 
 
 class Block(NamedTuple):
@@ -67,7 +67,8 @@ class Block(NamedTuple):
         """What it needs and is not here."""
         wanted = set((self.remark("needs") or "").split())
         if self.language == "python":
-            wanted |= imported(self.text)
+            beside = {block.caption.removesuffix(".py") for block in blocks(self.page)}
+            wanted |= imported(self.text) - beside
         return sorted(name for name in wanted if not is_here(name))
 
     @property
