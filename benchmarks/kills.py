@@ -178,6 +178,7 @@ def bombard(
         (log,),
         lost_worker_timeout=NEVER,
         maxtasksperchild=200 if turmoil else None,
+        max_restarts=kills,  # those that are starting are hit, too, on a busy machine most of them
         context=multiprocessing.get_context(method),
     )
     killer = Killer(killer_rng, pool, kills, pause)
