@@ -52,9 +52,10 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         initargs: its arguments.
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
-        timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
-        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout: as those of `Pool`,
-            whose `maxtasksperchild_jitter` is the fourth.
+        max_tasks_per_child_jitter: as `maxtasksperchild_jitter` of `Pool`.
+        timeout, soft_timeout, lost_worker_timeout: as those of `Pool`.
+        max_memory_per_child, max_memory_per_task: likewise.
+        max_restarts, start_timeout: likewise.
 
     Raises:
         ValueError: a number is out of range.
