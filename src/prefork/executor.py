@@ -25,10 +25,10 @@ from typing import Any, Final
 from prefork._arguments import check_callables, count, some_count
 from prefork._compat.names import ExecutorNames
 from prefork._engine.engine import Engine
-from prefork._executor import AFTER_SHUTDOWN, BaseExecutor
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
+from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
 from prefork.pool import Pool
 
 __all__ = ["ProcessPoolExecutor"]

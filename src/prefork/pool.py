@@ -25,7 +25,7 @@ from prefork._public import public
 from prefork._system import process
 from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
-from prefork._view import Verbs
+from prefork._verbs.view import Verbs
 from prefork._worker.options import Initializer
 from prefork.statistics import PoolStatistics
 

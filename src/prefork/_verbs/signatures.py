@@ -2,8 +2,8 @@
 one another.
 
 The rule: a call is accepted if `func(*args, **kwds)` would be, and refused only where type checkers
-would refuse that; rather too little is refused than too much. What the overloads in `_calling` and
-`_mapping` are there for, one after another:
+would refuse that; rather too little is refused than too much. What the overloads in `calls` and
+`maps` are there for, one after another:
 
     Callable[[], R]             there are no arguments
     Callable[[*Ts], R]          a tuple that fits the parameters

@@ -8,12 +8,25 @@ from typing import Any, Unpack, overload
 from prefork._arguments import count
 from prefork._compat.habits import check_function
 from prefork._describe import function_name
-from prefork._family import Family
 from prefork._ipc.wire import MAP, STARMAP
 from prefork._policy.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
 from prefork._policy.limits import Limits
 from prefork._results.apply import callbacks_for
-from prefork._signatures import A, B, C, Callback, OfOneType, R, TaskLimits, Ts, Unchecked, X, Y, Z
+from prefork._verbs.family import Family
+from prefork._verbs.signatures import (
+    A,
+    B,
+    C,
+    Callback,
+    OfOneType,
+    R,
+    TaskLimits,
+    Ts,
+    Unchecked,
+    X,
+    Y,
+    Z,
+)
 from prefork.results import MapResult
 
 __all__ = ["MapFamily"]

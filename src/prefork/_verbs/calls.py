@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
-from prefork._family import Family
 from prefork._ipc.outcome import Outcome
 from prefork._results.apply import callbacks_for
-from prefork._signatures import (
+from prefork._verbs.family import Family
+from prefork._verbs.signatures import (
     A,
     B,
     C,
@@ -28,7 +28,7 @@ from prefork._signatures import (
 from prefork.results import ApplyResult
 
 if TYPE_CHECKING:
-    from prefork.futures import Future
+    from prefork._verbs.futures import Future
 
 __all__ = ["CallFamily"]
 
@@ -243,7 +243,7 @@ class CallFamily(Family):
         Raises:
             ValueError, PoolBrokenError, TypeError, RuntimeError: as `apply_async` does.
         """
-        from prefork import futures  # by now its import is worth the time
+        from prefork._verbs import futures  # by now its import is worth the time
 
         future: Future[R] = futures.Future(self)
         return futures.submit(future, self._engine, func, args, kwargs, self._defaults)

@@ -8,10 +8,10 @@ from typing import Any, TypeVar, Unpack, overload
 from prefork._arguments import check_can_iterate, count, some_count
 from prefork._compat.habits import check_function
 from prefork._describe import function_name
-from prefork._family import Family
 from prefork._policy.limits import Limits
 from prefork._results.imap import Items
-from prefork._signatures import A, R, TaskLimits, X
+from prefork._verbs.family import Family
+from prefork._verbs.signatures import A, R, TaskLimits, X
 from prefork.results import IMapIterator, IMapUnorderedIterator
 
 __all__ = ["LazyMapFamily"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
-from prefork._signatures import TaskLimits
+from prefork._verbs.signatures import TaskLimits
 
 __all__ = ["Family"]
 

@@ -20,10 +20,10 @@ from prefork._policy.job import Job
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
-from prefork._signatures import P, R
 from prefork._system.condition import Condition
+from prefork._verbs.futures import Future, as_broken
+from prefork._verbs.signatures import P, R
 from prefork.errors import PoolBrokenError
-from prefork.futures import Future, as_broken
 
 __all__ = ["BaseExecutor", "PoolExecutor"]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefork._calling import CallFamily
 from prefork._engine.engine import Engine
-from prefork._lazy_mapping import LazyMapFamily
-from prefork._mapping import MapFamily
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
+from prefork._verbs.calls import CallFamily
+from prefork._verbs.lazy_maps import LazyMapFamily
+from prefork._verbs.maps import MapFamily
 
 if TYPE_CHECKING:
-    from prefork._executor import PoolExecutor
+    from prefork._verbs.executors import PoolExecutor
 
 __all__ = ["PoolView", "Verbs"]
 
@@ -47,7 +47,7 @@ class Verbs(CallFamily, MapFamily, LazyMapFamily):
     def executor(self) -> PoolExecutor:
         """A `concurrent.futures.Executor` whose calls run in this pool, with the limits of this
         view. Its `shutdown` ends nothing but itself: the pool stays open."""
-        from prefork._executor import PoolExecutor
+        from prefork._verbs.executors import PoolExecutor
 
         return PoolExecutor(self, self._engine, self._defaults)
 
