@@ -298,10 +298,12 @@ class Template:
                 self._awaited.discard(number)
 
     def _take_answer(self) -> None:
+        received = at_fork.Descriptors()
         try:
             with at_fork.creating():
                 message, fds = receive(self._fd, DONT_WAIT)
-                received = at_fork.Descriptors(*fds)
+                for fd in fds:
+                    received.add(fd)
         except BlockingIOError:
             return
         except ConnectionError:
