@@ -23,7 +23,7 @@ from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "announce"]
+__all__ = ["Child", "Ties", "announce", "give_up"]
 
 
 def announce(context: BaseContext, module: str) -> None:
@@ -40,6 +40,12 @@ def announce(context: BaseContext, module: str) -> None:
         std_internals.preload(server, module)
     elif std_internals.is_forking(context):
         warn_of_threads()
+
+
+def give_up(context: BaseContext) -> None:
+    """The first process could not be started in time: what may be stuck over it is not left so."""
+    if (server := std_internals.fork_server_of(context)) is not None:
+        std_internals.end_if_stuck(server)
 
 
 def _status(thread: str) -> dict[str, str]:

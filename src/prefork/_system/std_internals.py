@@ -6,9 +6,12 @@ in any later one; `tests/unit/system/test_std_internals.py` fails, and names wha
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import context as mp_context
 from multiprocessing import process, util
 from multiprocessing.context import BaseContext
@@ -17,6 +20,8 @@ from typing import Any
 
 __all__ = [
     "children",
+    "disown",
+    "end_if_stuck",
     "finalize",
     "flush_std_streams",
     "fork_server_of",
@@ -84,6 +89,45 @@ def preload(server: Any, module: str) -> None:
         if sys.version_info >= (3, 15):
             kept["on_error"] = server._preload_on_error
         server.set_forkserver_preload([*server._preload_modules, module], **kept)
+
+
+def end_if_stuck(server: Any) -> None:
+    """A fork server has not answered in time: end it, unless it has children, which would lose
+    their parent. The next start has another one begin; what waits for this one fails at once.
+
+    From Python 3.12.8 on it runs the program's `__main__` first, and if that hangs, serves nobody,
+    and does not end with the program either.
+    """
+    pid = server._forkserver_pid
+    with suppress(OSError):  # there is none; it has ended; or this system does not tell
+        with open(f"/proc/{pid}/task/{pid}/children") as listed:
+            children = listed.read()
+        if not children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def disown(server: Any) -> None:
+    """In a forked child: a fork server that its parent has started is none of its own; the first
+    child that it wants has another one begin.
+
+    The standard library would fail, since this process cannot wait for that server; and what locks
+    it may be held by a thread that does not exist here.
+    """
+    server._lock = threading.RLock()
+    if server._forkserver_pid is None:
+        return
+    with suppress(OSError):
+        os.close(server._forkserver_alive_fd)  # the server ends with the parent alone
+    for name in ("address", "alive_fd", "authkey", "pid"):  # (no key before 3.14)
+        setattr(server, f"_forkserver_{name}", None)
+
+
+def _after_in_child() -> None:
+    if (module := sys.modules.get("multiprocessing.forkserver")) is not None:
+        disown(module._forkserver)
+
+
+os.register_at_fork(after_in_child=_after_in_child)
 
 
 @contextmanager
