@@ -19,12 +19,15 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 __all__ = [
+    "become_current",
     "children",
     "disown",
     "end_if_stuck",
     "finalize",
     "flush_std_streams",
     "fork_server_of",
+    "identify",
+    "identity",
     "is_forking",
     "popen",
     "preload",
@@ -50,6 +53,25 @@ def children() -> set[BaseProcess]:
     """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
     found: set[BaseProcess] = process._children  # type: ignore[attr-defined]
     return found
+
+
+def identity(process: BaseProcess) -> tuple[str, tuple[int, ...], tuple[Any, ...]]:
+    """The name of a process, the numbers that tell it from all others, what its target is given."""
+    its: Any = process
+    return its._name, its._identity, its._args
+
+
+def identify(
+    process: BaseProcess, name: str, numbers: tuple[int, ...], args: tuple[Any, ...]
+) -> None:
+    """Give a process that has not begun another identity."""
+    its: Any = process
+    its._name, its._identity, its._args = name, numbers, args
+
+
+def become_current(this: BaseProcess) -> None:
+    """What `multiprocessing.current_process` is to return in this process."""
+    process._current_process = this  # type: ignore[attr-defined]
 
 
 def reducers() -> dict[type, Any]:
