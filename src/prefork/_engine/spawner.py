@@ -269,13 +269,13 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        method = self._options.start_method
-        announce(self._options.context, main.__module__)
+        context = self._options.context
+        announce(context, main.__module__)
         if not self._in_background:
-            persist(method, lambda: self.spawn(self._options.processes))
+            persist(context, lambda: self.spawn(self._options.processes))
             return
         for _ in range(self._options.processes):
-            persist(method, self._spawn_aside)
+            persist(context, self._spawn_aside)
 
     def _spawn_aside(self) -> None:
         start = BackgroundStart(self.spawn, self._state.wake_supervisor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import context as mp_context
@@ -17,6 +16,8 @@ from multiprocessing import process, util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from prefork._system.locks import RLock
 
 __all__ = [
     "become_current",
@@ -32,6 +33,7 @@ __all__ = [
     "popen",
     "preload",
     "reducers",
+    "server_pid",
     "sharing_tracker",
 ]
 
@@ -113,6 +115,12 @@ def preload(server: Any, module: str) -> None:
         server.set_forkserver_preload([*server._preload_modules, module], **kept)
 
 
+def server_pid(server: Any) -> int | None:
+    """The process of a fork server; None before its first start."""
+    pid: int | None = server._forkserver_pid
+    return pid
+
+
 def end_if_stuck(server: Any) -> None:
     """A fork server has not answered in time: end it, unless it has children, which would lose
     their parent. The next start has another one begin; what waits for this one fails at once.
@@ -135,7 +143,7 @@ def disown(server: Any) -> None:
     The standard library would fail, since this process cannot wait for that server; and what locks
     it may be held by a thread that does not exist here.
     """
-    server._lock = threading.RLock()
+    server._lock = RLock()
     if server._forkserver_pid is None:
         return
     with suppress(OSError):
