@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
+from prefork._describe import trim_notes
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
@@ -104,6 +105,7 @@ class JobFactory:
             else:
                 job.set_call(pickled, function_length)
         except Exception as exc:
+            trim_notes(exc)
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             if "<lambda>" in job.function or "<locals>" in job.function:
                 exc.add_note(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
@@ -23,6 +22,7 @@ from prefork._policy.job import NULL_SINK, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.timers import Expiry
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork._system.selector import Selector
 from prefork.errors import PoolBrokenError
@@ -214,7 +214,7 @@ class PoolState:
 
     def __init__(self, log: Log, cpus: int = 2) -> None:
         self.log = log
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.phase = PoolPhase.RUN
         self.workers: list[WorkerHandle] = []
         self.inputs: set[InputReader] = set()  # that are still being read
@@ -233,7 +233,7 @@ class PoolState:
         """In a forked child: the pool is the parent's."""
         self.is_forked = True
         self.phase = PoolPhase.ENDED
-        self.lock = threading.RLock()
+        self.lock = RLock()
 
     def is_lock_held(self) -> bool:
         """Whether the caller's thread has the lock."""

@@ -11,7 +11,6 @@ result as soon as it is here, so that one may wait for any job, its own included
 from __future__ import annotations
 
 import os
-import threading
 from multiprocessing import TimeoutError
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
 from prefork._results.protocols import Callback, PoolRef, RunCallback
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 
 __all__ = ["ApplyResult", "callbacks_for"]
 
@@ -81,7 +81,7 @@ class Handle:
     __slots__ = ("_callbacks", "_ok", "_pool", "_result", "_signal")
 
     # Re-entrant, like the other locks that callers take: a signal handler may call, too.
-    _making_signals: ClassVar[Any] = threading.RLock()
+    _making_signals: ClassVar[Any] = RLock()
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         self._pool: PoolRef | None = pool  # kept alive until the result is here
@@ -192,7 +192,7 @@ class Handle:
 
 
 def _after_in_child() -> None:
-    Handle._making_signals = threading.RLock()
+    Handle._making_signals = RLock()
 
 
 os.register_at_fork(after_in_child=_after_in_child)

@@ -13,12 +13,12 @@ import itertools
 import logging
 import multiprocessing
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from prefork._system.locks import Lock
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import ASKING, Signals, Stopped
@@ -123,7 +123,7 @@ class Submitter:
         self._pool = pool
         self._call = call
         self._report = report
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._numbers = itertools.count(1)
         self._fresh_slots = itertools.count()
         self._free_slots: list[int] = []
