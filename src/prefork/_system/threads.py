@@ -33,6 +33,9 @@ class BackgroundThread:
     """A daemon thread that runs `body` once, from `start` on.
 
     Its methods may be interrupted by a signal handler that raises, at any point.
+
+    Attributes:
+        end: notified when it has ended.
     """
 
     def __init__(self, body: Callable[[], object], name: str) -> None:
@@ -44,7 +47,7 @@ class BackgroundThread:
         self._thread: threading.Thread | None = None
         self._has_ended = False
         self._is_starter_over = False
-        self._end = Condition()
+        self.end = Condition()
 
     def start(self) -> None:
         """To be called once.
@@ -65,7 +68,7 @@ class BackgroundThread:
             self._run()
         finally:
             self._is_starter_over = True
-            self._end.notify_all()
+            self.end.notify_all()
 
     def _run(self) -> None:
         self._ident = threading.get_ident()
@@ -74,7 +77,7 @@ class BackgroundThread:
         finally:
             self._ident = 0
             self._has_ended = True
-            self._end.notify_all()
+            self.end.notify_all()
 
     @property
     def is_started(self) -> bool:
@@ -101,7 +104,7 @@ class BackgroundThread:
         if not self.is_started or self.is_current or self._owner != os.getpid():
             return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._end.wait(lambda: self._has_ended and self._is_starter_over, timeout):
+        if not self.end.wait(lambda: self._has_ended and self._is_starter_over, timeout):
             return False
         if (thread := self._thread) is not None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
