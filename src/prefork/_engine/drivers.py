@@ -428,7 +428,9 @@ class EventLoop:
 
     def dropped(self) -> None:
         """A loop goes on for the pool; if there is none, it ends here."""
-        if self._loop_that_runs() is None and not self._handling and (roles := self._roles) is not None:
+        if self._loop_that_runs() is not None or self._handling:
+            return
+        if (roles := self._roles) is not None:
             roles.workers.wait_until_ended()
 
     def end(self) -> None:

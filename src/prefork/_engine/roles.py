@@ -154,10 +154,10 @@ class ResultHandler(Role):
 
     def _wake_early(self) -> None:
         """It must be the result of the only job there is. A thread needs longer to wake up than
-        the result takes to be read."""
+        the result takes to be read; an event loop would look in vain, and has to be woken again."""
         for job in list(self.cache.values()):
             if (condition := job.sink.waiters()) is not None:
-                condition.notify_all()
+                condition.wake_threads()
 
     def stop(self) -> None:
         super().stop()

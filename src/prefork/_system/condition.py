@@ -46,7 +46,14 @@ class Condition:
         return True
 
     def notify_all(self) -> None:
-        """Have the waiting threads look at their predicates again."""
+        """Have all who wait or listen look at their predicates again."""
+        self.wake_threads()
+        if self._listeners:
+            for listener in list(self._listeners):
+                listener()
+
+    def wake_threads(self) -> None:
+        """Have the waiting threads look at their predicates again; not those who listen."""
         waiters = self._waiters
         while waiters:
             try:
@@ -58,9 +65,6 @@ class Condition:
             with contextlib.suppress(RuntimeError):  # another thread has released it
                 lock.release()
             self._forget(lock)
-        if self._listeners:
-            for listener in list(self._listeners):
-                listener()
 
     def listen(self, listener: Callable[[], object]) -> None:
         """Have this called by each `notify_all`, in whichever thread that is called; so it must

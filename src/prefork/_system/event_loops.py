@@ -14,15 +14,24 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork._system.condition import Condition
 
 if TYPE_CHECKING:
     import asyncio
+    import contextvars
 
-__all__ = ["Inbox", "asyncio_loop", "checkpoint", "here", "is_any_running", "wait", "warn_of_blocking"]
+__all__ = [
+    "Inbox",
+    "asyncio_loop",
+    "checkpoint",
+    "here",
+    "is_any_running",
+    "wait",
+    "warn_of_blocking",
+]
 
 
 # ---- which loop runs in this thread
@@ -30,16 +39,25 @@ __all__ = ["Inbox", "asyncio_loop", "checkpoint", "here", "is_any_running", "wai
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
     """The loop of asyncio that runs in this thread, further up the stack; None: there is none."""
-    if (events := sys.modules.get("asyncio.events")) is None:
+    return None if "asyncio" not in sys.modules else _running_loop()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The same, once asyncio is imported: then this becomes asyncio's own function."""
+    global _running_loop  # noqa: PLW0603
+    events = sys.modules.get("asyncio.events")
+    # It may not be there yet, while asyncio is being imported.
+    if (ask := getattr(events, "_get_running_loop", None)) is None:
         return None
-    # By this name, since it may not be there yet while asyncio is being imported.
-    running: Any = getattr(events, "_get_running_loop", None)
-    return None if running is None else running()  # type: ignore[no-any-return]
+    _running_loop = ask
+    return _running_loop()
 
 
 def _is_trio_task() -> bool:
-    """Whether a task of trio runs here. To be asked before asyncio, in which trio may be a guest."""
-    lowlevel: Any = getattr(sys.modules.get("trio"), "lowlevel", None)
+    """Whether a task of trio runs here. It is asked before asyncio, whose guest trio may be."""
+    if (trio := sys.modules.get("trio")) is None:
+        return False
+    lowlevel: Any = getattr(trio, "lowlevel", None)  # while it is being imported
     return lowlevel is not None and bool(lowlevel.in_trio_task())
 
 
@@ -83,8 +101,8 @@ class Inbox:
         self._is_posted = False  # the loop will look in here
 
     def put(self, call: Callable[[], object]) -> bool:
-        """Have this called soon, which must not raise. False if it will not be: the loop has
-        ended, and nobody in there waits for anything."""
+        """Have this called soon, which may raise only what ends the loop. False if it will not be:
+        the loop has ended, and nobody in there waits for anything."""
         self._calls.append(call)
         if self._is_posted and not self._has_ended():
             return True
@@ -100,8 +118,13 @@ class Inbox:
     def _empty(self) -> None:
         """In the loop. What comes from here on posts this again."""
         self._is_posted = False
-        for _ in range(len(self._calls)):
-            self._calls.popleft()()
+        try:
+            for _ in range(len(self._calls)):
+                self._calls.popleft()()
+        finally:
+            if self._calls and not self._is_posted:  # a task has ended the loop, as by sys.exit()
+                self._is_posted = True
+                self._post()
 
     def _post(self) -> None:
         """Have the loop call `_empty`.
@@ -125,10 +148,9 @@ class Waiter:
 
     __slots__ = ("_inbox", "_is_told", "_predicate")
 
-    def __init__(self, inbox: Inbox, predicate: Callable[[], bool]) -> None:
-        self._inbox = inbox
-        self._predicate = predicate
-        self._is_told = False
+    _inbox: Inbox
+    _predicate: Callable[[], bool]
+    _is_told: bool  # it is going to look
 
     def __call__(self) -> None:
         if not self._is_told:
@@ -143,8 +165,8 @@ class Waiter:
     def _wake(self) -> None:
         raise NotImplementedError
 
-    async def sleep(self) -> None:
-        """Until it is woken."""
+    def sleep(self) -> Awaitable[object]:
+        """To be awaited once: until it is woken."""
         raise NotImplementedError
 
 
@@ -162,32 +184,68 @@ class _AsyncioInbox(Inbox):
         return (loop := self.loop()) is None or loop.is_closed()
 
     def waiter(self, predicate: Callable[[], bool]) -> Waiter:
-        loop = self.loop()
-        assert loop is not None  # it runs
-        return _AsyncioWaiter(self, predicate, loop.create_future())
+        return _AsyncioWaiter(self, predicate)
 
 
 class _AsyncioWaiter(Waiter):
-    __slots__ = ("_future",)
+    """It is what asyncio's tasks wait for: like a future, as far as they know those. One of
+    asyncio's own would have the task go on in the next round of the loop, which costs as much as
+    all that is done here."""
 
-    def __init__(
-        self, inbox: Inbox, predicate: Callable[[], bool], future: asyncio.Future[None]
-    ) -> None:
-        super().__init__(inbox, predicate)
-        self._future = future
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_resume")
+
+    def __init__(self, inbox: _AsyncioInbox, predicate: Callable[[], bool]) -> None:
+        self._inbox = inbox
+        self._predicate = predicate
+        self._is_told = False
+        self._loop = inbox.loop()
+        self._resume: Callable[[object], object] | None = None  # has the task go on, once
+        self._context: contextvars.Context | None = None
+        self._cancelled: BaseException | None = None  # what the task gets
+        self._asyncio_future_blocking = False
 
     def _wake(self) -> None:
-        if not self._future.done():  # its task may have been cancelled
-            self._future.set_result(None)
+        resume, self._resume = self._resume, None
+        if resume is not None and self._context is not None:
+            self._context.run(resume, self)
 
-    async def sleep(self) -> None:
-        await self._future
+    def sleep(self) -> Awaitable[object]:
+        return self
+
+    def __await__(self) -> Generator[object, None, None]:
+        self._asyncio_future_blocking = True  # so the task knows that it was not yielded by chance
+        yield self
+
+    # ---- what the task calls
+
+    def get_loop(self) -> asyncio.AbstractEventLoop | None:
+        return self._loop
+
+    def add_done_callback(
+        self, call: Callable[[object], object], *, context: contextvars.Context
+    ) -> None:
+        self._resume, self._context = call, context
+
+    def cancel(self, msg: object = None) -> bool:
+        """Whether the task will go on, with CancelledError: False if it is about to go on."""
+        resume, self._resume = self._resume, None
+        if resume is None or self._loop is None:
+            return False
+        error: type[BaseException] = sys.modules["asyncio"].CancelledError
+        self._cancelled = error() if msg is None else error(msg)
+        self._loop.call_soon(resume, self, context=self._context)
+        return True
+
+    def result(self) -> None:
+        error, self._cancelled = self._cancelled, None
+        if error is not None:
+            raise error
 
 
 class _TrioInbox(Inbox):
     def __init__(self, trio: Any) -> None:
         super().__init__()
-        self._event: Any = trio.Event
+        self.new_event: Any = trio.Event
         self._token: Any = trio.lowlevel.current_trio_token()
 
     def _post(self) -> None:
@@ -197,21 +255,23 @@ class _TrioInbox(Inbox):
         return True  # nobody can tell: so it is always posted
 
     def waiter(self, predicate: Callable[[], bool]) -> Waiter:
-        return _TrioWaiter(self, predicate, self._event())
+        return _TrioWaiter(self, predicate)
 
 
 class _TrioWaiter(Waiter):
     __slots__ = ("_event",)
 
-    def __init__(self, inbox: Inbox, predicate: Callable[[], bool], event: Any) -> None:
-        super().__init__(inbox, predicate)
-        self._event = event
+    def __init__(self, inbox: _TrioInbox, predicate: Callable[[], bool]) -> None:
+        self._inbox = inbox
+        self._predicate = predicate
+        self._is_told = False
+        self._event = inbox.new_event()
 
     def _wake(self) -> None:
         self._event.set()
 
-    async def sleep(self) -> None:
-        await self._event.wait()
+    def sleep(self) -> Awaitable[object]:
+        return self._event.wait()  # type: ignore[no-any-return]
 
 
 _this_thread = threading.local()  # `inbox`: that of the last loop of asyncio that was waited in
