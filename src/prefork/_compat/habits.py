@@ -74,8 +74,8 @@ def _flags(func: Any) -> int:
             func = func.func
         elif type(func) is MethodType:
             func = func.__func__
-        elif type(call := getattr(type(func), "__call__", None)) is FunctionType:
-            func = call
+        elif type(type(func).__call__) is FunctionType:
+            func = type(func).__call__
         else:
             return 0
 
