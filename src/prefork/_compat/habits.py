@@ -55,9 +55,9 @@ def check_function(func: object) -> None:
         )
     if _flags(func) & _ASYNCHRONOUS:
         raise TypeError(
-            f"{function_name(func)} is a coroutine function, and workers do not await: `await` is "
-            "on this side, as in `await pool.submit(f, x)`, where f is a plain function (which may "
-            "call asyncio.run)"
+            f"{function_name(func)} is a coroutine function, and workers do not await: await is on "
+            "this side, as in `await pool.submit(f, x)` with a plain function f. One that calls "
+            "asyncio.run has a loop of its own in the worker"
         )
 
 
