@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Final, Protocol
 
 from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import ACCEPT, CALL, LIMITED
-from prefork._policy.limits import NO_LIMITS, Limits
+from prefork._policy.limits import NO_LIMITS, Limits, Terms
+from prefork._policy.retry import Attempt
 
 __all__ = [
     "JOB_LIFE",
@@ -15,10 +16,13 @@ __all__ = [
     "QUEUED",
     "RESOLVED",
     "SENT",
+    "WAITING",
     "Job",
+    "JobOnTerms",
     "ResultSink",
     "Wakes",
     "WorkerSlot",
+    "make_job",
 ]
 
 
@@ -68,16 +72,19 @@ NULL_SINK: Final = _NullSink()
 # A job's life.
 #
 #     QUEUED ─► SENT ─► RESOLVED
-#       ▲  │      │         ▲
-#       │  └──────┼─────────┘   cancelled, or the pool ends
-#       └─────────┘             taken back unread; or its worker was lost, and it is retried
+#      ▲ ▲ │      │ │       ▲ ▲
+#      │ │ └──────┼─┼───────┘ │   cancelled, or the pool ends, or its deadline has passed
+#      │ └────────┘ ▼         │   taken back unread
+#      └──────── WAITING ─────┘   it has failed and may be retried: then it is, after a pause
 QUEUED: Final = 0  # the scheduler has it
 SENT: Final = 1  # a worker has it: it runs there, or waits there unread
 RESOLVED: Final = 2  # its outcome is known
+WAITING: Final = 3  # a run has failed, and it waits for the next one, or for that to be decided
 
 JOB_LIFE: Final[dict[int, frozenset[int]]] = {
     QUEUED: frozenset({SENT, RESOLVED}),
-    SENT: frozenset({QUEUED, RESOLVED}),
+    SENT: frozenset({QUEUED, WAITING, RESOLVED}),
+    WAITING: frozenset({QUEUED, RESOLVED}),
     RESOLVED: frozenset(),
 }
 """Which phase may follow which."""
@@ -93,7 +100,6 @@ class Job:
     """
 
     __slots__ = (
-        "attempts",
         "flags",
         "function",
         "function_length",
@@ -107,7 +113,6 @@ class Job:
         "pickling_error",
         "pid",
         "result_bytes",
-        "retries",
         "seconds",
         "sent_at",
         "sink",
@@ -133,7 +138,7 @@ class Job:
         self.id = next(Job._ids)
         self.sink = sink
         self.function = function  # its name, for messages
-        self.timeout, self.soft_timeout, self.lost_timeout, self.retries = limits
+        self.timeout, self.soft_timeout, self.lost_timeout, _ = limits
         self.flags = mode  # of its ticket
         if self.timeout is not None or self.soft_timeout is not None:
             self.flags |= LIMITED
@@ -144,7 +149,6 @@ class Job:
         self.payload: Any = None  # the call and its buffers, if they are large
         self.index = index  # of its first item in the result
         self.size = size  # how many items it is for
-        self.attempts = 0  # that ended with the loss of a worker
         self.phase = QUEUED
         self.slot: WorkerSlot | None = None  # of the worker that has it
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
@@ -192,16 +196,12 @@ class Job:
     def take_back(self) -> None:
         """No worker has it any more: SENT to QUEUED."""
         self.phase = QUEUED
+        self._leave_slot()
+
+    def _leave_slot(self) -> None:
         if self.slot is not None:
             self.slot.sent.pop(self.id, None)
             self.slot = None
-
-    def retry(self) -> None:
-        """Its worker was lost while it ran, and it is to be run again: SENT to QUEUED."""
-        self.take_back()
-        self.retries -= 1
-        self.attempts += 1
-        self.pid, self.started, self.seconds = None, 0.0, 0.0
 
     def resolve(self) -> None:
         """Its outcome is known: to RESOLVED. What its call consisted of is let go."""
@@ -228,6 +228,10 @@ class Job:
     def note_start_told(self) -> None:
         self.start_unreported = False
 
+    def forget_run(self) -> None:
+        """It runs nowhere, and its last run does not count."""
+        self.pid, self.started, self.seconds = None, 0.0, 0.0
+
     # ---- what is known of it
 
     def running_pid(self) -> int | None:
@@ -241,9 +245,124 @@ class Job:
             return slot.accepted() if slot.running()[0] == self.id else None
         return self.started or None
 
+    def priority(self) -> int:
+        """Those with a lower number are run first."""
+        return 0
+
+    def retried(self) -> int:
+        """How often it was run again."""
+        return 0
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Its runs that have failed and were followed by another one."""
+        return ()
+
     def __repr__(self) -> str:
-        where = ("queued", f"sent to {self.slot!r}", "resolved")[self.phase]
+        where = ("queued", f"sent to {self.slot!r}", "resolved", "waiting")[self.phase]
         return f"<Job {self.id} {self.function} {where}>"
+
+
+class JobOnTerms(Job):
+    """A job that has a priority, a deadline, or may be retried.
+
+    The errors of its runs may refer to anything, so Python's garbage collector does know of it.
+    """
+
+    __slots__ = ("_attempts", "due", "latest", "left", "terms")
+
+    def __init__(
+        self,
+        sink: ResultSink,
+        function: str,
+        mode: int,
+        limits: Limits,
+        terms: Terms,
+        size: int = 1,
+        index: int = 0,
+    ) -> None:
+        super().__init__(sink, function, mode, limits, size, index)
+        self.terms = terms
+        self.left = 0 if terms.retries is None else terms.retries.retries  # retries
+        self.latest: float | None = None  # its deadline (monotonic), once it is known
+        self.due: float | None = None  # when it is to be run again (monotonic), while it waits
+        self._attempts: tuple[Attempt, ...] = ()
+
+    def end_by(self, latest: float | None) -> None:
+        """Its deadline (monotonic); only the first counts."""
+        if self.latest is None:
+            self.latest = latest
+
+    # ---- its life
+
+    def suspend(self) -> None:
+        """A run has failed, or may have: SENT to WAITING."""
+        self.phase = WAITING
+        self._leave_slot()
+
+    def wait_until(self, due: float) -> None:
+        """It is to be run again then; until then it stays WAITING."""
+        self.due = due
+
+    def resume(self) -> None:
+        """It is to be run again now: WAITING to QUEUED."""
+        self.phase = QUEUED
+        self.due = None
+
+    def resolve(self) -> None:
+        super().resolve()
+        self.due = None
+
+    def note_failure(self, error: BaseException) -> None:
+        """A run has failed with this, and there will be another one."""
+        attempt = Attempt(len(self._attempts) + 1, self.pid, error, self.seconds)
+        self._attempts = (*self._attempts, attempt)
+        self.left -= 1
+        self.result_bytes = 0
+        self.forget_run()
+
+    # ---- what is known of it
+
+    def next_run(self, error: BaseException, now: float, chance: float) -> float | None:
+        """When it is to be run again after this error (monotonic); None: never.
+
+        Args:
+            chance: any number from 0 to 1.
+        """
+        retries = self.terms.retries
+        if retries is None or self.left <= 0 or not retries.covers(error):
+            return None
+        due = now + retries.pause(len(self._attempts) + 1, chance)
+        return None if self.is_late(due) else due
+
+    def is_late(self, now: float) -> bool:
+        """Whether its deadline has passed by then."""
+        return self.latest is not None and now >= self.latest
+
+    def is_idle(self) -> bool:
+        """Whether no worker has it, and it is to be run, now or later."""
+        return self.phase == QUEUED or self.due is not None
+
+    def is_due(self, now: float) -> bool:
+        """Whether it waits for nothing but to be run again by now."""
+        return self.due is not None and now >= self.due
+
+    def priority(self) -> int:
+        return self.terms.priority
+
+    def retried(self) -> int:
+        return len(self._attempts)
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        return self._attempts
+
+
+def make_job(
+    sink: ResultSink, function: str, mode: int, limits: Limits, size: int = 1, index: int = 0
+) -> Job:
+    """What it is made of depends on what it asks for."""
+    if (terms := limits.terms) is None:
+        return Job(sink, function, mode, limits, size, index)
+    return JobOnTerms(sink, function, mode, limits, terms, size, index)
 
 
 class WorkerSlot:

@@ -10,6 +10,9 @@ worker reads it. It leaves when its report arrives, or with the worker that died
 A job goes straight to a worker that has no or only one other job (so that it never waits for a
 round trip). The rest queues here, and is handed out in batches that hold about
 `BATCH_SECONDS` of work, by the running mean of how long jobs take.
+
+From the first job on that has a priority, no worker gets more than that: behind a long job, or
+before a worker is ready, nothing waits that another job might have to wait for.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prefork._policy.job import RESOLVED, Job, WorkerSlot
+from prefork._policy.job import RESOLVED, WAITING, Job, WorkerSlot
+from prefork._policy.priorities import JobQueue, PriorityQueue
 
 __all__ = ["Scheduler"]
 
@@ -45,7 +49,8 @@ class Scheduler:
 
     def __init__(self, cpus: int = 2) -> None:
         self._cpus = cpus
-        self.queue: deque[Job] = deque()
+        self.queue: JobQueue = deque()
+        self.has_priorities = False  # then the queue is a `PriorityQueue`
         self.slots: list[WorkerSlot] = []
         self.mean_seconds: float | None = None
         # Seats by how many jobs they have; each slot is in one of them, or in none.
@@ -104,7 +109,7 @@ class Scheduler:
                 slot = next(reversed(self._idle))
             elif self._low and self._may_queue_behind(job):
                 slot = next(reversed(self._low))
-            elif self._new and self._may_queue_behind(job):
+            elif self._new and not self.has_priorities and self._may_queue_behind(job):
                 slot = next(iter(self._new))  # it was started first, and will be ready first
             else:
                 self.queue.append(job)
@@ -149,7 +154,19 @@ class Scheduler:
 
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
+        if self.has_priorities and self.depth() < MIN_DEPTH:
+            return False
         return job.payload is None or not job.payload.is_file
+
+    def begin_priorities(self, job: Job) -> bool:
+        """This job has a priority. If it is the first, it is queued, and True returned: then what
+        workers have not read is to be taken back, since it may be less urgent."""
+        if self.has_priorities:
+            return False
+        self.queue = PriorityQueue(self.queue)
+        self.has_priorities = True
+        self.queue.append(job)
+        return True
 
     def batches(
         self, slots: Iterable[WorkerSlot] | None = None
@@ -160,6 +177,8 @@ class Scheduler:
         depth = self.depth()
         for slot in list(self.slots if slots is None else slots):
             if not slot.sent and self.is_holding():
+                continue
+            if self.has_priorities and not slot.ready:
                 continue
             if slot.open and not slot.slow and len(slot.sent) <= depth // 2:
                 batch = self._batch(slot, depth)
@@ -183,9 +202,10 @@ class Scheduler:
 
     def depth(self) -> int:
         """How many jobs to keep in an inbox."""
+        least = 1 if self.has_priorities else MIN_DEPTH
         if self.mean_seconds is None:
-            return MIN_DEPTH
-        return int(min(MAX_DEPTH, max(MIN_DEPTH, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
+            return least
+        return int(min(MAX_DEPTH, max(least, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
 
     def note_finished(self, slot: WorkerSlot, count: int, seconds: float) -> None:
         """So many jobs that this slot had were reported; together they took so long."""
@@ -225,7 +245,7 @@ class Scheduler:
         return list(reversed(self._idle))
 
     def put_first(self, job: Job) -> None:
-        """Run this one before all others."""
+        """Run this one before all others of its priority."""
         self.queue.appendleft(job)
 
     def drop_resolved(self) -> None:
@@ -242,10 +262,12 @@ class Scheduler:
         for slot in self.slots:
             slot.group = None
             self._classify(slot)
+        if self.has_priorities:
+            self.queue = PriorityQueue(self.queue)
         queued = {job.id for job in self.queue}
         astray = []
         for job in unresolved:
-            if job.slot is None or job.id not in job.slot.sent:
+            if job.phase != WAITING and (job.slot is None or job.id not in job.slot.sent):
                 job.take_back()
                 if job.id not in queued:
                     astray.append(job)
