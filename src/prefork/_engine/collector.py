@@ -19,7 +19,8 @@ from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.outcome import Large, decode_exit, decode_reason
 from prefork._ipc.wire import Kind
-from prefork._policy.job import Job, JobOnTerms
+from prefork._policy.job import Job
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork.errors import WorkerLostError
 

@@ -16,7 +16,8 @@ from prefork._engine.state import InputReader, PoolPhase, PoolState
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import MAX_TICKETS
 from prefork._ipc.wire import LIMITED, TICKET
-from prefork._policy.job import Job, JobOnTerms, WorkerSlot
+from prefork._policy.job import Job, WorkerSlot
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
 from prefork._system.uninterrupted import uninterrupted

@@ -11,8 +11,9 @@ from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import CallPickler
 from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
-from prefork._policy.job import Job, JobOnTerms, ResultSink, make_job
+from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
+from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
 from prefork.errors import remote_traceback
 

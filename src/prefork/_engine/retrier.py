@@ -22,7 +22,8 @@ from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import UNDECIDED, PoolState, Undecided
 from prefork._ipc.outcome import Outcome
 from prefork._ipc.wire import EACH, MODE
-from prefork._policy.job import WAITING, Job, JobOnTerms
+from prefork._policy.job import WAITING, Job
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 
 __all__ = ["Retrier"]

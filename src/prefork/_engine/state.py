@@ -19,8 +19,9 @@ from typing import Any, Final, NamedTuple, Protocol
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import Large, decode
 from prefork._ipc.wire import Kind
-from prefork._policy.job import NULL_SINK, WAITING, Job, JobOnTerms, Wakes
+from prefork._policy.job import NULL_SINK, WAITING, Job, Wakes
 from prefork._policy.scheduler import Scheduler
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
 from prefork._system.condition import Condition
 from prefork._system.log import Log

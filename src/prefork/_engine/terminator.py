@@ -20,10 +20,11 @@ from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
-from prefork._policy.job import QUEUED, WAITING, Job, JobOnTerms, ResultSink
+from prefork._policy.job import QUEUED, WAITING, Job, ResultSink
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
 from prefork._system.uninterrupted import uninterrupted
-from prefork.errors import Cancelled, DeadlineExceeded, Terminated
+from prefork.errors import DeadlineExceeded, Terminated
 
 __all__ = ["Terminator"]
 
@@ -140,9 +141,7 @@ class Terminator:
         if job.phase not in (QUEUED, WAITING) or job.id not in self._open_jobs.by_id:
             return False
         job.forget_run()
-        when = "before it was run again" if job.retried() else "before it started"
-        text = f"job {job.id} ({job.function}) was cancelled {when}"
-        self._open_jobs.fail(job, Cancelled(text))
+        self._open_jobs.fail(job, job.cancellation())
         self._scheduler.drop_resolved()
         return True
 

@@ -14,6 +14,7 @@ from prefork._engine.state import EXPIRED, PoolState
 from prefork._engine.terminator import Terminator
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.job import JobOnTerms
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry, Timers
 from prefork._system.resources import resident
 from prefork._worker.options import SOFT_SIGNAL

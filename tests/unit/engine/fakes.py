@@ -41,9 +41,10 @@ from prefork._ipc.outcome import encode_exit, encode_failure, encode_result
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import LEAVE, TICKET, Kind, Report, Ticket
 from prefork._ipc.worker_end import WorkerEnd
-from prefork._policy.job import Job, Wakes, make_job
+from prefork._policy.job import Job, Wakes
 from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.retry import Retry
+from prefork._policy.terms import make_job
 from prefork._policy.timers import Timers
 from prefork._system.child import NO_TIES, Child, Ties
 from prefork._system.condition import Condition

@@ -22,11 +22,11 @@ from prefork._policy.job import (
     SENT,
     WAITING,
     Job,
-    JobOnTerms,
     WorkerSlot,
 )
 from prefork._policy.limits import NO_LIMITS, Terms
 from prefork._policy.retry import Retry
+from prefork._policy.terms import JobOnTerms
 from prefork._system.process import Process
 
 Arrow = Callable[[WorkerHandle], object]

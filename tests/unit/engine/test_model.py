@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fakes import TIMED, Clock, FakePool, FakeWorker, Nursery, fork_options, limits_of
 from prefork._engine.worker_handle import Phase
 from prefork._ipc.wire import ACCEPT, LEAVE, Kind
-from prefork._policy.job import JOB_LIFE, QUEUED, SENT, WAITING, Job, JobOnTerms
+from prefork._policy.job import JOB_LIFE, QUEUED, SENT, WAITING, Job
 from prefork._policy.limits import NO_TERMS
 from prefork._policy.retry import Retry
+from prefork._policy.terms import JobOnTerms
 from prefork._system.stacks import LAST_WORDS
 from prefork.errors import (
     DeadlineExceeded,
@@ -27,11 +28,14 @@ from prefork.errors import (
 )
 
 numbers = st.integers(0, 1000)
-retries = st.tuples(
-    st.integers(1, 3),
-    st.sampled_from([WorkerLostError, (WorkerLostError, KeyError), TimeLimitExceeded]),
-    st.sampled_from([0.0, 1.0]),
-).map(lambda given: Retry(*given))
+errors = st.sampled_from([(WorkerLostError,), (WorkerLostError, KeyError), (TimeLimitExceeded,)])
+
+
+def retrying(times: int, on: tuple[type[BaseException], ...], backoff: float) -> Retry:
+    return Retry(times, on, backoff)
+
+
+retries = st.builds(retrying, st.integers(1, 3), errors, st.sampled_from([0.0, 1.0]))
 
 
 class WatchedJob(JobOnTerms):
