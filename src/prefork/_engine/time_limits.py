@@ -13,7 +13,6 @@ from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, PoolState
 from prefork._engine.terminator import Terminator
 from prefork._engine.worker_handle import KillReason, WorkerHandle
-from prefork._policy.job import JobOnTerms
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry, Timers
 from prefork._system.resources import resident

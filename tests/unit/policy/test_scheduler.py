@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prefork._ipc.channel import MAX_TICKETS
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.scheduler import BATCH_SECONDS, MAX_DEPTH, MIN_DEPTH, SHORT_SECONDS, Scheduler
-from prefork._policy.terms import make_job
 
 
 class PoolRef:
