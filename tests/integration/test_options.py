@@ -422,9 +422,7 @@ def test_a_job_that_runs_is_killed(pool, gate):
         enter, (gate,), timeout_callback=lambda soft, timeout: told.append((soft, timeout))
     )
     visitor = gate.arrival()
-    with pytest.raises(
-        DeadlineExceeded, match=r"had not ended by its deadline of 1 s"
-    ) as caught:
+    with pytest.raises(DeadlineExceeded, match=r"had not ended by its deadline of 1 s") as caught:
         handle.get(DEADLINE)
     assert isinstance(caught.value, LimitExceeded)
     assert caught.value.pid == handle.pid == visitor.pid

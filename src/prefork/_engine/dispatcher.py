@@ -17,6 +17,7 @@ from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import MAX_TICKETS
 from prefork._ipc.wire import LIMITED, TICKET
 from prefork._policy.job import Job, WorkerSlot
+from prefork._policy.scheduler import ALONE_SECONDS
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
@@ -67,6 +68,7 @@ class Dispatcher:
         self.rearm = rearm
         self.wait_for = wait
         self._call_soon = call_soon
+        self._relieved = 0.0  # when it was last looked for long jobs (monotonic)
         self._has_vacated = False  # a worker's only job could not be sent, so it has nothing
         self._target: WorkerSlot | None = None  # a submitted job is on its way there, just now
 
@@ -274,6 +276,8 @@ class Dispatcher:
         scheduler = self._scheduler
         if not scheduler.has_waiting():
             return
+        if scheduler.queue:
+            self._relieve()
         self._send_batches(slots)
         while plan := scheduler.steal():
             victim, count = plan
@@ -285,6 +289,20 @@ class Dispatcher:
             self._send_batches(scheduler.idle_slots())
         if self._hold_timer.next_due is None:
             self._hold()
+
+    def _relieve(self) -> None:
+        """Take back what waits behind a job that has turned out to be long: it is handed out before
+        what came later. (An idle worker would take it, but there is none while jobs are queued.)"""
+        now = time.monotonic()
+        if now < self._relieved + ALONE_SECONDS:
+            return
+        self._relieved = now
+        for slot in self._scheduler.deep_slots():
+            assert isinstance(slot, WorkerHandle)
+            job, since = slot.running()
+            if job and now > since + ALONE_SECONDS:
+                self._scheduler.note_slow(slot)
+                self.requeue_unread(slot)
 
     def _send_batches(self, slots: Iterable[WorkerSlot] | None) -> None:
         """Again, if a job could not be sent and failed, so that its worker still has nothing."""

@@ -385,10 +385,11 @@ class Spawner:
         return "" if is_unlikely else f". {UNGUARDED}"
 
     def _judge_no_process(self, error: Exception) -> None:
-        """There is not even a process."""
+        """There is not even a process. That may pass: what the system lacks now, such as a
+        descriptor that the program holds, there is in a moment; a fork server that has died is
+        replaced. So it counts like a worker that ends before it is ready."""
         self._log.note(ERROR, "cannot start a worker process: %s", describe(error))
-        # The fork server, or the child, has died: the next start may well succeed.
-        if isinstance(error, (EOFError, ConnectionError)):
+        if self._state.ready_count or isinstance(error, (EOFError, ConnectionError)):
             self._count_failed_start()
             if self._failed_starts <= self._options.max_restarts:
                 return

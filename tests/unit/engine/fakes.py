@@ -44,6 +44,7 @@ from prefork._ipc.worker_end import WorkerEnd
 from prefork._policy.job import Job, Wakes
 from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.retry import Retry
+from prefork._policy.scheduler import BATCH_SECONDS
 from prefork._policy.terms import make_job
 from prefork._policy.timers import Timers
 from prefork._system.child import NO_TIES, Child, Ties
@@ -658,6 +659,8 @@ class FakePool:
         self.soon: list[tuple[Callable[..., object], tuple[object, ...]]] = []
         self.is_released = False
         self.state = state = PoolState(self.log, cpus)
+        # As if jobs had been seen that are short enough for one to wait behind each.
+        state.scheduler.mean_seconds = BATCH_SECONDS
         self.timers = timers = Timers(memory_interval, options.accept_delay)
         self.dispatcher = Dispatcher(state, timers, self._rearm, self._wait, self._call_soon)
         self.retrier = Retrier(state, timers, self.dispatcher)
