@@ -16,8 +16,8 @@ What waits behind another job may be overtaken by jobs that came later. So only 
 ones, and those of which nothing is known yet, start in the order in which they came, as programs
 whose jobs wait for one another rely on.
 
-From the first job on that has a priority, no worker gets more than `BATCH_SECONDS` of work, and none
-before it is ready: what another job might have to wait for waits here.
+From the first job on that has a priority, no worker gets more than `BATCH_SECONDS` of work, and
+nothing before it is ready: what another job might have to wait for waits here.
 """
 
 from __future__ import annotations
