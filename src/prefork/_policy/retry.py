@@ -97,7 +97,7 @@ class Retry(_Fields):
         try:
             pause = self.backoff * self.factor ** (number - 1)
         except OverflowError:
-            pause = math.inf
+            pause = math.inf if self.backoff else 0.0
         return min(pause, self.max_backoff) * (1.0 - self.jitter * chance)
 
     def __repr__(self) -> str:
