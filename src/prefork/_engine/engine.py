@@ -1,8 +1,8 @@
 """A running pool from the inside. Its parts are made and wired here, and nowhere else.
 
-    state ◄── dispatcher ◄── collector ◄── terminator ◄── time limits
-                  ▲              ▲
-                  └── lifecycle ─┘ ◄── spawner ◄── supervisor
+    state ◄── dispatcher ◄── retrier ◄── collector ◄── terminator ◄── time limits
+                  ▲                          ▲
+                  └──────── lifecycle ───────┘ ◄── spawner ◄── supervisor
 
 A part knows those that its arrow points to, directly or along the arrows. What drives them all, the
 driver, is made first: its ways to wait and to be woken are given to the parts.
@@ -24,6 +24,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
     ResultHandler,
@@ -108,10 +109,13 @@ class Engine:
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
-        collector = Collector(state, timers, dispatcher)
+        retrier = Retrier(state, timers, dispatcher)
+        collector = Collector(state, timers, dispatcher, retrier)
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
         self.terminator = terminator = Terminator(state, dispatcher, collector)
-        time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
+        time_limits = TimeLimits(
+            state, timers, dispatcher, terminator, retrier, options.max_memory_per_task
+        )
         self._spawner = Spawner(
             options,
             state,
