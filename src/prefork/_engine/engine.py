@@ -37,6 +37,7 @@ from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
+from prefork._ipc.main_module import WorkersMain
 from prefork._ipc.memfd import MemfdCache
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
@@ -105,7 +106,8 @@ class Engine:
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
+        self._main = WorkersMain(options.start_method == "fork", state.oldest_generation)
+        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache, self._main)
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
@@ -123,6 +125,7 @@ class Engine:
             lifecycle,
             in_background=threads and options.start_method != "fork",
             pausing=self._pausing(threads),
+            on_generation=self._main.note,
         )
         self.supervisor = supervisor = WorkerSupervisor(
             options.processes,
@@ -342,6 +345,7 @@ class Engine:
         """There are no workers any more."""
         if self._finalizer is not None:
             self._finalizer.cancel()
+        self._main.forget()
         self.driver.end()
         at_fork.unregister(self)
 

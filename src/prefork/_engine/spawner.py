@@ -109,6 +109,7 @@ class Spawner:
     Args:
         in_background: workers are started on a thread of their own.
         pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
+        on_generation: called with the number of the workers' next generation, before they are made.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -122,7 +123,9 @@ class Spawner:
         lifecycle: Lifecycle,
         in_background: bool,
         pausing: Callable[[float], AbstractContextManager[object]],
+        on_generation: Callable[[int], object],
     ) -> None:
+        self._on_generation = on_generation
         self.generation = 0
         self._options = options
         self._run = functools.partial(main, options.for_workers())
@@ -143,6 +146,7 @@ class Spawner:
 
     def begin_generation(self) -> None:
         """All workers are to be replaced."""
+        self._on_generation(self.generation + 1)
         self.generation += 1
 
     def no_more(self) -> None:

@@ -326,6 +326,10 @@ class PoolState:
         self.slowest_start = max(self.slowest_start, seconds)
         self.ready_count += 1
 
+    def oldest_generation(self) -> int:
+        """Of the workers that there are, see `Spawner.generation`; 0, if there are none."""
+        return min((worker.generation for worker in list(self.workers)), default=0)
+
     # ---- what the phase allows
 
     def check_owner(self) -> None:
