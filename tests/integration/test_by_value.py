@@ -330,7 +330,7 @@ def test_what_is_typed_in_runs_as_it_is_now(script, method):
 # --- other modules: reloaded
 
 
-RELOADED = '''
+RELOADED = """
 import importlib, pathlib, sys
 from prefork import Pool
 folder, method = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -358,7 +358,7 @@ while old & {worker.pid for worker in pool.statistics().workers}:
     pass
 print(*[pool.apply(module.f) for module in modules], sep=", ")
 pool.terminate()
-'''
+"""
 
 
 @pytest.mark.parametrize("method", METHODS)
