@@ -890,4 +890,4 @@ def test_nothing_is_kept_of_what_was_awaited(pool, run):
         assert not handle.is_waited_for()
 
     run(main())
-    eventually(lambda: not pool._engine.state.open_jobs.by_id, "all jobs have ended")
+    eventually(lambda: not (pool.statistics().queued or pool.statistics().running), "all has ended")
