@@ -15,6 +15,10 @@ from helpers import METHODS, Script
 from prefork import Pool
 from promises import spelled_out
 
+# What the modules of tests import. Else each child of the fork server would do so anew, in its
+# first task, within that task's time limit.
+multiprocessing.set_forkserver_preload(["__main__", "pytest", "prefork.pool", "helpers", "gate"])
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Promises are chosen by their numbers: `-m "promise(3)"`."""

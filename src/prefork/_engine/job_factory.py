@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from prefork._describe import trim_notes
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
@@ -13,6 +14,7 @@ from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
+from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
 from prefork.errors import remote_traceback
 
@@ -68,14 +70,20 @@ class JobFactory:
         func: Callable[..., Any],
         chunks: Iterable[list[Any]],
         limits: Limits,
+        latest: float | None = None,
     ) -> Generator[Job, None, None]:
-        """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
+        """The jobs of a `map`; the first that cannot be pickled ends them with the reason.
+
+        `latest` is the deadline of all of them (monotonic), which were handed in together.
+        """
         position = 0
         for chunk in chunks:
             job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
+            if isinstance(job, JobOnTerms):
+                job.end_by(latest)
             yield job
 
     def items(
@@ -104,7 +112,7 @@ class JobFactory:
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, self._calls.name(func), mode, limits, size, index)
+        job = make_job(owner, self._calls.name(func), mode, limits, size, index)
         fds: list[int] = []
         try:
             pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
@@ -113,6 +121,7 @@ class JobFactory:
             else:
                 job.set_call(pickled, function_length)
         except Exception as exc:
+            trim_notes(exc)
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = remote_traceback(format_traceback(exc))

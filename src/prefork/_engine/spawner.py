@@ -32,7 +32,7 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
-from prefork._system.child import announce
+from prefork._system.child import announce, give_up
 from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Process
@@ -273,16 +273,21 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        method = self._options.start_method
-        announce(self._options.context, main.__module__)
+        context = self._options.context
+        announce(context, main.__module__)
         if not self._in_background:
-            persist(method, lambda: self.spawn(self._options.processes))
+            persist(context, lambda: self.spawn(self._options.processes))
             return
         for _ in range(self._options.processes):
-            persist(method, self._spawn_aside)
+            persist(context, self._spawn_aside)
 
     def _spawn_aside(self) -> None:
-        BackgroundStart(self.spawn, self._state.wake_supervisor).finish(self._start_limit())
+        start = BackgroundStart(self.spawn, self._state.wake_supervisor)
+        try:
+            start.finish(self._start_limit())
+        except TimeoutError:
+            give_up(self._options.context)
+            raise
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
@@ -389,10 +394,11 @@ class Spawner:
         return "" if is_unlikely else f". {UNGUARDED}"
 
     def _judge_no_process(self, error: Exception) -> None:
-        """There is not even a process."""
+        """There is not even a process. That may pass: what the system lacks now, such as a
+        descriptor that the program holds, there is in a moment; a fork server that has died is
+        replaced. So it counts like a worker that ends before it is ready."""
         self._log.note(ERROR, "cannot start a worker process: %s", describe(error))
-        # The fork server, or the child, has died: the next start may well succeed.
-        if isinstance(error, (EOFError, ConnectionError)):
+        if self._state.ready_count or isinstance(error, (EOFError, ConnectionError)):
             self._count_failed_start()
             if self._failed_starts <= self._options.max_restarts:
                 return

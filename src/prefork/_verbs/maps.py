@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Unpack, overload
 
@@ -296,7 +297,8 @@ class MapFamily(Family):
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
-        jobs = engine.factory.chunks(result, mode, func, chunks, limits)
+        latest = limits.latest(time.monotonic())
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
         try:
             engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
         except KeyboardInterrupt:

@@ -252,13 +252,6 @@ def test_blocks_of_the_ring_never_overlap_and_are_all_given_back(steps):
     assert ring.allocate(-1, 1000) == 0
 
 
-def test_a_large_task_for_a_worker_that_has_died_is_taken_back(pair):
-    pool, worker = pair
-    worker.close()
-    pool.send([stage(pool, 1, b"x" * (FILE + 1))])
-    assert pool.reclaim(1) == [1]
-
-
 def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
     """The kernel reports the unread task to the pool as an error, before the result."""
     pool, worker = pair
@@ -270,6 +263,15 @@ def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
     (report,) = pool.receive()
     assert report[1] == 2
     assert content(report[-1]) == large
+
+
+@pytest.mark.parametrize("size", [INLINE + 1, FILE + 1])
+def test_a_large_task_for_a_worker_that_has_died_is_taken_back(pair, size):
+    """That it has died is found out later, in order; to send it something is no error."""
+    pool, worker = pair
+    worker.close()
+    pool.send([stage(pool, 1, b"x" * size)])
+    assert pool.reclaim(9) == [1]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=300)), max_size=5))
