@@ -119,7 +119,9 @@ class Inbox:
         """In the loop. What comes from here on posts this again."""
         self._is_posted = False
         try:
-            for _ in range(len(self._calls)):
+            count = len(self._calls)
+            while count and self._calls:  # a task may run the loop in itself, and so empty this
+                count -= 1
                 self._calls.popleft()()
         finally:
             if self._calls and not self._is_posted:  # a task has ended the loop, as by sys.exit()
