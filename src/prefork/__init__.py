@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from prefork._compat.broken import BrokenProcessPool
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._policy.retry import Attempt, Retry
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
     from prefork._verbs.view import PoolView
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         Cancelled,
+        DeadlineExceeded,
         LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -95,9 +97,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "Attempt",
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "DeadlineExceeded",
     "Future",
     "IMapIterator",
     "IMapUnorderedIterator",
@@ -115,6 +119,7 @@ __all__ = [
     "PreforkError",
     "ProcessPoolExecutor",
     "RemoteTraceback",
+    "Retry",
     "SoftTimeLimitExceeded",
     "TaskPool",
     "Terminated",
@@ -137,6 +142,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],

@@ -446,9 +446,16 @@ def futures(pool: Pool) -> None:
     assert_type(limited.submit(double, x=1).result(), int)
     assert_type(limited.apply_async(double, (1,)).get(), int)
     assert_type(limited.map(double, [1]), list[int])
+    retry = prefork.Retry(3, on=(ConnectionError, KeyError), backoff=0.1, jitter=1)
+    urgent = limited.options(retries=retry, priority=-1, deadline=9.5)
+    assert_type(urgent.submit(double, 1).result(), int)
+    assert_type(urgent.submit(double, 1).attempts, tuple[prefork.Attempt, ...])
+    assert_type(pool.apply(double, (1,), retries=retry), int)
+    assert_type(pool.apply_async(double, (1,), retries=2).attempts[0].error, BaseException)
     executor = pool.executor()
     assert_type(executor.submit(double, 1).result(), int)
     assert_type(executor.options(timeout=3).submit(double, 1).result(), int)
+    assert_type(executor.options(priority=3, deadline=3).submit(double, 1).result(), int)
     assert_type(list(executor.map(double, [1], timeout=3)), list[int])
     any_executor: Executor = executor
     with prefork.ProcessPoolExecutor(1, timeout=3) as own:
@@ -607,5 +614,9 @@ def wrong_options(pool: Pool) -> None:
     pool.map(double, [1], chunksize="3")  # wrong
     pool.imap(double, [1], buffersize="3")  # wrong
     pool.apply(double, (1,), retries=None)  # wrong
+    pool.options(priority="high")  # wrong
+    pool.options(deadline="soon")  # wrong
+    pool.options(retries=2.5)  # wrong
+    prefork.Retry(3, on=ValueError())  # wrong
     Pool(2, max_workers=3)  # wrong
     Pool(processes="2")  # wrong

@@ -10,7 +10,6 @@ those parts, it gets when it is started.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +21,7 @@ from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system import event_loops
 from prefork._system.condition import Condition
+from prefork._system.locks import Lock
 from prefork._system.log import WARNING
 from prefork._system.selector import MAX_TIMEOUT, Selector
 
@@ -115,7 +115,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._roles: Roles | None = None
-        self._starting = threading.Lock()
+        self._starting = Lock()
 
     def start(self, roles: Roles) -> None:
         self._roles = roles

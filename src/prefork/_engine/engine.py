@@ -1,8 +1,8 @@
 """A running pool from the inside. Its parts are made and wired here, and nowhere else.
 
-    state ◄── dispatcher ◄── collector ◄── terminator ◄── time limits
-                  ▲              ▲
-                  └── lifecycle ─┘ ◄── spawner ◄── supervisor
+    state ◄── dispatcher ◄── retrier ◄── collector ◄── terminator ◄── time limits
+                  ▲                          ▲
+                  └──────── lifecycle ───────┘ ◄── spawner ◄── supervisor
 
 A part knows those that its arrow points to, directly or along the arrows. What drives them all, the
 driver, is made first: its ways to wait and to be woken are given to the parts.
@@ -24,6 +24,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
     ResultHandler,
@@ -36,6 +37,7 @@ from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
+from prefork._ipc.main_module import WorkersMain
 from prefork._ipc.memfd import MemfdCache
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
@@ -104,14 +106,18 @@ class Engine:
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
+        self._main = WorkersMain(options.start_method == "fork", state.oldest_generation)
+        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache, self._main)
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
-        collector = Collector(state, timers, dispatcher)
+        retrier = Retrier(state, timers, dispatcher)
+        collector = Collector(state, timers, dispatcher, retrier)
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
         self.terminator = terminator = Terminator(state, dispatcher, collector)
-        time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
+        time_limits = TimeLimits(
+            state, timers, dispatcher, terminator, retrier, options.max_memory_per_task
+        )
         self._spawner = Spawner(
             options,
             state,
@@ -119,6 +125,7 @@ class Engine:
             lifecycle,
             in_background=threads and options.start_method != "fork",
             pausing=self._pausing(threads),
+            on_generation=self._main.note,
         )
         self.supervisor = supervisor = WorkerSupervisor(
             options.processes,
@@ -338,6 +345,7 @@ class Engine:
         """There are no workers any more."""
         if self._finalizer is not None:
             self._finalizer.cancel()
+        self._main.forget()
         self.driver.end()
         at_fork.unregister(self)
 

@@ -177,7 +177,7 @@ class FutureHandle(ApplyResult):
         """
         pool, job = self._pool, self._entry
         if pool is not None and job is not None and pool._engine.terminator.cancel(job):
-            error = Cancelled(f"job {job.id} ({job.function}) was cancelled before it started")
+            error = job.cancellation()
             if self._settle(self._get_watch(), False, error, True):
                 if pool._engine.is_busy_here():  # a signal handler has interrupted it
                     pool._engine.callbacks(self._call_all)

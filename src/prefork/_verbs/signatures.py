@@ -27,6 +27,8 @@ from typing import (
     TypeVarTuple,
 )
 
+from prefork._policy.retry import Retry
+
 __all__ = [
     "A",
     "AnyIterable",
@@ -79,8 +81,8 @@ class TaskLimits(TypedDict, total=False):
     timeout: float | None
     """After so many seconds its worker is killed, and it fails with `TimeLimitExceeded`; None and
     infinity: likewise."""
-    retries: int
-    """How often a job is run again after its worker was lost; 0: never."""
+    retries: int | Retry
+    """How often a job is run again after its worker was lost, 0: never; or how, and after what."""
 
 
 class CallOptions(TaskLimits, Generic[R], total=False):
