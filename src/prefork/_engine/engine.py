@@ -292,7 +292,7 @@ class Engine:
         """As `terminate`, and other tasks of the event loop run meanwhile."""
         self.serve_loop()
         self.supervisor.request_termination()
-        await event_loops.wait(self.supervisor.end, self.supervisor.has_ended)
+        await event_loops.Until(self.supervisor.end, self.supervisor.has_ended)
         self._log.flush(0.0)
 
     async def join_in_loop(self) -> None:
@@ -300,9 +300,9 @@ class Engine:
         self.serve_loop()
         self.dispatcher.read_on()
         self.state.wake_supervisor()
-        await event_loops.wait(self.supervisor.end, self.supervisor.has_ended)
+        await event_loops.Until(self.supervisor.end, self.supervisor.has_ended)
         for end, has_ended in self.driver.last_threads():
-            await event_loops.wait(end, has_ended)
+            await event_loops.Until(end, has_ended)
         self.driver.join()
         self._log.flush(0.0)
 
