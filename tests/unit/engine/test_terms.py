@@ -211,7 +211,8 @@ def test_the_deadline_of_one_that_waits_comes_first(pool: FakePool, clock: Clock
     assert isinstance(job, JobOnTerms)
     assert job.due is not None
     (other,) = pool.submit(1)
-    worker.begin()  # so that nobody would notice when it is handed out
+    worker.begin()
+    pool.state.scheduler.mean_seconds = 1.0  # nothing is handed out before that has ended
     clock.passes(20.0)
     pool.run_due()
     error = pool.told.error(job)
