@@ -202,8 +202,9 @@ class Dispatcher:
     def read_on(self) -> None:
         """Nobody takes results before the end: have the inputs read without waiting for room."""
         with self._state.lock:
-            for reader in self._state.inputs:
-                reader.read_on()
+            readers = list(self._state.inputs)
+        for reader in readers:  # without the lock: one may wake somebody's event loop
+            reader.read_on()
 
     # ---- to the workers (all of this with the lock held)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from prefork._describe import trim_notes
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
@@ -17,6 +18,9 @@ from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
 from prefork.errors import remote_traceback
 
+if TYPE_CHECKING:
+    from prefork._ipc.main_module import WorkersMain
+
 __all__ = ["JobFactory"]
 
 
@@ -27,12 +31,18 @@ class JobFactory:
         may_open_file: tells whether a large job's file may be made now; if not, the job waits in
             memory, so that descriptors are left.
         memfd_cache: files that can be used again.
+        main: what the workers have as `__main__`.
     """
 
-    def __init__(self, may_open_file: Callable[[], bool], memfd_cache: MemfdCache) -> None:
+    def __init__(
+        self,
+        may_open_file: Callable[[], bool],
+        memfd_cache: MemfdCache,
+        main: WorkersMain | None = None,
+    ) -> None:
         self._may_open_file = may_open_file
         self._memfd_cache = memfd_cache
-        self._calls = CallPickler()
+        self._calls = CallPickler(main)
 
     def call(
         self,
@@ -111,12 +121,8 @@ class JobFactory:
             else:
                 job.set_call(pickled, function_length)
         except Exception as exc:
+            trim_notes(exc)
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            if "<lambda>" in job.function or "<locals>" in job.function:
-                exc.add_note(
-                    "a worker finds a function by its name: define this one with `def`, at the "
-                    "top level of a module, not as a lambda or inside of another function"
-                )
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = remote_traceback(format_traceback(exc))
             job.refuse(exc.with_traceback(None))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
@@ -24,6 +23,7 @@ from prefork._policy.scheduler import Scheduler
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork._system.selector import Selector
 from prefork._system.uninterrupted import uninterrupted
@@ -271,7 +271,7 @@ class PoolState:
 
     def __init__(self, log: Log, cpus: int = 2) -> None:
         self.log = log
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.phase = PoolPhase.RUN
         self.workers: list[WorkerHandle] = []
         self.inputs: set[InputReader] = set()  # that are still being read
@@ -290,7 +290,7 @@ class PoolState:
         """In a forked child: the pool is the parent's."""
         self.is_forked = True
         self.phase = PoolPhase.ENDED
-        self.lock = threading.RLock()
+        self.lock = RLock()
 
     def is_lock_held(self) -> bool:
         """Whether the caller's thread has the lock."""
@@ -325,6 +325,10 @@ class PoolState:
         """One more worker has become ready, after so long."""
         self.slowest_start = max(self.slowest_start, seconds)
         self.ready_count += 1
+
+    def oldest_generation(self) -> int:
+        """Of the workers that there are, see `Spawner.generation`; 0, if there are none."""
+        return min((worker.generation for worker in list(self.workers)), default=0)
 
     # ---- what the phase allows
 

@@ -26,9 +26,11 @@ __all__ = [
 
 
 class Wakes(Protocol):
-    """What threads wait for."""
+    """What threads, and tasks of event loops, wait for."""
 
     def notify_all(self) -> None: ...
+
+    def wake_threads(self) -> None: ...
 
 
 class ResultSink(Protocol):

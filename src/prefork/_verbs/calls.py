@@ -111,7 +111,8 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        return self.apply_async(func, args, kwds, **options).get()
+        result = self.apply_async(func, args, kwds, **options)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def apply_async(

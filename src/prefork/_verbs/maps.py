@@ -83,7 +83,8 @@ class MapFamily(Family):
             Exception: what `MapResult.get` raises, and `map_async`.
         """
         limits = self._limits("map", options)
-        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
+        result = self._map(MAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def map_async(
@@ -188,7 +189,8 @@ class MapFamily(Family):
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         limits = self._limits("starmap", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
+        result = self._map(STARMAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def starmap_async(
@@ -297,5 +299,9 @@ class MapFamily(Family):
             result.limit(LEAST_AHEAD * workers)
         latest = limits.latest(time.monotonic())
         jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
-        engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        try:
+            engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        except KeyboardInterrupt:
+            result.terminate()  # nobody will have it
+            raise
         return result

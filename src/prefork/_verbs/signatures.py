@@ -15,7 +15,7 @@ would refuse that; rather too little is refused than too much. What the overload
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Set
 from typing import (
     Any,
     Generic,
@@ -31,6 +31,7 @@ from prefork._policy.retry import Retry
 
 __all__ = [
     "A",
+    "AnyIterable",
     "B",
     "C",
     "CallOptions",
@@ -56,6 +57,7 @@ X = TypeVar("X")  # makes a union of A: see above
 Y = TypeVar("Y")  # of B
 Z = TypeVar("Z")  # of C
 
+AnyIterable: TypeAlias = Iterable[A] | AsyncIterable[A]
 OfOneType: TypeAlias = (
     Callable[[A], R]
     | Callable[[A, A], R]

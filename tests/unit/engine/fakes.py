@@ -676,7 +676,13 @@ class FakePool:
             options.max_memory_per_task,
         )
         self.spawner = Spawner(
-            options, state, self.dispatcher, self.lifecycle, in_background, pausing
+            options,
+            state,
+            self.dispatcher,
+            self.lifecycle,
+            in_background,
+            pausing,
+            on_generation=lambda generation: None,
         )
         self.supervisor = WorkerSupervisor(
             options.processes,
