@@ -323,7 +323,7 @@ def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path):
         1,
         hang_if,
         (path,),
-        start_timeout=0.05,
+        start_timeout=0.5,
         max_restarts=2,
         context="fork",
         pool_class=WellBegun,
