@@ -45,8 +45,9 @@ A worker's death, from the signal to the error:
                           WorkerSupervisor.supervise
                             Collector.isolate          sends it nothing more, takes back what it
                                                        has not read, reads its last reports
-                            Collector.lose_job         what is left was running: it fails, or is
-                                                       retried; the rest goes to other workers
+                            Collector.lose_job         what is left was running
+                              Retrier.fail               it fails, or is run again, now or later;
+                                                         the rest goes to other workers
                             Spawner.fill_up            starts a successor
 
 A time limit: `Timers` know when to look, `TimeLimits` look at the worker's board, `Terminator`
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from prefork._compat.broken import BrokenProcessPool
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._policy.retry import Attempt, Retry
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
     from prefork._verbs.view import PoolView
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         Cancelled,
+        DeadlineExceeded,
         LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -95,9 +98,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "Attempt",
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "DeadlineExceeded",
     "Future",
     "IMapIterator",
     "IMapUnorderedIterator",
@@ -115,6 +120,7 @@ __all__ = [
     "PreforkError",
     "ProcessPoolExecutor",
     "RemoteTraceback",
+    "Retry",
     "SoftTimeLimitExceeded",
     "TaskPool",
     "Terminated",
@@ -137,6 +143,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],

@@ -28,6 +28,7 @@ from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
+from prefork._system.locks import RLock
 from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
 from prefork.pool import Pool
 
@@ -175,7 +176,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
 
 # ---- the end of the process
 
-_making = threading.RLock()  # re-entrant: a signal handler may hand in a call, too
+_making = RLock()  # re-entrant: a signal handler may hand in a call, too
 _unfinished: weakref.WeakSet[Engine] = weakref.WeakSet()
 _finalized = 0  # the process whose end is seen to, if it is a child of multiprocessing
 _main_file: str | None = None  # where the main module is from
@@ -218,7 +219,7 @@ def _main_module_as_it_was() -> Iterator[None]:
 
 def _after_in_child() -> None:
     global _making  # noqa: PLW0603
-    _making = threading.RLock()
+    _making = RLock()
     _unfinished.clear()
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
+from prefork._results.apply import ApplyResult
+from prefork._results.map import MapResult
 from prefork._verbs.signatures import TaskLimits
 
 __all__ = ["Family"]
@@ -28,3 +32,13 @@ class Family:
         check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
         return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)
+
+    @staticmethod
+    def _outcome(result: ApplyResult | MapResult) -> Any:
+        """What `get` returns, or raises. The handle is nobody's: whoever interrupts this with
+        Ctrl-C has its jobs ended, which would otherwise keep the workers from any other."""
+        try:
+            return result.get()
+        except KeyboardInterrupt:
+            result.terminate()
+            raise

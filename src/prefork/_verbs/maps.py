@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Unpack, overload
 
@@ -82,7 +83,8 @@ class MapFamily(Family):
             Exception: what `MapResult.get` raises, and `map_async`.
         """
         limits = self._limits("map", options)
-        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
+        result = self._map(MAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def map_async(
@@ -187,7 +189,8 @@ class MapFamily(Family):
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         limits = self._limits("starmap", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
+        result = self._map(STARMAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def starmap_async(
@@ -294,6 +297,11 @@ class MapFamily(Family):
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
-        jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        latest = limits.latest(time.monotonic())
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
+        try:
+            engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        except KeyboardInterrupt:
+            result.terminate()  # nobody will have it
+            raise
         return result
