@@ -31,3 +31,10 @@ def test_the_readme_shows_the_first_example_with_all_that_it_prints():
     readme = (ROOT / "README.md").read_text()
     (output,) = re.findall(r"```text\n(.*?)```", readme, re.DOTALL)
     assert re.search(r"^worker \d+ \(", output, re.MULTILINE)
+
+
+def test_the_reference_has_all_that_is_public():
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    named = set(re.findall(r"auto(?:class|exception|function):: (\w+)$", page, re.MULTILINE))
+    of_the_library = {"RemoteTraceback", "TimeoutError"}
+    assert set(prefork.__all__) - of_the_library == named
