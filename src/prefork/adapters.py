@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from prefork._engine import callbacks
 from prefork._engine.engine import Engine, RoleClasses
-from prefork._engine.spawner import Options
+from prefork._engine.options import Options
 from prefork._policy.limits import Limits
 from prefork.errors import PoolBrokenError
 from prefork.pool import Pool

@@ -18,7 +18,7 @@ from prefork._engine import roles
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
-from prefork._engine.spawner import Options
+from prefork._engine.options import Options
 from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._public import public

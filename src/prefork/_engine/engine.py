@@ -24,6 +24,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.options import Options
 from prefork._engine.roles import (
     LazyOutput,
     ResultHandler,
@@ -31,7 +32,7 @@ from prefork._engine.roles import (
     TaskHandler,
     TimeoutHandler,
 )
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator
