@@ -11,6 +11,7 @@ driver, is made first: its ways to wait and to be woken are given to the parts.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -95,11 +96,12 @@ class Engine:
         self.limits = limits
         self.options = options
         self._classes = classes
+        self._growing = threading.RLock()
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
         self.callbacks = classes.callbacks(self.driver.on_call, log)
-        self.state = state = PoolState(log, max(2, available_cpus()))
+        self.state = state = PoolState(log, max(2, options.cpus or available_cpus()))
         if not threads:
             state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         measures = options.max_memory_per_task is not None
@@ -203,6 +205,18 @@ class Engine:
             reader.stop()
             self.dispatcher.end_input(reader)
             raise
+
+    def grow(self, number: int) -> None:
+        """So many more workers are wanted.
+
+        Raises:
+            Exception: what the user's functions raise that say what the new ones are to have.
+        """
+        with self._growing:  # not the pool's lock: these are called here
+            if (places := self.options.places) is not None:
+                self.state.check_running()
+                places.make(self.supervisor.processes + number)
+            self.supervisor.resize(+number)
 
     @property
     def reports_starts(self) -> bool:

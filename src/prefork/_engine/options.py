@@ -5,8 +5,10 @@ from __future__ import annotations
 from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
+from prefork._engine.places import Places
 from prefork._system.process import Process
-from prefork._worker.options import Initializer, WorkerOptions
+from prefork._worker.environment import Place
+from prefork._worker.options import Hook, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
 
 __all__ = ["Options"]
@@ -17,7 +19,7 @@ class Options(NamedTuple):
 
     processes: int
     context: BaseContext
-    initializer: Initializer | None = None
+    initializer: Hook | None = None
     process_class: type[Process] = Process
     max_tasks: int | None = None  # of one worker
     tasks_jitter: int = 0  # so many fewer, at most, by chance
@@ -29,6 +31,9 @@ class Options(NamedTuple):
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
     accept_delay: float | None = None  # see `StartTimer`
     load_seconds: float = 0.0  # see `WorkerOptions`
+    finalizer: Hook | None = None
+    places: Places | None = None  # what each worker has of its own
+    cpus: int = 0  # that there are to be used; 0: it is not known yet
 
     @property
     def start_method(self) -> str:
@@ -36,7 +41,17 @@ class Options(NamedTuple):
 
     def for_workers(self) -> WorkerOptions:
         """What all workers are to know."""
-        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit, self.load_seconds)
+        return WorkerOptions(
+            self.initializer,
+            self.max_memory,
+            self.soft_limit,
+            self.load_seconds,
+            self.finalizer,
+        )
+
+    def at_place(self, index: int) -> Place | None:
+        """What the worker of this index has of its own; None: nothing."""
+        return None if self.places is None else self.places[index]
 
     def tasks_of_next(self) -> int | None:
         """Of the next worker."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import math
 import os
 import time
@@ -25,6 +24,7 @@ from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.options import Options
+from prefork._engine.places import free_places
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.templates import Templates
@@ -86,6 +86,7 @@ class Spawner:
     ) -> None:
         self.generation = 0
         self._options = options
+        self._processes = options.processes
         self._run = functools.partial(main, options.for_workers())
         self._templates = Templates(options.context, state.log)
         self._state = state
@@ -243,13 +244,11 @@ class Spawner:
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
-            staying = [w for w in self._state.workers if w.holds_place]
-        taken = {worker.process.index for worker in staying}
-        free = (index for index in itertools.count() if index not in taken)
-        return list(itertools.islice(free, count))
+            return free_places(self._state.workers, count, self.generation, self._processes)
 
-    def fill_up(self, is_short: Callable[[], bool]) -> None:
-        """Start workers while there are too few."""
+    def fill_up(self, is_short: Callable[[], bool], processes: int) -> None:
+        """Start workers while there are too few, which are to be so many."""
+        self._processes = processes
         self._see_start_end()
         while self._start is None and is_short() and time.monotonic() >= self._pause_until:
             try:

@@ -6,7 +6,7 @@ import itertools
 from typing import Any, ClassVar, Final, Protocol
 
 from prefork._compiler import mypyc_attr
-from prefork._ipc.wire import ACCEPT, CALL, LIMITED
+from prefork._ipc.wire import ACCEPT, AGAIN, CALL, LIMITED, MOST_AGAIN
 from prefork._policy.limits import NO_LIMITS, Limits
 
 __all__ = [
@@ -201,6 +201,8 @@ class Job:
         self.take_back()
         self.retries -= 1
         self.attempts += 1
+        if self.attempts <= MOST_AGAIN:
+            self.flags += AGAIN
         self.pid, self.started, self.seconds = None, 0.0, 0.0
 
     def resolve(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from prefork._arguments import count
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
-from prefork._verbs.signatures import TaskLimits
+from prefork._verbs.signatures import MapOptions, TaskLimits
 
 __all__ = ["Family"]
 
@@ -28,3 +29,13 @@ class Family:
         check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
         return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)
+
+    def _map_options(
+        self, name: str, options: MapOptions, lost_worker_timeout: float | None = None
+    ) -> tuple[Limits, int | None]:
+        """The limits for a call of the map family, and its seed. Raises the same."""
+        check_keywords(name, options, MapOptions.__optional_keys__)
+        seed = options.pop("seed", None)  # the dictionary is the call's own
+        if seed is not None:
+            seed = count("seed", seed, least=0)
+        return self._limits(name, options, lost_worker_timeout), seed

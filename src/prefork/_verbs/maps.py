@@ -18,9 +18,9 @@ from prefork._verbs.signatures import (
     B,
     C,
     Callback,
+    MapOptions,
     OfOneType,
     R,
-    TaskLimits,
     Ts,
     Unchecked,
     X,
@@ -39,6 +39,10 @@ class MapFamily(Family):
         none.
     retries: how often a chunk is run again after its worker was lost; its calls that had
         finished are then run again, too.
+    seed: an int of at least 0: the random numbers of each item depend on it and on the item's
+        position alone, those of `random`, `numpy.random` and `current_worker().rng`; so they are
+        the same whatever the number of workers, the order and the chunks. docs/workers.md has the
+        formulas. None: they are different each time.
     """
 
     @overload
@@ -47,7 +51,7 @@ class MapFamily(Family):
         func: Callable[[A], R],
         iterable: Iterable[A],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def map(
@@ -55,14 +59,14 @@ class MapFamily(Family):
         func: Callable[[A | X], R],
         iterable: Iterable[A | X],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     def map(
         self,
         func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]:
         """`[func(item) for item in iterable]`, in the workers.
 
@@ -81,8 +85,8 @@ class MapFamily(Family):
         Raises:
             Exception: what `MapResult.get` raises, and `map_async`.
         """
-        limits = self._limits("map", options)
-        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
+        limits, seed = self._map_options("map", options)
+        return self._map(MAP, func, iterable, chunksize, limits, seed, wait=True).get()
 
     @overload
     def map_async(
@@ -92,7 +96,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def map_async(
@@ -102,7 +106,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     def map_async(
         self,
@@ -111,7 +115,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `map`, but returns at once with a handle of the list.
 
@@ -127,8 +131,8 @@ class MapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not.
             Exception: what `iterable` raises.
         """
-        limits = self._limits("map_async", options)
-        return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
+        limits, seed = self._map_options("map_async", options)
+        return self._map(MAP, func, iterable, chunksize, limits, seed, callback, error_callback)
 
     @overload
     def starmap(
@@ -136,7 +140,7 @@ class MapFamily(Family):
         func: Callable[[*Ts], R],
         iterable: Iterable[tuple[*Ts]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -144,7 +148,7 @@ class MapFamily(Family):
         func: Callable[[A | X], R],
         iterable: Iterable[tuple[A | X]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -152,7 +156,7 @@ class MapFamily(Family):
         func: Callable[[A | X, B | Y], R],
         iterable: Iterable[tuple[A | X, B | Y]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -160,7 +164,7 @@ class MapFamily(Family):
         func: Callable[[A | X, B | Y, C | Z], R],
         iterable: Iterable[tuple[A | X, B | Y, C | Z]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -168,7 +172,7 @@ class MapFamily(Family):
         func: Callable[..., R],
         iterable: Iterable[Unchecked],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -176,18 +180,18 @@ class MapFamily(Family):
         func: OfOneType[A, R],
         iterable: Iterable[Iterable[A]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     def starmap(
         self,
         func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
-        limits = self._limits("starmap", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
+        limits, seed = self._map_options("starmap", options)
+        return self._map(STARMAP, func, iterable, chunksize, limits, seed, wait=True).get()
 
     @overload
     def starmap_async(
@@ -197,7 +201,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -207,7 +211,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -217,7 +221,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -227,7 +231,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -237,7 +241,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -247,7 +251,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     def starmap_async(
         self,
@@ -256,11 +260,11 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
-        limits = self._limits("starmap_async", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
+        limits, seed = self._map_options("starmap_async", options)
+        return self._map(STARMAP, func, iterable, chunksize, limits, seed, callback, error_callback)
 
     # ---- how
 
@@ -271,6 +275,7 @@ class MapFamily(Family):
         iterable: Iterable[Any],
         chunksize: int | None,
         limits: Limits,
+        seed: int | None,
         callback: Callback[Any] = None,
         error_callback: Callback[Any] = None,
         wait: bool = False,
@@ -294,6 +299,6 @@ class MapFamily(Family):
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
-        jobs = engine.factory.chunks(result, mode, func, chunks, limits)
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, seed)
         engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
         return result
