@@ -129,14 +129,18 @@ class Worker:
                 tasks_left -= 1
             if memory is not None and self._has_outgrown(memory.now()):
                 return
+        if self._finalizer is not None:  # which may take its time, and the pool does not know yet
+            self._say_that_it_leaves(f"it has run {self._max_tasks} tasks")
 
     def _has_outgrown(self, kib: int) -> bool:
         limit = self._options.max_memory
         if limit is None or kib <= limit:
             return False
-        why = f"{kib} KiB of memory, more than {limit} KiB"
-        self._end.report(Kind.LEAVING, pickled=encode_reason(why))
+        self._say_that_it_leaves(f"{kib} KiB of memory, more than {limit} KiB")
         return True
+
+    def _say_that_it_leaves(self, why: str) -> None:
+        self._end.report(Kind.LEAVING, pickled=encode_reason(why))
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
