@@ -25,3 +25,22 @@ def test_the_example_of_executors(script, tmp_path, method):
         "short: 5",
     ]
     assert last == "[1, 2, 3]"
+
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", (DOCS / "workers.md").read_text(), re.M | re.S)
+SAID = [
+    "[1, 2, 3, 4, 5]\n",
+    "a worker has died; its successor has its device\nTrue\n",
+    "True 6\n",
+    "",
+]
+
+
+@pytest.mark.parametrize(("code", "said"), [*zip(EXAMPLES, SAID, strict=True)])
+def test_the_examples_of_workers(script, tmp_path, code, said):
+    if "numpy" in code:
+        pytest.importorskip("numpy")
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    status, out, err = script(program).finish()
+    assert (status, out) == (0, said), err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -100,14 +102,14 @@ def test_who_knows_better_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_is_bound_to_cpus_has_a_thread_for_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(places.os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
-    monkeypatch.setattr(places.os, "sched_setaffinity", None, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", None, raising=False)
     assert threads(2, cpu_affinity=[range(3)]) == "3"
     assert threads(8, cpu_affinity=True) == "1"
 
 
 def test_libraries_that_are_loaded_need_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(places.sys.modules, "numpy", places)
+    monkeypatch.setitem(sys.modules, "numpy", places)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match="install threadpoolctl"):
         make_places(2, 2, True, None, None, 1)
