@@ -32,7 +32,7 @@ A job, from `apply_async` to `get()` (each name is a method, in the module of it
                                                        the queue, until `Dispatcher.hand_out`
                             Channel.stage, send        the pickle, then the ticket
     the worker          WorkerEnd.receive            who reads the ticket owns the job
-                          _Worker._run_task          unpickle, call, pickle
+                          Worker._run_task           unpickle, call, pickle
                           WorkerEnd.report
     the pool's thread   ResultHandler                its outbox is readable
                           Collector.collect          reads reports; sends more
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
     from prefork._verbs.view import PoolView
+    from prefork._worker.current import CurrentJob, CurrentWorker, current_worker
     from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
@@ -102,6 +103,8 @@ __all__ = [
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "CurrentJob",
+    "CurrentWorker",
     "DeadlineExceeded",
     "Future",
     "IMapIterator",
@@ -131,6 +134,7 @@ __all__ = [
     "WorkerState",
     "WorkerStatistics",
     "build_info",
+    "current_worker",
     "get_context",
     "install",
     "uninstall",
@@ -151,6 +155,7 @@ _HOMES = {
     "prefork._verbs.executors": ["PoolExecutor"],
     "prefork._verbs.futures": ["Future"],
     "prefork._verbs.view": ["PoolView"],
+    "prefork._worker.current": ["CurrentJob", "CurrentWorker", "current_worker"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

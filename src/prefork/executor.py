@@ -25,6 +25,7 @@ from typing import Any, Final
 from prefork._arguments import check_callables, count, some_count
 from prefork._compat.names import ExecutorNames
 from prefork._engine.engine import Engine
+from prefork._engine.places import Affinity, Environment
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
@@ -53,10 +54,10 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         initargs: its arguments.
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
-        max_tasks_per_child_jitter: as `maxtasksperchild_jitter` of `Pool`.
-        timeout, soft_timeout, lost_worker_timeout: as those of `Pool`.
-        max_memory_per_child, max_memory_per_task: likewise.
-        max_restarts, start_timeout: likewise.
+        timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
+        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout, finalizer, env,
+        cpu_affinity, inner_max_num_threads: as those of `Pool`, whose `maxtasksperchild_jitter` is
+            the fourth.
 
     Raises:
         ValueError: a number is out of range.
@@ -79,6 +80,10 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         max_memory_per_task: int | None = None,
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
+        finalizer: Callable[[Any], object] | None = None,
+        env: Environment | None = None,
+        cpu_affinity: Affinity | None = None,
+        inner_max_num_threads: float | None = None,
     ) -> None:
         check_callables(initializer=initializer)
         if max_workers is not None:
@@ -95,6 +100,10 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
             max_memory_per_task,
             max_restarts,
             start_timeout,
+            finalizer=finalizer,
+            env=env,
+            cpu_affinity=cpu_affinity,
+            inner_max_num_threads=inner_max_num_threads,
         )
         self._pool: Pool | None = None
         self._is_shut = False

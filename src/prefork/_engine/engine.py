@@ -11,6 +11,7 @@ driver, is made first: its ways to wait and to be woken are given to the parts.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.options import Options
 from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
@@ -32,7 +34,7 @@ from prefork._engine.roles import (
     TaskHandler,
     TimeoutHandler,
 )
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator
@@ -96,11 +98,12 @@ class Engine:
         self.limits = limits
         self.options = options
         self._classes = classes
+        self._growing = threading.RLock()
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
         self.callbacks = classes.callbacks(self.driver.on_call, log)
-        self.state = state = PoolState(log, max(2, available_cpus()))
+        self.state = state = PoolState(log, max(2, options.cpus or available_cpus()))
         if not threads:
             state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         measures = options.max_memory_per_task is not None
@@ -209,6 +212,18 @@ class Engine:
             reader.stop()
             self.dispatcher.end_input(reader)
             raise
+
+    def grow(self, number: int) -> None:
+        """So many more workers are wanted.
+
+        Raises:
+            Exception: what the user's functions raise that say what the new ones are to have.
+        """
+        with self._growing:  # not the pool's lock: these are called here
+            if (places := self.options.places) is not None:
+                self.state.check_running()
+                places.make(self.supervisor.processes + number)
+            self.supervisor.resize(+number)
 
     @property
     def reports_starts(self) -> bool:

@@ -16,6 +16,7 @@ from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
+from prefork._worker.seeding import Seeded
 from prefork.errors import remote_traceback
 
 if TYPE_CHECKING:
@@ -71,14 +72,18 @@ class JobFactory:
         chunks: Iterable[list[Any]],
         limits: Limits,
         latest: float | None = None,
+        seed: int | None = None,
     ) -> Generator[Job, None, None]:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason.
 
-        `latest` is the deadline of all of them (monotonic), which were handed in together.
+        Args:
+            latest: the deadline of all of them (monotonic), which were handed in together.
+            seed: of the random numbers of each item, see `seeding.py`; None: it has none.
         """
         position = 0
         for chunk in chunks:
-            job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
+            call = _seeded(func, seed, position)
+            job = self._make(owner, call, mode, chunk, limits, len(chunk), position)
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
@@ -93,14 +98,17 @@ class JobFactory:
         iterable: Iterable[Any],
         chunksize: int,
         limits: Limits,
+        seed: int | None = None,
     ) -> Generator[Job, None, None]:
-        """The jobs of an `imap`."""
+        """The jobs of an `imap`. `seed`: as above."""
         if chunksize == 1:
             for index, item in enumerate(iterable):
-                yield self._make(owner, func, CALL, (item,), limits, 1, index)
+                call = _seeded(func, seed, index)
+                yield self._make(owner, call, CALL, (item,), limits, 1, index)
         else:
             for index, chunk in enumerate(fixed_chunks(iterable, chunksize)):
-                yield self._make(owner, func, EACH, chunk, limits, len(chunk), index)
+                call = _seeded(func, seed, index * chunksize)
+                yield self._make(owner, call, EACH, chunk, limits, len(chunk), index)
 
     def _make(
         self,
@@ -140,3 +148,8 @@ class JobFactory:
                 pass  # no descriptor is left now, or no memory for a file
         payload.keep()
         return payload
+
+
+def _seeded(func: Callable[..., Any], seed: int | None, position: int) -> Callable[..., Any]:
+    """What is called for the items from this position on."""
+    return func if seed is None else Seeded(func, seed, position)

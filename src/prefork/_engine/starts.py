@@ -10,10 +10,13 @@ from typing import Protocol
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._system import std_internals
 from prefork._system.child import Child, fork_server_pid
 from prefork._system.condition import Condition
+from prefork._system.newborn import SettingName
 from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
+from prefork._worker.environment import Place
 
 __all__ = ["BackgroundStart", "PendingWorker", "persist"]
 
@@ -34,6 +37,8 @@ class WorkerSettings(Protocol):
     def process_class(self) -> type[Process]: ...
 
     def tasks_of_next(self) -> int | None: ...
+
+    def at_place(self, index: int) -> Place | None: ...
 
 
 class PendingWorker:
@@ -59,13 +64,16 @@ class PendingWorker:
         self._tasks = options.tasks_of_next()
         self._channel = Channel()
         self._end = self._channel.take_worker_end()
+        own = options.at_place(place)
+        if own is not None and not std_internals.is_forking(options.context):
+            name = SettingName(name, own.variables)
         try:
             self._child = Child(
                 options.process_class,
                 options.context,
                 name,
                 run,
-                (self._end, self._tasks),
+                (self._end, self._tasks, own),
                 self._end.fds(),
                 place,
                 origin.ties,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefork._arguments import count
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
 from prefork._results.apply import ApplyResult
 from prefork._results.map import MapResult
-from prefork._verbs.signatures import TaskLimits
+from prefork._verbs.signatures import MapOptions, TaskLimits
 
 __all__ = ["Family"]
 
@@ -32,6 +33,16 @@ class Family:
         check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
         return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)
+
+    def _map_options(
+        self, name: str, options: MapOptions, lost_worker_timeout: float | None = None
+    ) -> tuple[Limits, int | None]:
+        """The limits for a call of the map family, and its seed. Raises the same."""
+        check_keywords(name, options, MapOptions.__optional_keys__)
+        seed = options.pop("seed", None)  # the dictionary is the call's own
+        if seed is not None:
+            seed = count("seed", seed, least=0)
+        return self._limits(name, options, lost_worker_timeout), seed
 
     @staticmethod
     def _outcome(result: ApplyResult | MapResult) -> Any:

@@ -36,6 +36,7 @@ __all__ = [
     "C",
     "CallOptions",
     "Callback",
+    "MapOptions",
     "OfOneType",
     "P",
     "R",
@@ -83,6 +84,14 @@ class TaskLimits(TypedDict, total=False):
     infinity: likewise."""
     retries: int | Retry
     """How often a job is run again after its worker was lost, 0: never; or how, and after what."""
+
+
+class MapOptions(TaskLimits, total=False):
+    """Keyword arguments of the map family."""
+
+    seed: int | None
+    """At least 0: each item gets random numbers that depend on this and on its position, and on
+    nothing else; see `prefork._worker.seeding`. None: they are different each time."""
 
 
 class CallOptions(TaskLimits, Generic[R], total=False):
