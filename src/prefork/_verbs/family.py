@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
 from prefork._verbs.signatures import TaskLimits
+
+if TYPE_CHECKING:
+    from prefork._observe.progress import Counts, Drawing
 
 __all__ = ["Family"]
 
@@ -28,3 +33,16 @@ class Family:
         check_keywords(name, options, TaskLimits.__optional_keys__)
         self._engine.state.check_running()
         return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)
+
+    def _drawing(
+        self,
+        progress: object,
+        counts: Counts,
+        total: int | None,
+        name: str,
+        until_end: bool = False,
+    ) -> Drawing:
+        """What shows the progress of a call; see there."""
+        from prefork._observe.progress import Drawing
+
+        return Drawing(progress, counts, total, name, self._engine.state.log, until_end)

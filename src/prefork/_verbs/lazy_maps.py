@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeVar, Unpack, overload
 
 from prefork._arguments import check_can_iterate, count, some_count
@@ -11,7 +11,7 @@ from prefork._describe import function_name
 from prefork._policy.limits import Limits
 from prefork._results.imap import Items
 from prefork._verbs.family import Family
-from prefork._verbs.signatures import A, R, TaskLimits, X
+from prefork._verbs.signatures import A, MapOptions, R, X
 from prefork.results import IMapIterator, IMapUnorderedIterator
 
 __all__ = ["LazyMapFamily"]
@@ -31,7 +31,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapIterator[R]: ...
     @overload
     def imap(
@@ -42,7 +42,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapIterator[R]: ...
     def imap(
         self,
@@ -52,7 +52,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapIterator[R]:
         """Like `map`, but lazy: an iterator over the results, in the order of the input.
 
@@ -74,8 +74,9 @@ class LazyMapFamily(Family):
             TypeError: `func` cannot be called, or an argument is of the wrong type.
             RuntimeError: in a forked child, whose pool this is not.
         """
+        progress = options.pop("progress", None)
         limits = self._limits("imap", options, lost_worker_timeout)
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits, progress)
 
     @overload
     def imap_unordered(
@@ -86,7 +87,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]: ...
     @overload
     def imap_unordered(
@@ -97,7 +98,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]: ...
     def imap_unordered(
         self,
@@ -107,11 +108,14 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]:
         """Like `imap`, but the results come as they become ready, in any order."""
+        progress = options.pop("progress", None)
         limits = self._limits("imap_unordered", options, lost_worker_timeout)
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits)
+        return self._imap(
+            IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits, progress
+        )
 
     # ---- how
 
@@ -123,6 +127,7 @@ class LazyMapFamily(Family):
         chunksize: int,
         buffersize: int | None,
         limits: Limits,
+        progress: object,
     ) -> Iterator:
         engine = self._engine
         check_function(func)
@@ -135,5 +140,10 @@ class LazyMapFamily(Family):
         result = iterator_class(items)  # which cancels them if this is interrupted
         check_can_iterate(iterable)  # only that: to begin may already take long
         jobs = engine.factory.items(items, func, iterable, chunksize, limits)
-        engine.feed(jobs, items)
+        if progress is None or progress is False:  # (a bar may have no truth value)
+            engine.feed(jobs, items)
+            return result
+        total = len(iterable) if isinstance(iterable, Sized) else None
+        with self._drawing(progress, items, total, name):
+            engine.feed(jobs, items)
         return result

@@ -18,9 +18,9 @@ from prefork._verbs.signatures import (
     B,
     C,
     Callback,
+    MapOptions,
     OfOneType,
     R,
-    TaskLimits,
     Ts,
     Unchecked,
     X,
@@ -39,6 +39,12 @@ class MapFamily(Family):
         none.
     retries: how often a chunk is run again after its worker was lost; its calls that had
         finished are then run again, too.
+    progress: shows how far the call is, on a thread of its own. True, or a label: by tqdm, in a
+        notebook as there, or by a line of text if that is not installed. Or what shows it: tqdm,
+        rich's `Progress`, or a bar that you have made with one of these; a function that is called
+        with `total` (int; None if nobody knows) and returns an object with an `update(n)`, and
+        perhaps a `close()`. What its making raises, the call raises; what it raises later is
+        logged, and then it is not drawn any more. None, False: nothing is shown.
     """
 
     @overload
@@ -47,7 +53,7 @@ class MapFamily(Family):
         func: Callable[[A], R],
         iterable: Iterable[A],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def map(
@@ -55,14 +61,14 @@ class MapFamily(Family):
         func: Callable[[A | X], R],
         iterable: Iterable[A | X],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     def map(
         self,
         func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]:
         """`[func(item) for item in iterable]`, in the workers.
 
@@ -81,8 +87,9 @@ class MapFamily(Family):
         Raises:
             Exception: what `MapResult.get` raises, and `map_async`.
         """
+        progress = options.pop("progress", None)
         limits = self._limits("map", options)
-        return self._map(MAP, func, iterable, chunksize, limits, wait=True).get()
+        return self._map(MAP, func, iterable, chunksize, limits, progress, wait=True).get()
 
     @overload
     def map_async(
@@ -92,7 +99,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def map_async(
@@ -102,7 +109,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     def map_async(
         self,
@@ -111,7 +118,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `map`, but returns at once with a handle of the list.
 
@@ -127,8 +134,9 @@ class MapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not.
             Exception: what `iterable` raises.
         """
+        progress = options.pop("progress", None)
         limits = self._limits("map_async", options)
-        return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
+        return self._map(MAP, func, iterable, chunksize, limits, progress, callback, error_callback)
 
     @overload
     def starmap(
@@ -136,7 +144,7 @@ class MapFamily(Family):
         func: Callable[[*Ts], R],
         iterable: Iterable[tuple[*Ts]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -144,7 +152,7 @@ class MapFamily(Family):
         func: Callable[[A | X], R],
         iterable: Iterable[tuple[A | X]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -152,7 +160,7 @@ class MapFamily(Family):
         func: Callable[[A | X, B | Y], R],
         iterable: Iterable[tuple[A | X, B | Y]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -160,7 +168,7 @@ class MapFamily(Family):
         func: Callable[[A | X, B | Y, C | Z], R],
         iterable: Iterable[tuple[A | X, B | Y, C | Z]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -168,7 +176,7 @@ class MapFamily(Family):
         func: Callable[..., R],
         iterable: Iterable[Unchecked],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -176,18 +184,19 @@ class MapFamily(Family):
         func: OfOneType[A, R],
         iterable: Iterable[Iterable[A]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     def starmap(
         self,
         func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
+        progress = options.pop("progress", None)
         limits = self._limits("starmap", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, wait=True).get()
+        return self._map(STARMAP, func, iterable, chunksize, limits, progress, wait=True).get()
 
     @overload
     def starmap_async(
@@ -197,7 +206,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -207,7 +216,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -217,7 +226,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -227,7 +236,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -237,7 +246,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -247,7 +256,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     def starmap_async(
         self,
@@ -256,11 +265,14 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
+        progress = options.pop("progress", None)
         limits = self._limits("starmap_async", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
+        return self._map(
+            STARMAP, func, iterable, chunksize, limits, progress, callback, error_callback
+        )
 
     # ---- how
 
@@ -271,6 +283,7 @@ class MapFamily(Family):
         iterable: Iterable[Any],
         chunksize: int | None,
         limits: Limits,
+        progress: object = None,
         callback: Callback[Any] = None,
         error_callback: Callback[Any] = None,
         wait: bool = False,
@@ -295,5 +308,12 @@ class MapFamily(Family):
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        at_once = len(items) <= few
+        if progress is None or progress is False:  # (a bar may have no truth value)
+            engine.feed(jobs, result, here=wait, at_once=at_once)
+            return result
+        with self._drawing(progress, result, len(items), name, until_end=wait):
+            engine.feed(jobs, result, here=wait, at_once=at_once)
+            if wait:
+                result.wait()
         return result

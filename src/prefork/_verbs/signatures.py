@@ -33,6 +33,7 @@ __all__ = [
     "C",
     "CallOptions",
     "Callback",
+    "MapOptions",
     "OfOneType",
     "P",
     "R",
@@ -79,6 +80,13 @@ class TaskLimits(TypedDict, total=False):
     infinity: likewise."""
     retries: int
     """How often a job is run again after its worker was lost; 0: never."""
+
+
+class MapOptions(TaskLimits, total=False):
+    """Keyword arguments of the map family."""
+
+    progress: Any
+    """Shows how far it is: True, a label, tqdm, rich's `Progress`, or a class like one of these."""
 
 
 class CallOptions(TaskLimits, Generic[R], total=False):
