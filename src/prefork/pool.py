@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self
+from typing import TYPE_CHECKING, Any, Literal, Never, Self
 
 from prefork import errors
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
@@ -28,6 +28,9 @@ from prefork._system.uninterrupted import uninterrupted
 from prefork._verbs.view import Verbs
 from prefork._worker.options import Initializer
 from prefork.statistics import PoolStatistics
+
+if TYPE_CHECKING:
+    from prefork._observe.lines import OutputLine
 
 __all__ = ["Pool"]
 
@@ -70,6 +73,14 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             One that takes longer is killed; if none has ever been ready, the pool fails.
         accept_delay: an `accept_callback` may come so many seconds late, which makes short tasks
             cheaper. None: each start is reported at once.
+        forward_logs: True: log records of the workers go to the handlers of this process, with the
+            attributes `process`, `processName`, `job` (int) and `function` (str; both None outside
+            of tasks), and warnings are shown here, once for each place. The name of a logger: only
+            records of that and of those below it. Levels are those of the worker's loggers, which
+            has those of this process.
+        capture_output: what tasks, and what they call or start, write to descriptors 1 and 2.
+            "prefix": it is written to where this process prints, line by line, with the worker and
+            the job. A function: it is called with each line, a `prefork.OutputLine`.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range, or there is no such
@@ -122,6 +133,8 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
         accept_delay: float | None = None,
+        forward_logs: bool | str = False,
+        capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -143,6 +156,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             start_timeout,
             accept_delay,
         )
+        options = self._observing(options, forward_logs, capture_output)
         limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._begin(options, limits, threads)
 
@@ -197,6 +211,15 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             cls.SoftTimeLimitExceeded,
             None if accept_delay is None else seconds("accept_delay", accept_delay),
         )
+
+    @staticmethod
+    def _observing(options: Options, forward_logs: object, capture_output: object) -> Options:
+        """The same options, with what is to be received of the workers beside their results."""
+        if forward_logs is False and capture_output is None:
+            return options
+        from prefork._observe.settings import observing
+
+        return options._replace(observing=observing(forward_logs, capture_output))
 
     @classmethod
     def _make(cls, options: Options, limits: Limits) -> Self:

@@ -107,7 +107,7 @@ def fail_on_odd(x):
 def test_failures_are_counted(make_pool):
     pool = make_pool(2)
     result = pool.map_async(fail_on_odd, range(10), 1)
-    with pytest.raises(ValueError, match="1"):
+    with pytest.raises(ValueError, match=r"[13579]"):
         result.get(DEADLINE)
     assert (result.done, result.failed, result.remaining) == (10, 5, 0)
 

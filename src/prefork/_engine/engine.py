@@ -34,6 +34,7 @@ from prefork._engine.roles import (
 from prefork._engine.spawner import Options, Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
+from prefork._engine.taps import Taps
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
 from prefork._ipc.memfd import MemfdCache
@@ -112,6 +113,8 @@ class Engine:
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
         self.terminator = terminator = Terminator(state, dispatcher, collector)
         time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
+        observing = options.observing
+        self._taps: Taps | None = None if observing is None else observing.receiver(log)
         self._spawner = Spawner(
             options,
             state,
@@ -119,6 +122,7 @@ class Engine:
             lifecycle,
             in_background=threads and options.start_method != "fork",
             pausing=self._pausing(threads),
+            taps=self._taps,
         )
         self.supervisor = supervisor = WorkerSupervisor(
             options.processes,
@@ -167,6 +171,8 @@ class Engine:
             # At the interpreter's exit, before multiprocessing waits for its children.
             self._finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
             self._spawner.spawn_first()
+            if self._taps is not None:
+                self._taps.start()
             self.driver.start(self._roles)
         except BaseException:
             self._undo()
@@ -247,6 +253,8 @@ class Engine:
         self.supervisor.request_termination()
         if not self.is_busy_here():
             self.supervisor.wait_until_ended()
+            if self._taps is not None:
+                self._taps.flush()
             self._log.flush(LOG_SECONDS)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -261,6 +269,10 @@ class Engine:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not self.driver.join(left):
             return False
+        if self._taps is not None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._taps.flush(left) and left is not None:
+                return False
         self._log.flush(LOG_SECONDS)
         return True
 
@@ -278,6 +290,8 @@ class Engine:
         """There are no workers any more."""
         if self._finalizer is not None:
             self._finalizer.cancel()
+        if self._taps is not None:
+            self._taps.stop()
         self.driver.end()
         at_fork.unregister(self)
 

@@ -20,13 +20,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.context import BaseContext
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.taps import TAP_DESCRIPTORS, Taps
 from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
@@ -41,6 +42,9 @@ from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._observe.settings import Observing
 
 __all__ = ["FailedStart", "Options", "Spawner"]
 
@@ -77,6 +81,7 @@ class Options(NamedTuple):
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
     accept_delay: float | None = None  # see `StartTimer`
     load_seconds: float = 0.0  # see `WorkerOptions`
+    observing: Observing | None = None  # log records and output of the workers
 
     @property
     def start_method(self) -> str:
@@ -84,7 +89,13 @@ class Options(NamedTuple):
 
     def for_workers(self) -> WorkerOptions:
         """What all workers are to know."""
-        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit, self.load_seconds)
+        return WorkerOptions(
+            self.initializer,
+            self.max_memory,
+            self.soft_limit,
+            self.load_seconds,
+            None if self.observing is None else self.observing.workers,
+        )
 
     def tasks_of_next(self) -> int | None:
         """Of the next worker."""
@@ -109,6 +120,7 @@ class Spawner:
     Args:
         in_background: workers are started on a thread of their own.
         pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
+        taps: what each worker is given for what it sends beside its results; None: nothing.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -122,7 +134,10 @@ class Spawner:
         lifecycle: Lifecycle,
         in_background: bool,
         pausing: Callable[[float], AbstractContextManager[object]],
+        taps: Taps | None = None,
     ) -> None:
+        self._taps = taps
+        self._descriptors = START_DESCRIPTORS + (0 if taps is None else TAP_DESCRIPTORS)
         self.generation = 0
         self._options = options
         self._run = functools.partial(main, options.for_workers())
@@ -164,7 +179,7 @@ class Spawner:
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        needed = count * START_DESCRIPTORS + SPARE_DESCRIPTORS
+        needed = count * self._descriptors + SPARE_DESCRIPTORS
         try:
             self._spawn(count)
         except OSError as exc:
@@ -191,7 +206,7 @@ class Spawner:
             first, *others = self._free_places(count)
             uninterrupted(lambda: pending.append(self._prepare(first)))
             top = pending[0].highest_descriptor
-            resources.raise_descriptor_limit(top + count * START_DESCRIPTORS + SPARE_DESCRIPTORS)
+            resources.raise_descriptor_limit(top + count * self._descriptors + SPARE_DESCRIPTORS)
             for place in reversed(others):
                 uninterrupted(lambda: pending.appendleft(self._prepare(place)))  # noqa: B023
             with self._quiet(pending):
@@ -216,9 +231,13 @@ class Spawner:
         self._spawned += 1
         name = f"{self._options.process_class.kind}-{self._spawned}"
         origin = self._templates.origin(self.generation)
+        tap = None
         try:
-            return PendingWorker(self._options, self._run, name, place, origin)
+            tap = None if self._taps is None else self._taps.tap(name)
+            return PendingWorker(self._options, self._run, name, place, origin, tap)
         except BaseException:
+            if tap is not None:
+                tap.close()
             self._templates.has_failed(origin)
             raise
 

@@ -33,17 +33,18 @@ __all__ = ["main"]
 _EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
-def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None, tap: Any = None) -> None:
     """
     Args:
         options: the same for all workers of a pool.
         max_tasks: after so many it leaves, to be replaced by another one.
+        tap: where what it sends beside its results goes (a `TapEnd`), if anything does.
     """
     # Right before the standard library would wait for what the tasks have left behind.
     util.Finalize(None, orderly_end.part, exitpriority=0)
     stacks.install(end.open())
     try:
-        _Worker(options, end, max_tasks).run()
+        _Worker(options, end, max_tasks, _attach(options, tap)).run()
     finally:
         stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
@@ -55,9 +56,21 @@ def _exit_code(exc: BaseException) -> int:
     return 0 if code is None else code if isinstance(code, int) else 1
 
 
+def _attach(options: WorkerOptions, tap: Any) -> Any:
+    settings = options.observing
+    if settings is None:
+        return None
+    from prefork._observe.attachment import Attachment
+
+    return Attachment(settings, tap, options.soft_limit)
+
+
 class _Worker:
-    def __init__(self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+    def __init__(
+        self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None, attachment: Any
+    ) -> None:
         self._options = options
+        self._attachment = attachment  # an `Attachment`, if anything is sent beside results
         self._end = end
         self._max_tasks = max_tasks
         self._calls = CallUnpickler()
@@ -143,6 +156,8 @@ class _Worker:
                 kind, pickled, buffers = self._load_and_call(ticket)
             finally:
                 self._soft_deadline = 0.0
+                if self._attachment is not None:
+                    self._attachment.end()
         except BaseException as exc:
             if isinstance(exc, _EXITS):
                 if not end.closed:
@@ -157,6 +172,8 @@ class _Worker:
     def _load_and_call(self, ticket: Ticket) -> tuple[int, bytes, list[memoryview]]:
         """The arguments are gone when this returns, unless the task, or its result, keeps them."""
         func, arguments = self._load(ticket)
+        if self._attachment is not None:
+            self._attachment.begin(ticket[0], func)
         if self._limited:
             self._restart_clock()  # what unpickling took is not the task's own time
         return self._call(ticket[-1], func, arguments)

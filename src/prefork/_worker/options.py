@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd, ForkingPickler
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prefork._ipc.payload import FilePayload
 from prefork._ipc.pickling import load
 from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._observe.settings import WorkerSettings
 
 __all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions"]
 
@@ -71,3 +74,4 @@ class WorkerOptions(NamedTuple):
     max_memory: int | None = None  # KiB resident; with more after a task a worker leaves
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
     load_seconds: float = 0.0  # how long a call may take to be unpickled, beside its limits
+    observing: WorkerSettings | None = None  # what it sends beside its results
