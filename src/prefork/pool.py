@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Never, Self
@@ -78,6 +79,9 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             of tasks), and warnings are shown here, once for each place. The name of a logger: only
             records of that and of those below it. Levels are those of the worker's loggers, which
             has those of this process.
+        context_vars: context variables (`contextvars.ContextVar`) that are globals of modules: what
+            is set where a call is handed in, is set in the task; it is pickled like arguments. The
+            context of OpenTelemetry goes along in any case, if that has been imported.
         capture_output: what tasks, and what they call or start, write to descriptors 1 and 2.
             "prefix": it is written to where this process prints, line by line, with the worker and
             the job. A function: it is called with each line, a `prefork.OutputLine`.
@@ -134,6 +138,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         start_timeout: float | None = 600.0,
         accept_delay: float | None = None,
         forward_logs: bool | str = False,
+        context_vars: Iterable[ContextVar[Any]] = (),
         capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
         **unknown: Never,
     ) -> None:
@@ -156,7 +161,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             start_timeout,
             accept_delay,
         )
-        options = self._observing(options, forward_logs, capture_output)
+        options = self._observing(options, forward_logs, capture_output, context_vars)
         limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._begin(options, limits, threads)
 
@@ -213,13 +218,23 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         )
 
     @staticmethod
-    def _observing(options: Options, forward_logs: object, capture_output: object) -> Options:
-        """The same options, with what is to be received of the workers beside their results."""
-        if forward_logs is False and capture_output is None:
-            return options
-        from prefork._observe.settings import observing
+    def _observing(
+        options: Options,
+        forward_logs: object,
+        capture_output: object,
+        context_vars: Iterable[ContextVar[Any]],
+    ) -> Options:
+        """The same options, with what goes along with calls, and what comes from the workers beside
+        results."""
+        if variables := check_iterable("context_vars", context_vars):
+            from prefork._observe.context import Carrier
 
-        return options._replace(observing=observing(forward_logs, capture_output))
+            options = options._replace(capture=Carrier(variables).capture)
+        if forward_logs is not False or capture_output is not None:
+            from prefork._observe.settings import observing
+
+            options = options._replace(observing=observing(forward_logs, capture_output))
+        return options
 
     @classmethod
     def _make(cls, options: Options, limits: Limits) -> Self:

@@ -105,7 +105,7 @@ class Engine:
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
+        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache, options.capture)
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
@@ -271,7 +271,8 @@ class Engine:
             return False
         if self._taps is not None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._taps.flush(left) and left is not None:
+            is_all = self._taps.flush(left)
+            if not is_all and deadline is not None and time.monotonic() >= deadline:
                 return False
         self._log.flush(LOG_SECONDS)
         return True

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import CallPickler
-from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
+from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
@@ -17,6 +18,12 @@ from prefork._system import at_fork
 from prefork.errors import remote_traceback
 
 __all__ = ["JobFactory"]
+
+Capture = Callable[[], Any]
+"""What of the caller's context goes along with a call; None: nothing."""
+
+_TRACING: Final = "opentelemetry.context"
+_modules: Final = sys.modules
 
 
 class JobFactory:
@@ -26,9 +33,17 @@ class JobFactory:
         may_open_file: tells whether a large job's file may be made now; if not, the job waits in
             memory, so that descriptors are left.
         memfd_cache: files that can be used again.
+        capture: called for each call in the thread that hands it in; None: only OpenTelemetry's
+            context goes along, if that is there.
     """
 
-    def __init__(self, may_open_file: Callable[[], bool], memfd_cache: MemfdCache) -> None:
+    def __init__(
+        self,
+        may_open_file: Callable[[], bool],
+        memfd_cache: MemfdCache,
+        capture: Capture | None = None,
+    ) -> None:
+        self._capture = capture
         self._may_open_file = may_open_file
         self._memfd_cache = memfd_cache
         self._calls = CallPickler()
@@ -43,14 +58,24 @@ class JobFactory:
     ) -> Job:
         """One job of one call."""
         if kwds:
-            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits)
-        return self._make(owner, func, CALL, args, limits)
+            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits, self._captured())
+        return self._make(owner, func, CALL, args, limits, self._captured())
+
+    def _captured(self) -> Any:
+        capture = self._capture
+        if capture is None:
+            if _TRACING not in _modules:
+                return None
+            from prefork._observe.context import Carrier
+
+            capture = self._capture = Carrier(()).capture
+        return capture()
 
     def each(
         self, owner: ResultSink, func: Callable[..., Any], items: list[Any], limits: Limits
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
-        return self._make(owner, func, EACH, items, limits, len(items))
+        return self._make(owner, func, EACH, items, limits, self._captured(), len(items))
 
     def chunks(
         self,
@@ -61,9 +86,20 @@ class JobFactory:
         limits: Limits,
     ) -> Generator[Job, None, None]:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
+        return self._chunks(owner, mode, func, chunks, limits, self._captured())
+
+    def _chunks(
+        self,
+        owner: ResultSink,
+        mode: int,
+        func: Callable[..., Any],
+        chunks: Iterable[list[Any]],
+        limits: Limits,
+        context: Any,
+    ) -> Generator[Job, None, None]:
         position = 0
         for chunk in chunks:
-            job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
+            job = self._make(owner, func, mode, chunk, limits, context, len(chunk), position)
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
@@ -78,12 +114,23 @@ class JobFactory:
         limits: Limits,
     ) -> Generator[Job, None, None]:
         """The jobs of an `imap`."""
+        return self._items(owner, func, iterable, chunksize, limits, self._captured())
+
+    def _items(
+        self,
+        owner: ResultSink,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        limits: Limits,
+        context: Any,
+    ) -> Generator[Job, None, None]:
         if chunksize == 1:
             for index, item in enumerate(iterable):
-                yield self._make(owner, func, CALL, (item,), limits, 1, index)
+                yield self._make(owner, func, CALL, (item,), limits, context, 1, index)
         else:
             for index, chunk in enumerate(fixed_chunks(iterable, chunksize)):
-                yield self._make(owner, func, EACH, chunk, limits, len(chunk), index)
+                yield self._make(owner, func, EACH, chunk, limits, context, len(chunk), index)
 
     def _make(
         self,
@@ -92,9 +139,13 @@ class JobFactory:
         mode: int,
         arguments: Any,
         limits: Limits,
+        context: Any,
         size: int = 1,
         index: int = 0,
     ) -> Job:
+        if context is not None:
+            mode |= CONTEXT
+            arguments = arguments, context
         job = Job(owner, self._calls.name(func), mode, limits, size, index)
         fds: list[int] = []
         try:

@@ -82,6 +82,7 @@ class Options(NamedTuple):
     accept_delay: float | None = None  # see `StartTimer`
     load_seconds: float = 0.0  # see `WorkerOptions`
     observing: Observing | None = None  # log records and output of the workers
+    capture: Callable[[], object] | None = None  # see `JobFactory`
 
     @property
     def start_method(self) -> str:

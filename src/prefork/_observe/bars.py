@@ -72,7 +72,7 @@ def make_bar(progress: object, total: int | None, name: str) -> Bar:
 def _best(total: int | None, label: str | None) -> Bar:
     if importlib.util.find_spec("tqdm") is None:
         return _TextBar(label)
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
 
     # Each drawing is meant: it draws whenever it is told something.
     bar = tqdm(total=total, desc=label, mininterval=0, miniters=1, dynamic_ncols=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,7 +22,18 @@ from prefork._describe import describe
 from prefork._ipc.descriptors import arriving
 from prefork._ipc.outcome import encode_exit, encode_failure, encode_reason, encode_result
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
-from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
+from prefork._ipc.wire import (
+    ACCEPT,
+    CALL,
+    CONTEXT,
+    EACH,
+    KEYWORDS,
+    LIMITED,
+    MAP,
+    MODE,
+    Kind,
+    Ticket,
+)
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork, orderly_end, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
@@ -130,6 +142,10 @@ class _Worker:
 
     def _initialise(self) -> None:
         random_state.renew()
+        if "opentelemetry.context" in sys.modules:  # inherited, with a span that is not ours
+            from prefork._observe.context import forget_trace
+
+            forget_trace()
         if self._options.initializer is None:
             return
         try:
@@ -176,7 +192,13 @@ class _Worker:
             self._attachment.begin(ticket[0], func)
         if self._limited:
             self._restart_clock()  # what unpickling took is not the task's own time
-        return self._call(ticket[-1], func, arguments)
+        flags = ticket[-1]
+        if flags & CONTEXT:
+            from prefork._observe.context import call_in
+
+            arguments, context = arguments
+            return call_in(context, self._call, flags, func, arguments)
+        return self._call(flags, func, arguments)
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
