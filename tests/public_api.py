@@ -31,8 +31,8 @@ HANDED_OUT = {
 """Programs get these from a pool, and make none."""
 
 OF_THE_POOL = {
-    "end", "has_room", "items", "job_added", "job_done", "job_started", "limit", "limit_passed",
-    "note_added", "note_done", "number", "room", "title", "waiters",
+    "end", "expected", "has_ended", "has_room", "items", "job_added", "job_done", "job_started",
+    "limit", "limit_passed", "note_added", "note_done", "number", "room", "title", "waiters", "watch",
 }  # fmt: skip
 """What the pool itself uses of them."""
 

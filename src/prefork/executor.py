@@ -18,9 +18,10 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from multiprocessing import util
 from multiprocessing.context import BaseContext
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prefork._arguments import check_callables, count, some_count
 from prefork._compat.names import ExecutorNames
@@ -30,6 +31,9 @@ from prefork._public import public
 from prefork._results.protocols import PoolRef
 from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
 from prefork.pool import Pool
+
+if TYPE_CHECKING:
+    from prefork._observe.lines import OutputLine
 
 __all__ = ["ProcessPoolExecutor"]
 
@@ -53,8 +57,9 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
         timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
-        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout: as those of `Pool`,
-            whose `maxtasksperchild_jitter` is the fourth.
+        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout, forward_logs,
+        context_vars, capture_output: as those of `Pool`, whose `maxtasksperchild_jitter` is the
+            fourth.
 
     Raises:
         ValueError: a number is out of range.
@@ -77,12 +82,15 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         max_memory_per_task: int | None = None,
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
+        forward_logs: bool | str = False,
+        context_vars: Iterable[ContextVar[Any]] = (),
+        capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
     ) -> None:
         check_callables(initializer=initializer)
         if max_workers is not None:
             max_workers = count("max_workers", max_workers)
         self._defaults = Limits().override(timeout, soft_timeout, lost_worker_timeout)
-        self._options = Pool._check_options(
+        options = Pool._check_options(
             max_workers,
             initializer,
             initargs,
@@ -94,6 +102,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
             max_restarts,
             start_timeout,
         )
+        self._options = Pool._observing(options, forward_logs, capture_output, context_vars)
         self._pool: Pool | None = None
         self._is_shut = False
 

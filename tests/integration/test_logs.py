@@ -18,7 +18,13 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, NEVER, eventually, stop
-from prefork import Pool, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from prefork import (
+    Pool,
+    ProcessPoolExecutor,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from prefork._observe import emitter
 
 NAME = "prefork_test.logs"
@@ -547,6 +553,12 @@ if __name__ == "__main__":
 def test_what_is_no_name_is_refused(wrong):
     with pytest.raises(TypeError, match="forward_logs must be True or the name of a logger"):
         Pool(1, forward_logs=wrong)
+
+
+def test_an_executor_forwards_too(notes):
+    with ProcessPoolExecutor(1, forward_logs=True) as executor:
+        executor.submit(say, 1).result(DEADLINE)
+    assert notes.texts() == ["number 1"]
 
 
 def test_a_pool_without_threads_forwards_too(make_pool, notes):

@@ -113,8 +113,7 @@ class Engine:
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
         self.terminator = terminator = Terminator(state, dispatcher, collector)
         time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
-        observing = options.observing
-        self._taps: Taps | None = None if observing is None else observing.receiver(log)
+        self._taps = self._make_taps()
         self._spawner = Spawner(
             options,
             state,
@@ -152,6 +151,14 @@ class Engine:
             supervisor,
         )
         at_fork.register(self)
+
+    def _make_taps(self) -> Taps | None:
+        """What reads that which workers send beside their results; None: nobody has asked."""
+        if self.options.observing is None:
+            return None
+        from prefork._observe.receiver import Receiver
+
+        return Receiver(self.options.observing, self._log)
 
     def _pausing(self, threads: bool) -> Callable[[float], AbstractContextManager[object]]:
         """What a start waits for: with fork, that the thread of the callbacks is quiet."""

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prefork._describe import short_repr
-from prefork._system.log import Log
 
 if TYPE_CHECKING:
     from prefork._observe.levels import Levels
-    from prefork._observe.receiver import Receiver
 
 __all__ = ["Observing", "WorkerSettings", "observing"]
 
@@ -55,12 +53,6 @@ class Observing(NamedTuple):
 
     workers: WorkerSettings
     output: Callable[..., object] | None
-
-    def receiver(self, log: Log) -> Receiver:
-        """What receives it, in the pool."""
-        from prefork._observe.receiver import Receiver
-
-        return Receiver(self, log)
 
 
 def observing(forward_logs: object, capture_output: object) -> Observing | None:
