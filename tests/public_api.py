@@ -32,7 +32,8 @@ HANDED_OUT = {
 
 OF_THE_POOL = {
     "end", "expected", "has_ended", "has_room", "items", "job_added", "job_done", "job_started",
-    "limit", "limit_passed", "note_added", "note_done", "number", "room", "title", "waiters", "watch",
+    "limit", "limit_passed", "note_added", "note_done", "number", "room", "title", "waiters",
+    "watch",
 }  # fmt: skip
 """What the pool itself uses of them."""
 
