@@ -231,6 +231,9 @@ class Storm:
             if is_ours and process.pid not in workers and process.state not in "ZX":
                 os.kill(process.pid, signal.SIGKILL)
                 children = {p.pid for p in processes if p.parent == process.pid}
+                # It may have forked more before it was hit.
+                ours = {p.pid for p in running() if p.parent == os.getpid()}
+                children |= set(self.pool.workers()) - ours
                 self.deeds.killed |= {process.pid} | children
                 return True
         return False

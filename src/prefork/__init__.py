@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
     from prefork._observe.lines import OutputLine
+    from prefork._policy.retry import Attempt, Retry
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
     from prefork._verbs.view import PoolView
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         Cancelled,
+        DeadlineExceeded,
         LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -97,9 +99,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "Attempt",
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "DeadlineExceeded",
     "Future",
     "IMapIterator",
     "IMapUnorderedIterator",
@@ -118,6 +122,7 @@ __all__ = [
     "PreforkError",
     "ProcessPoolExecutor",
     "RemoteTraceback",
+    "Retry",
     "SoftTimeLimitExceeded",
     "TaskPool",
     "Terminated",
@@ -141,6 +146,7 @@ _HOMES = {
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
     "prefork._observe.lines": ["OutputLine"],
+    "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],

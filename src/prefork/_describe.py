@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
 import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["describe_exit", "short_repr", "type_name"]
+__all__ = ["describe_exit", "short_repr", "trim_notes", "type_name"]
 
 
 def type_name(obj: object) -> str:
@@ -30,6 +31,18 @@ _reprlib = reprlib.Repr()
 _reprlib.maxstring = _reprlib.maxother = 200
 
 
+KEPT_NOTES: Final = 4
+"""How many notes of an exception are kept at the beginning, and at the end."""
+
+
+def trim_notes(exc: BaseException) -> None:
+    """Python 3.14 notes each level of what cannot be pickled: tens of thousands, where a nested
+    object is too deep for it."""
+    notes = getattr(exc, "__notes__", None)
+    if isinstance(notes, list) and (dropped := len(notes) - 2 * KEPT_NOTES) > 1:
+        notes[KEPT_NOTES:-KEPT_NOTES] = [f"... and {dropped} notes more"]
+
+
 def describe_exit(exitcode: int | None) -> str:
     """How a process ended, in words: `describe_exit(-9)` is "was killed by SIGKILL"."""
     if exitcode is None:
@@ -44,12 +57,11 @@ def describe_exit(exitcode: int | None) -> str:
 
 def function_name(func: Callable[..., Any]) -> str:
     """The qualified name for messages; follows partials and falls back on `repr`."""
-    try:
+    name = module = None
+    with contextlib.suppress(Exception):  # a proxy, for instance, may raise anything
         inner = getattr(func, "func", func)
-        name = getattr(inner, "__qualname__", None)
         module = getattr(inner, "__module__", None)
-    except Exception:  # a proxy, for instance, may raise anything
-        name = None
+        name = getattr(inner, "__qualname__", None)
     if name is None:
         return f"{type_name(func)} object"
     return f"{module}.{name}" if module else str(name)

@@ -29,6 +29,7 @@ from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
+from prefork._system.locks import RLock
 from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
 from prefork.pool import Pool
 
@@ -56,10 +57,11 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         initargs: its arguments.
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
-        timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
-        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout, forward_logs,
-        context_vars, capture_output: as those of `Pool`, whose `maxtasksperchild_jitter` is the
-            fourth.
+        max_tasks_per_child_jitter: as `maxtasksperchild_jitter` of `Pool`.
+        timeout, soft_timeout, lost_worker_timeout: as those of `Pool`.
+        max_memory_per_child, max_memory_per_task: likewise.
+        max_restarts, start_timeout: likewise.
+        forward_logs, context_vars, capture_output: likewise.
 
     Raises:
         ValueError: a number is out of range.
@@ -183,7 +185,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
 
 # ---- the end of the process
 
-_making = threading.RLock()  # re-entrant: a signal handler may hand in a call, too
+_making = RLock()  # re-entrant: a signal handler may hand in a call, too
 _unfinished: weakref.WeakSet[Engine] = weakref.WeakSet()
 _finalized = 0  # the process whose end is seen to, if it is a child of multiprocessing
 _main_file: str | None = None  # where the main module is from
@@ -226,7 +228,7 @@ def _main_module_as_it_was() -> Iterator[None]:
 
 def _after_in_child() -> None:
     global _making  # noqa: PLW0603
-    _making = threading.RLock()
+    _making = RLock()
     _unfinished.clear()
 
 

@@ -10,7 +10,7 @@ from helpers import DEADLINE, eventually, mark, marked
 from prefork import WorkerState
 
 
-@pytest.mark.promise(number=8)
+@pytest.mark.promise(number=1)
 @pytest.mark.parametrize("leaves", [0, 1])
 def test_a_job_may_wait_for_one_that_was_handed_in_before(make_pool, context, tmp_path, leaves):
     """Whichever of two long ones ends, the other one holds up nothing but its worker."""

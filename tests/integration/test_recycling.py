@@ -234,7 +234,8 @@ def test_an_initializer_that_hangs(make_pool, tmp_path, how):
 
 
 def test_a_later_initializer_that_hangs_is_tried_again(make_pool, tmp_path):
-    pool = make_pool(1, hang_unless, (tmp_path / "once",), start_timeout=0.2, max_restarts=1)
+    once = tmp_path / "once"
+    pool = make_pool(1, hang_unless, (once,), context="fork", start_timeout=0.5, max_restarts=1)
     assert pool.apply(square, (3,)) == 9
     with pytest.raises(WorkerLostError):
         pool.apply(os._exit, (1,))
@@ -323,7 +324,7 @@ def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path):
         1,
         hang_if,
         (path,),
-        start_timeout=0.05,
+        start_timeout=0.5,
         max_restarts=2,
         context="fork",
         pool_class=WellBegun,

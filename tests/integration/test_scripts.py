@@ -80,7 +80,7 @@ LATE = """
 import sys
 from prefork import Pool
 
-pool = Pool(1)
+pool = Pool(1, context="fork")
 
 def late():
     return 0
@@ -95,7 +95,7 @@ except AttributeError as exc:
 def test_a_function_defined_after_the_pool_is_unknown_to_its_workers(run):
     code, out, err = run(LATE).finish()
     assert (code, err) == (0, "")
-    assert "Can't get attribute 'late'" in out
+    assert "attribute 'late'" in out
     assert "what was defined when the pool was made" in out
 
 
@@ -119,10 +119,11 @@ with Pool(2, context=multiprocessing.get_context(sys.argv[1])) as pool:
 def test_a_script_without_a_main_guard_ends_with_the_reason(run, method):
     process = run(UNGUARDED, method)
     code, out, err = process.finish()
-    assert code == 5
-    assert "broken: " in out
+    # The fork server runs the script, too, from Python 3.12.8 on, and cannot even begin.
+    assert ("broken: " in out) if code == 5 else (code == 1 and method == "forkserver")
     assert "result" not in out
     assert "if __name__ == '__main__':" in err
+    assert err.count("in import_main_path") <= 2, "it is tried again and again"
     assert not process.leftovers()
 
 
@@ -257,7 +258,7 @@ def on_alarm(*_):
 
 signal.signal(signal.SIGALRM, on_alarm)
 random.seed(int(sys.argv[1]))
-pool = Pool(2)
+pool = Pool(2, context="fork")
 handles = []
 
 def submit():
@@ -284,7 +285,7 @@ def test_interrupted_submissions_leave_a_pool_that_ends(run, seed):
     code, _, err = run(MANY_INTERRUPTS, seed).finish()
     assert code == 0
     # An interrupt that happens to come in a finalizer is told and dropped, by Python itself.
-    assert err == "" or err.startswith("Exception ignored in: <function")
+    assert err == "" or err.startswith("Exception ignored ")
 
 
 INTERRUPTED_FORK = """
@@ -329,7 +330,7 @@ from prefork import Pool
 def report(error):
     print("error", error, flush=True)
 
-pool = Pool(1, maxtasksperchild=1)
+pool = Pool(1, maxtasksperchild=1, context="fork")
 pool.apply_async(time.sleep, (1000,), error_callback=report, timeout=500)
 pool.imap(abs, range(10))
 """
@@ -347,7 +348,7 @@ LATE_THREAD = """
 import threading
 from prefork import Pool
 
-pool = Pool(1)
+pool = Pool(1, context="fork")
 main_ends = threading.main_thread().join
 
 def use():
@@ -378,7 +379,7 @@ def last():
     assert pool.join(20)
     print("last")
 
-pool = Pool(1)
+pool = Pool(1, context="fork")
 """
 
 

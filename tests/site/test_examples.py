@@ -34,7 +34,8 @@ LANGUAGES = {"", "python", "console", "text", "sh", "toml", "ini", "yaml", "dock
 """Of blocks. `sh` is for what is to be done to a machine, and is not run."""
 
 DIRECTIVES = {
-    "{eval-rst}", "{figure}", "{grid-item-card}", "{grid}", "{image}", "{include}", "{note}",
+    "{click-options}", "{eval-rst}", "{figure}", "{grid-item-card}", "{grid}", "{image}",
+    "{include}", "{note}",
     "{promises}", "{sequence}", "{tab-item}", "{tab-set}", "{tip}", "{toctree}", "{warning}",
 }  # fmt: skip
 

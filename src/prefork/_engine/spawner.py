@@ -33,7 +33,7 @@ from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
 from prefork._ipc.wire import Kind
 from prefork._system import resources
-from prefork._system.child import announce
+from prefork._system.child import announce, give_up
 from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.process import Process
@@ -121,6 +121,7 @@ class Spawner:
     Args:
         in_background: workers are started on a thread of their own.
         pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
+        on_generation: called with the number of the workers' next generation, before they are made.
         taps: what each worker is given for what it sends beside its results; None: nothing.
 
     Attributes:
@@ -135,8 +136,10 @@ class Spawner:
         lifecycle: Lifecycle,
         in_background: bool,
         pausing: Callable[[float], AbstractContextManager[object]],
+        on_generation: Callable[[int], object],
         taps: Taps | None = None,
     ) -> None:
+        self._on_generation = on_generation
         self._taps = taps
         self._descriptors = START_DESCRIPTORS + (0 if taps is None else TAP_DESCRIPTORS)
         self.generation = 0
@@ -159,6 +162,7 @@ class Spawner:
 
     def begin_generation(self) -> None:
         """All workers are to be replaced."""
+        self._on_generation(self.generation + 1)
         self.generation += 1
 
     def no_more(self) -> None:
@@ -289,16 +293,21 @@ class Spawner:
 
     def spawn_first(self) -> None:
         """Start the first workers; raises what keeps one from it."""
-        method = self._options.start_method
-        announce(self._options.context, main.__module__)
+        context = self._options.context
+        announce(context, main.__module__)
         if not self._in_background:
-            persist(method, lambda: self.spawn(self._options.processes))
+            persist(context, lambda: self.spawn(self._options.processes))
             return
         for _ in range(self._options.processes):
-            persist(method, self._spawn_aside)
+            persist(context, self._spawn_aside)
 
     def _spawn_aside(self) -> None:
-        BackgroundStart(self.spawn, self._state.wake_supervisor).finish(self._start_limit())
+        start = BackgroundStart(self.spawn, self._state.wake_supervisor)
+        try:
+            start.finish(self._start_limit())
+        except TimeoutError:
+            give_up(self._options.context)
+            raise
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:

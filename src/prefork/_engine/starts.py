@@ -11,7 +11,7 @@ from prefork._engine.taps import Tap
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
-from prefork._system.child import Child
+from prefork._system.child import Child, fork_server_pid
 from prefork._system.condition import Condition
 from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
@@ -160,15 +160,18 @@ class BackgroundStart:
             raise self.error
 
 
-def persist(method: str, start: Callable[[], object]) -> None:
+def persist(context: BaseContext, start: Callable[[], object]) -> None:
     """Start workers; again, if it is the fork server that has died over it: another one takes its
-    place. One dies when somebody who is asking it for a child is interrupted."""
+    place. One dies when somebody who is asking it for a child is interrupted. If the other one
+    dies, too, it is of the program, whose main module it imports."""
+    first = None
     for pause in DYING_SECONDS:
         try:
             start()
             return
         except (EOFError, ConnectionError):
-            if method != "forkserver":
+            server = fork_server_pid(context)
+            if server is None or server != (first := first or server):
                 raise
             time.sleep(pause)  # it may still be dying, and look alive
     start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from prefork._policy.job import Job, ResultSink
 from prefork._results.apply import Callbacks, Handle
 from prefork._results.protocols import PoolRef
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import Terminated
 
@@ -51,7 +51,7 @@ class MapResult(Handle):
         self._function = function
         self._values: list[Any] = [None] * length
         self._error: BaseException | None = None
-        self._lock = threading.RLock()  # a signal handler may call, too
+        self._lock = RLock()  # a signal handler may call, too
         self.number = 0  # of its first job
         self._items = length  # that are expected
         self._done = 0  # items

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
+from prefork._results.apply import ApplyResult
+from prefork._results.map import MapResult
 from prefork._verbs.signatures import TaskLimits
 
 if TYPE_CHECKING:
-    from prefork._observe.progress import Counts, Drawing
+    from prefork._observe.progress import Counts
 
 __all__ = ["Family"]
 
@@ -34,6 +37,16 @@ class Family:
         self._engine.state.check_running()
         return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)
 
+    @staticmethod
+    def _outcome(result: ApplyResult | MapResult) -> Any:
+        """What `get` returns, or raises. The handle is nobody's: whoever interrupts this with
+        Ctrl-C has its jobs ended, which would otherwise keep the workers from any other."""
+        try:
+            return result.get()
+        except KeyboardInterrupt:
+            result.terminate()
+            raise
+
     def _drawing(
         self,
         progress: object,
@@ -41,8 +54,10 @@ class Family:
         total: int | None,
         name: str,
         until_end: bool = False,
-    ) -> Drawing:
-        """What shows the progress of a call; see there."""
+    ) -> AbstractContextManager[object]:
+        """What shows the progress of a call; see `Drawing`."""
+        if progress is None or progress is False:  # (a bar may have no truth value)
+            return nullcontext()
         from prefork._observe.progress import Drawing
 
         return Drawing(progress, counts, total, name, self._engine.state.log, until_end)

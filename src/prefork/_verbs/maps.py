@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Unpack, overload
 
@@ -89,7 +90,8 @@ class MapFamily(Family):
         """
         progress = options.pop("progress", None)
         limits = self._limits("map", options)
-        return self._map(MAP, func, iterable, chunksize, limits, progress, wait=True).get()
+        result = self._map(MAP, func, iterable, chunksize, limits, progress, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def map_async(
@@ -196,7 +198,8 @@ class MapFamily(Family):
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         progress = options.pop("progress", None)
         limits = self._limits("starmap", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, progress, wait=True).get()
+        result = self._map(STARMAP, func, iterable, chunksize, limits, progress, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def starmap_async(
@@ -307,13 +310,14 @@ class MapFamily(Family):
         else:
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
-        jobs = engine.factory.chunks(result, mode, func, chunks, limits)
-        at_once = len(items) <= few
-        if progress is None or progress is False:  # (a bar may have no truth value)
-            engine.feed(jobs, result, here=wait, at_once=at_once)
-            return result
+        latest = limits.latest(time.monotonic())
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
         with self._drawing(progress, result, len(items), name, until_end=wait):
-            engine.feed(jobs, result, here=wait, at_once=at_once)
-            if wait:
-                result.wait()
+            try:
+                engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+                if wait:
+                    result.wait()
+            except KeyboardInterrupt:
+                result.terminate()  # nobody will have it
+                raise
         return result

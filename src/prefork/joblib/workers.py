@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from prefork._system.locks import RLock
 from prefork._system.own_server import OwnServerContext
 from prefork._worker.environment import begin, depth
 from prefork.adapters import AdapterPool
@@ -87,7 +88,7 @@ class _Kept:
         self.pool.terminate()
 
 
-_lock = threading.RLock()
+_lock = RLock()
 _now: _Kept | None = None  # what there is for the next call
 
 
@@ -172,7 +173,7 @@ def shutdown() -> None:
 def _after_in_child() -> None:
     """The workers are the parent's."""
     global _lock, _now
-    _lock, _now = threading.RLock(), None
+    _lock, _now = RLock(), None
 
 
 atexit.register(shutdown)
