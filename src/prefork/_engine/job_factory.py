@@ -64,25 +64,31 @@ class JobFactory:
         limits: Limits,
     ) -> Job:
         """One job of one call."""
+        context = None
+        if self._capture is not None or _TRACING in _modules:
+            context = self._captured()
         if kwds:
-            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits, self._captured())
-        return self._make(owner, func, CALL, args, limits, self._captured())
+            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits, context)
+        return self._make(owner, func, CALL, args, limits, context)
+
+    def _context(self) -> Any:
+        if self._capture is not None or _TRACING in _modules:
+            return self._captured()
+        return None
 
     def _captured(self) -> Any:
-        capture = self._capture
-        if capture is None:
-            if _TRACING not in _modules:
-                return None
+        """What goes along with a call that is handed in now."""
+        if self._capture is None:
             from prefork._observe.context import Carrier
 
-            capture = self._capture = Carrier(()).capture
-        return capture()
+            self._capture = Carrier(()).capture
+        return self._capture()
 
     def each(
         self, owner: ResultSink, func: Callable[..., Any], items: list[Any], limits: Limits
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
-        return self._make(owner, func, EACH, items, limits, self._captured(), len(items))
+        return self._make(owner, func, EACH, items, limits, self._context(), len(items))
 
     def chunks(
         self,
@@ -97,7 +103,7 @@ class JobFactory:
 
         `latest` is the deadline of all of them (monotonic), which were handed in together.
         """
-        return self._chunks(owner, mode, func, chunks, limits, latest, self._captured())
+        return self._chunks(owner, mode, func, chunks, limits, latest, self._context())
 
     def _chunks(
         self,
@@ -128,7 +134,7 @@ class JobFactory:
         limits: Limits,
     ) -> Generator[Job, None, None]:
         """The jobs of an `imap`."""
-        return self._items(owner, func, iterable, chunksize, limits, self._captured())
+        return self._items(owner, func, iterable, chunksize, limits, self._context())
 
     def _items(
         self,

@@ -206,20 +206,19 @@ class _Definitions:
             self._add_value(name, value, is_there, is_defined)
 
     def _add_value(self, name: str, value: object, is_there: bool, is_defined: bool) -> None:
-        pickled, why = None, ""
         try:
             pickler, pickled = _dumps_global(name, value)
         except Exception as exc:
             if is_defined:
                 raise
             why = f"the global {name!r}, a {type_name(value)}, cannot be pickled: {describe(exc)}"
-        else:
-            for other in pickler.names:
-                self.add(other, uses_data=True)
-        self._entries.append(Definition(name, pickled, is_there, why))
-        if pickled is not None:
-            for other in pickler.globals:
-                self.add(other, uses_data=True)
+            self._entries.append(Definition(name, None, is_there, why))
+            return
+        for other in pickler.names:
+            self.add(other, uses_data=True)
+        self._entries.append(Definition(name, pickled, is_there, ""))
+        for other in pickler.globals:
+            self.add(other, uses_data=True)
 
 
 def _dumps_global(name: str, value: object) -> tuple[_Pickler, bytes]:
