@@ -64,6 +64,7 @@ class _PickledInitializer:
 def _pickle(func: Callable[..., object], args: tuple[Any, ...]) -> bytes:
     """By name, if a process that imports what it can finds all that is in there; else by value."""
     reason: Exception | None = None
+    pickled = b""
     try:
         pickled = bytes(ForkingPickler.dumps((func, args)))
     except Exception as exc:
