@@ -43,7 +43,7 @@ class Attachment:
         """This job begins, and calls this function."""
         self._job, self._func, self._name = job, func, None
         if self._output is not None:
-            self._output.begin(job, function_name(func))
+            self._output.begin(job, _name_of(func))
 
     def end(self) -> None:
         """It has ended; nothing is kept of it."""
@@ -53,5 +53,11 @@ class Attachment:
 
     def _current(self) -> tuple[int | None, str | None]:
         if self._name is None and (func := self._func) is not None:
-            self._name = function_name(func)
+            self._name = _name_of(func)
         return self._job, self._name
+
+
+def _name_of(func: Callable[..., object]) -> str:
+    """As the pool calls it, whose main module has another name in a worker that is not forked."""
+    name = function_name(func)
+    return f"__main__{name[11:]}" if name.startswith("__mp_main__.") else name
