@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import gc
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -469,37 +469,6 @@ def test_a_soft_limit_comes_through(make_pool, notes, size, capfd):
     assert "Logging error" not in capfd.readouterr().err
 
 
-def write_nonsense(fds):
-    for fd in fds:
-        os.write(fd, b"nonsense \xc1pL\xfe" * 100)
-    say(1)
-    return len(fds)
-
-
-def test_foreign_bytes_are_passed_over(make_pool, notes):
-    pool = make_pool(1, forward_logs=True)
-    without = make_pool(1).apply(own_pipes)
-    pipes = sorted(pool.apply(own_pipes))[len(without) :]  # its results go to the first
-    assert pool.apply(write_nonsense, (pipes,)) == 1
-    assert pool.apply(say, (2,))
-    close(pool)
-    assert [record.args[0] for record in notes.records] == [1, 2]
-
-
-def own_pipes():
-    """All pipes that this process writes to, but for the one that its results go to."""
-    fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
-    return [fd for fd in fds if is_written_to(fd)]
-
-
-def is_written_to(fd):
-    try:
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        return stat.S_ISFIFO(os.fstat(fd).st_mode) and flags & os.O_ACCMODE == os.O_WRONLY
-    except OSError:  # of the listing
-        return False
-
-
 def test_a_worker_that_is_stopped_holds_up_nobody(make_pool, gate, notes):
     pool = make_pool(2, forward_logs=True)
     result = pool.apply_async(enter, (gate,))
@@ -530,6 +499,30 @@ def test_a_worker_costs_one_descriptor_more_on_either_side(make_pool):
 
     ours, theirs = growth()
     assert growth(forward_logs=True) == (ours + 1, theirs + 1)
+
+
+def leave_open(pool):
+    """For the garbage collector."""
+
+
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+@pytest.mark.parametrize("end", [close, Pool.terminate, leave_open])
+def test_nothing_is_left(notes, end):
+    def use():
+        pool = Pool(2, forward_logs=True, capture_output=lambda line: None, maxtasksperchild=2)
+        pool.map(say, range(8), 1)
+        pool.apply_async(os._exit, (1,)).wait(DEADLINE)
+        end(pool)
+
+    def possessions():
+        gc.collect()
+        return descriptors(), threading.active_count(), len(multiprocessing.active_children())
+
+    use()
+    before = possessions()
+    for _ in range(3):
+        use()
+    eventually(lambda: possessions() <= before, "all is given back")
 
 
 def test_nothing_is_imported_for_it_unless_asked():

@@ -21,7 +21,13 @@ SHOWN: Final = 10_000
 
 def handle_record(message: bytes) -> None:
     """As if it had been logged here. Its level was looked at in the worker."""
-    record = logging.makeLogRecord(decode(message))
+    attributes = decode(message)
+    if logging.getLogRecordFactory() is logging.LogRecord:
+        # As `makeLogRecord` does it, but for the values of a new record, which would be replaced.
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        record.__dict__ = attributes
+    else:
+        record = logging.makeLogRecord(attributes)
     logging.getLogger(record.name).handle(record)
 
 

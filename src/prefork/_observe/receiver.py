@@ -29,6 +29,10 @@ from prefork._system.threads import BackgroundThread
 __all__ = ["Receiver", "Tap"]
 
 _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
+BATCH_SECONDS: Final = 0.001
+"""What comes within so many seconds is read at once. The threads that pass it on, and all others of
+this process, would have to stop for each single record."""
+
 READER_SECONDS: Final = 5.0
 """How long the end of a pool waits for what is in the pipes to be read: it takes milliseconds."""
 
@@ -189,13 +193,16 @@ class Receiver:
     def _run(self) -> None:
         try:
             while not (self._is_stopped and not self._finished):
-                for stream in self._selector.ready():
+                ready = self._selector.ready()
+                for stream in ready:
                     if stream.read() is None:
                         stream.end()
                         self._selector.discard(stream)
                 while self._finished:
                     self._finish(self._finished.popleft())
                 self._emitter.wake()
+                if ready:
+                    time.sleep(BATCH_SECONDS)
         except BaseException as exc:  # a bug; workers that write find that nobody reads
             self._log.note(CRITICAL, "log records and output are not received any more", error=exc)
         finally:

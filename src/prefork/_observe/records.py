@@ -35,8 +35,10 @@ _FIELDS: Final = (
     "stack_info",
     "taskName",  # from Python 3.12 on
 )
-_OURS: Final = ("job", "function")
-_KNOWN: Final = frozenset({*_FIELDS, *_OURS, "msg", "args", "exc_info", "exc_text", "message"})
+_MADE: Final = ("msg", "args", "exc_text", "job", "function", "exc_info")
+"""What follows these; the last is never anything but None."""
+_ALL: Final = _FIELDS + _MADE
+_KNOWN: Final = frozenset({*_ALL, "message"})
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
 _TEXT: Final = 1 << 16  # characters that are left of a record that is too large
 
@@ -62,16 +64,17 @@ def encode(record: logging.LogRecord, job: int | None, function: str | None) -> 
         job, function = get("job"), get("function")
     more = fields.keys() - _KNOWN
     extra = _pickle({name: fields[name] for name in more}) if more else b""
-    values: Any = [get(name) for name in _FIELDS]
+    values: list[Any] = [get(name) for name in _FIELDS]
     try:
-        message = marshal.dumps((values, msg, args, exc_text, job, function, extra))
+        message = marshal.dumps(([*values, msg, args, exc_text, job, function, None], extra))
     except ValueError:  # somebody has put something else there
         values = [v if type(v) in _PLAIN else str(v) for v in values]
-        message = marshal.dumps((values, msg, args, str(exc_text), job, function, extra))
+        exc_text = exc_text and str(exc_text)
+        message = marshal.dumps(([*values, msg, args, exc_text, job, function, None], extra))
     if len(message) > MESSAGE:
-        msg, args = f"{_text(record)[:_TEXT]} … (the rest was too long)", None
+        msg = f"{_text(record)[:_TEXT]} … (the rest was too long)"
         exc_text = exc_text and exc_text[-_TEXT:]
-        message = marshal.dumps((values, msg, args, exc_text, job, function, b""))
+        message = marshal.dumps(([*values, msg, None, exc_text, job, function, None], b""))
     return message
 
 
@@ -106,11 +109,9 @@ def _as_text(value: object) -> object:
 
 
 def decode(message: bytes) -> dict[str, Any]:
-    """The attributes of the record, for `logging.makeLogRecord`."""
-    values, msg, args, exc_text, job, function, extra = marshal.loads(message)
-    record: dict[str, Any] = dict(zip(_FIELDS, values, strict=True))
-    record.update(msg=msg, args=args, exc_info=None, exc_text=exc_text)
-    record.update(job=job, function=function)
+    """The attributes of the record."""
+    values, extra = marshal.loads(message)
+    record: dict[str, Any] = dict(zip(_ALL, values, strict=True))
     if extra:
         try:
             record.update(pickle.loads(extra))
