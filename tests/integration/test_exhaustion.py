@@ -16,8 +16,7 @@ from gate import enter
 from helpers import DEADLINE, METHODS, children, eventually
 from prefork import Pool
 from prefork._engine import starts
-from prefork._ipc import channel
-from prefork._system import child, log, resources, selector
+from prefork._system import at_fork, child, log, resources, selector
 
 # --- descriptors
 
@@ -359,7 +358,7 @@ def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
         os.close(fd)
         raise OSError(errno.EMFILE, "no descriptor is left")
 
-    monkeypatch.setattr(channel, "above_stdio", above_stdio)
+    monkeypatch.setattr(at_fork, "above_stdio", above_stdio)
     before = possessions()
     with pytest.raises(OSError, match=r"Too many open files: the pool needs .*hard limit"):
         Pool(2, context="fork")
