@@ -39,6 +39,9 @@ LAZY_TESTS = [
 ]
 """They are run once more, so."""
 
+NEEDS_COMPILED = "tests/integration/test_benchmarks.py::test_a_run_makes_samples_and_tables"
+"""What is compiled is another version's."""
+
 STUCK_MINUTES = 40.0
 """A run of tests that takes longer is ended: each test has a deadline, so this is not one's."""
 
@@ -191,7 +194,7 @@ def runs_of(version: str, is_full: bool, chosen: list[str]) -> list[Run]:
         tests = ["tests/unit", "tests/integration"]
     if chosen:
         return [Run(methods, chosen)]
-    runs = [Run(methods, tests)]
+    runs = [Run(methods, [*tests, "--deselect", NEEDS_COMPILED])]
     if version == LAZY:
         runs.append(Run(methods, LAZY_TESTS, "PYTHON_LAZY_IMPORTS=all"))
     return runs
