@@ -17,7 +17,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full clean
+.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full docs docs-links clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -113,6 +113,7 @@ format: $(INSTALLED) ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff format .
 
 BENCH_INSTALLED := $(VENV)/.installed-bench
+DOCS_INSTALLED := $(VENV)/.installed-docs
 
 # BENCH passes options on, as in: make bench BENCH='--only apply imap --rounds 5'
 bench: $(BENCH_INSTALLED) compiled ## Measure beside other pools: two minutes (all of it: make bench-full)
@@ -121,6 +122,16 @@ bench: $(BENCH_INSTALLED) compiled ## Measure beside other pools: two minutes (a
 
 bench-full: ## All workloads, in full size
 	@$(MAKE) --no-print-directory bench FULL=1
+
+# Warnings are errors, and so are links between pages that lead nowhere.
+SPHINX = $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs auto --doctree-dir build/site-doctrees
+
+docs: $(DOCS_INSTALLED) ## Build the site into build/site: open build/site/index.html
+	@rm -rf build/site
+	@$(SPHINX) --builder html docs build/site
+
+docs-links: $(DOCS_INSTALLED) ## Look whether the site's links to other sites work
+	@$(SPHINX) --builder linkcheck docs build/site-links
 
 clean: ## Remove all that the other targets made
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
@@ -151,4 +162,10 @@ $(DEMO_INSTALLED): pyproject.toml
 $(BENCH_INSTALLED): $(INSTALLED)
 	@echo 'Adding what the benchmarks need'
 	@$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(DOCS_INSTALLED): $(DEMO_INSTALLED)
+	@echo 'Adding what the site needs'
+	@$(BIN)/python -m pip install --quiet --upgrade $(PIP)
+	@$(BIN)/python -m pip install --quiet --group docs
 	@touch $@

@@ -99,17 +99,16 @@ def run_storms(args: argparse.Namespace) -> list[str]:
                 say_row(name, method, kind, *counts, found["left"], end)
                 if args.details:
                     print({what: found.get(what) for what in ("kinds", "fates", "breaches")})
-                if name == "prefork":
+                if RIVALS[name].strict:
                     print(found.get("stderr", ""), end="", file=sys.stderr)
-                    breaches += [f"{method}, {kind}: {breach}" for breach in judge(found)]
+                    where = f"{name}, {method}, {kind}"
+                    breaches += [f"{where}: {breach}" for breach in judge(found)]
     return breaches
 
 
 def shares(kinds: Sequence[str], faults: int, name: str) -> list[tuple[str, int]]:
-    """How many of the faults are of each kind. What surrounds a pool, other than its tasks, is made
-    for this one."""
-    if name != "prefork":
-        return [("tasks", faults)]
+    """How many of the faults are of each kind."""
+    kinds = [kind for kind in kinds if kind in RIVALS[name].kinds]
     total = sum(KINDS[kind] for kind in kinds)
     return [(kind, -(-faults * KINDS[kind] // total)) for kind in kinds]
 

@@ -84,15 +84,17 @@ LOADS: list[Callable[[Pool, Batch], None]] = [
 
 class Killer(threading.Thread):
     """Sends SIGKILL to one worker after another, in bursts too: several victims within the time
-    that it takes to replace one.
+    that it takes to replace one. Now and then it hits what the workers are forked from; those go
+    on, as children of somebody else, and it is the pool that knows them.
 
     Args:
         pause: the seconds between two kills, on average.
     """
 
-    def __init__(self, rng: random.Random, kills: int, pause: float) -> None:
+    def __init__(self, rng: random.Random, pool: Pool, kills: int, pause: float) -> None:
         super().__init__(name="killer", daemon=True)
         self.killed: list[int] = []
+        self._pool = pool
         self._rng = rng
         self._kills = kills
         self._pause = pause
@@ -101,7 +103,8 @@ class Killer(threading.Thread):
         while len(self.killed) < self._kills:
             pause = self._rng.choice([0.0, 1.0, 2.0]) * self._pause
             time.sleep(self._rng.expovariate(1.0) * pause)
-            victims = list(worker_pids() - set(self.killed[-100:]))
+            known = {worker.pid for worker in self._pool.statistics().workers}
+            victims = list((worker_pids() | known) - set(self.killed[-100:]))
             multiprocessing.active_children()  # polls all children, as user code may at any time
             if victims:
                 victim = self._rng.choice(victims)
@@ -165,7 +168,7 @@ def bombard(
     """
     rng = random.Random(f"{seed} {method}")
     pause = start_seconds(method)
-    killer = Killer(random.Random(rng.random()), kills, pause)
+    killer_rng = random.Random(rng.random())
     numbers = itertools.count()
     batches: list[Batch] = []
     slowest, started = 0.0, time.monotonic()
@@ -175,8 +178,10 @@ def bombard(
         (log,),
         lost_worker_timeout=NEVER,
         maxtasksperchild=200 if turmoil else None,
+        max_restarts=kills,  # those that are starting are hit, too, on a busy machine most of them
         context=multiprocessing.get_context(method),
     )
+    killer = Killer(killer_rng, pool, kills, pause)
     manager = Manager(random.Random(rng.random()), pool, pause * processes)
     if turmoil:
         manager.start()

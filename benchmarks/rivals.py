@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import misdeeds
 from ledger import Fate
 from misdeeds import AMPLE, HARD_LIMIT, RESTING_MEMORY, SOFT_LIMIT, Conduct, Mischief, Task, run
+from trials import KINDS
 
+import prefork
 from prefork.adapters import AdapterPool
 
 RECYCLED_AFTER = 50  # tasks
@@ -26,8 +28,10 @@ _UNLIMITED = frozenset(c for c in Conduct if not c.needs_limit and c is not Cond
 
 
 class Rival:
-    """One pool. `conducts`: what its tasks may do; `deeds`: what may be done to it."""
+    """One pool. `kinds`: of storms; `conducts`: what its tasks may do; `deeds`: what may be done to
+    it; `strict`: it is one of ours."""
 
+    kinds: ClassVar[Collection[str]] = ("tasks",)  # the others are made for ours
     conducts: ClassVar[Collection[Conduct]] = _UNLIMITED
     deeds: ClassVar[tuple[str, ...]] = ("kill", "stop")
     strict: ClassVar[bool] = False
@@ -86,19 +90,18 @@ def limits(task: Task) -> dict[str, float]:
 
 
 class Prefork(Rival):
+    kinds = KINDS
     conducts = frozenset(Conduct)
     deeds = ("kill", "stop", "end", "end on", "grow", "shrink", "restart", "kill template")
     strict = True
+    fates: ClassVar[dict[type[BaseException], Fate]] = {
+        prefork.WorkerLostError: Fate.LOST,
+        prefork.TimeLimitExceeded: Fate.LIMIT,
+        prefork.SoftTimeLimitExceeded: Fate.SOFT,
+        prefork.Terminated: Fate.ENDED,
+    }
 
     def __init__(self, processes: int, method: str, log: str) -> None:
-        import prefork
-
-        self.fates = {
-            prefork.WorkerLostError: Fate.LOST,
-            prefork.TimeLimitExceeded: Fate.LIMIT,
-            prefork.SoftTimeLimitExceeded: Fate.SOFT,
-            prefork.Terminated: Fate.ENDED,
-        }
         self.pool = AdapterPool(
             processes,
             misdeeds.open_log,
@@ -151,6 +154,44 @@ class Prefork(Rival):
     def close(self, timeout: float) -> bool:
         self.pool.close()
         return self.pool.join(timeout)
+
+
+class PreforkExecutor(Prefork):
+    """The same pool, by the interface of `concurrent.futures`."""
+
+    kinds = ("tasks", "threads", "logging", "large", "descriptors", "stopped")
+    deeds = ("kill", "stop", "end", "grow", "shrink", "restart", "kill template")
+    fates: ClassVar[dict[type[BaseException], Fate]] = Prefork.fates | {
+        concurrent.futures.CancelledError: Fate.ENDED
+    }
+    is_broken = False
+
+    def __init__(self, processes: int, method: str, log: str) -> None:
+        self.executor = prefork.ProcessPoolExecutor(
+            processes,
+            method,
+            misdeeds.open_log,
+            (log,),
+            max_tasks_per_child=RECYCLED_AFTER,
+            max_tasks_per_child_jitter=10,
+            max_memory_per_child=RESTING_MEMORY,
+            lost_worker_timeout=3600.0,
+            max_restarts=1000,
+        )
+        self.pool: Any = self.executor.pool
+
+    def submit(self, task: Task, called: Callable[[object], None]) -> Any:
+        view = self.executor.options(retries=task.retries, **limits(task))
+        future = view.submit(run, task)
+        future.add_done_callback(called)
+        return future
+
+    def result(self, handle: Any, timeout: float) -> Any:
+        return handle.result(timeout)
+
+    def close(self, timeout: float) -> bool:
+        self.executor.shutdown()
+        return True
 
 
 class Multiprocessing(Rival):
@@ -349,6 +390,7 @@ class _Silence(Exception):
 
 RIVALS: dict[str, type[Rival]] = {
     "prefork": Prefork,
+    "prefork-executor": PreforkExecutor,
     "multiprocessing": Multiprocessing,
     "billiard": Billiard,
     "executor": Executor,

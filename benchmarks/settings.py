@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -300,12 +301,14 @@ class Callbacks(Setting):
         return call
 
     def _wait_for_itself(self, handle: Any) -> None:
-        started = time.monotonic()
-        if handle is not None:  # else it has not even been returned
-            with contextlib.suppress(Exception):
-                handle.get(WAIT)
-        if time.monotonic() > started + WAIT / 2:
+        if handle is None:  # it has not even been returned
+            return
+        try:
+            handle.get(WAIT)
+        except multiprocessing.TimeoutError:
             self.breaches.append("a callback has waited for its own result in vain")
+        except Exception:
+            pass  # it was an error that the callback is called with
 
     def _use_the_pool(self, _: Any) -> None:
         pool = self._pool.pool

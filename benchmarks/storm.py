@@ -157,12 +157,12 @@ class Storm:
         """Give the pool up, and make another one, as its user would have to."""
         self.replaced += 1
         self._given_up.append(self.pool)  # some hang when they are collected
+        self.setting.suspend()  # it may hold all descriptors that there are
         for process in running():
             if process.parent == os.getpid():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         self._stopped.clear()
-        self.setting.suspend()
         self.pool = self._make()
         self.setting.begin(self.pool)
 
@@ -231,6 +231,9 @@ class Storm:
             if is_ours and process.pid not in workers and process.state not in "ZX":
                 os.kill(process.pid, signal.SIGKILL)
                 children = {p.pid for p in processes if p.parent == process.pid}
+                # It may have forked more before it was hit.
+                ours = {p.pid for p in running() if p.parent == os.getpid()}
+                children |= set(self.pool.workers()) - ours
                 self.deeds.killed |= {process.pid} | children
                 return True
         return False

@@ -322,6 +322,7 @@ def with_threads(package: str) -> Counts:
 def settle(pool: Any) -> None:
     """Wait until it has two workers that are ready, and nothing to do."""
     deadline = time.monotonic() + 30
+    states: list[str] = []
     while time.monotonic() < deadline:
         states = [str(worker.state) for worker in pool.statistics().workers]
         if states == ["idle", "idle"]:

@@ -23,6 +23,7 @@ METRICS = {
     "wall": "",
     "p50": ", p50",
     "cpu": ", CPU",
+    "call": ", / one `apply`",
     "ideal": ", makespan / ideal",
     "peak": ", / what must exist",
     "bytes": ", memory",

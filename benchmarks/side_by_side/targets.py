@@ -82,6 +82,7 @@ TARGETS = [
         False,
     ),
     Target("`apply` p50 / multiprocessing's", _share("apply", MP, "p50"), 0.5, False),
+    Target("`await pool.submit` p50 / `apply`'s", _own("awaited", "call"), 1.5, False),
     Target("`map`: times as fast as the fastest other pool", _fastest_peer("map"), 1),
     Target("`imap`: times as fast as multiprocessing", _times("imap", MP), 5),
     Target("`imap_unordered`: as multiprocessing", _times("imap_unordered", MP), 5),

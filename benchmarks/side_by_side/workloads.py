@@ -78,6 +78,14 @@ _CALLS = {
             "floor: a thread reads": lambda bench: floors.threaded_ping_pong(bench.size),
         },
     ),
+    "awaited": Workload(
+        title="one `await pool.submit` after another",
+        measure=measures.awaited,
+        needs="awaitable",
+        full=2_000,
+        quick=1_000,
+        only=("prefork", "not compiled", "concurrent.futures"),
+    ),
     "map": Workload(
         title="`map` of a no-op over ints, default chunks",
         measure=measures.map_default,

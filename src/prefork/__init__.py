@@ -12,10 +12,7 @@ The rooms, from the top; a module imports only from its own room and those below
     executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`
     adapters              the `Pool` of those who make another interface of it
     pool                  `Pool`: the public verbs
-    _view                 the same with other limits: all calls that a pool has. They are in
-                          `_calling`, `_mapping` and `_lazy_mapping`, which share `_family`; their
-                          types in `_signatures`; those of executors in `_executor`
-    futures               results as `concurrent.futures` has them; imported when asked for
+    _verbs                the calls that a pool has, and a view of it with other limits
     results               what users hold: handles and iterators
     _compat               what programs expect because `multiprocessing` has it; hints
     _results              the same, as the pool fills them
@@ -68,14 +65,17 @@ if TYPE_CHECKING:
     from multiprocessing import TimeoutError
 
     from prefork._compat.broken import BrokenProcessPool
-    from prefork._executor import PoolExecutor
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
-    from prefork._view import PoolView
+    from prefork._policy.retry import Attempt, Retry
+    from prefork._verbs.executors import PoolExecutor
+    from prefork._verbs.futures import Future
+    from prefork._verbs.view import PoolView
     from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
         Cancelled,
+        DeadlineExceeded,
         LimitExceeded,
         MaybeDecodingError,
         MemoryLimitExceeded,
@@ -88,7 +88,6 @@ if TYPE_CHECKING:
         WorkerLostError,
     )
     from prefork.executor import ProcessPoolExecutor
-    from prefork.futures import Future
     from prefork.pool import Pool
     from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
     from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
@@ -98,9 +97,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "Attempt",
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "DeadlineExceeded",
     "Future",
     "IMapIterator",
     "IMapUnorderedIterator",
@@ -118,6 +119,7 @@ __all__ = [
     "PreforkError",
     "ProcessPoolExecutor",
     "RemoteTraceback",
+    "Retry",
     "SoftTimeLimitExceeded",
     "TaskPool",
     "Terminated",
@@ -135,18 +137,19 @@ __all__ = [
 
 _HOMES = {
     "prefork._compat.broken": ["BrokenProcessPool"],
-    "prefork._executor": ["PoolExecutor"],
-    "prefork._view": ["PoolView"],
-    "prefork.executor": ["ProcessPoolExecutor"],
-    "prefork.futures": ["Future"],
     "prefork.contexts": ["get_context", "install", "uninstall"],
+    "prefork.executor": ["ProcessPoolExecutor"],
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
     "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
     "prefork.taskpool": ["TaskPool"],
+    "prefork._verbs.executors": ["PoolExecutor"],
+    "prefork._verbs.futures": ["Future"],
+    "prefork._verbs.view": ["PoolView"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

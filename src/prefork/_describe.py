@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
 import signal
 from collections.abc import Callable
@@ -56,12 +57,11 @@ def describe_exit(exitcode: int | None) -> str:
 
 def function_name(func: Callable[..., Any]) -> str:
     """The qualified name for messages; follows partials and falls back on `repr`."""
-    try:
+    name = module = None
+    with contextlib.suppress(Exception):  # a proxy, for instance, may raise anything
         inner = getattr(func, "func", func)
-        name = getattr(inner, "__qualname__", None)
         module = getattr(inner, "__module__", None)
-    except Exception:  # a proxy, for instance, may raise anything
-        name = None
+        name = getattr(inner, "__qualname__", None)
     if name is None:
         return f"{type_name(func)} object"
     return f"{module}.{name}" if module else str(name)

@@ -25,11 +25,11 @@ from typing import Any, Final
 from prefork._arguments import check_callables, count, some_count
 from prefork._compat.names import ExecutorNames
 from prefork._engine.engine import Engine
-from prefork._executor import AFTER_SHUTDOWN, BaseExecutor
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
 from prefork._system.locks import RLock
+from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
 from prefork.pool import Pool
 
 __all__ = ["ProcessPoolExecutor"]
@@ -53,9 +53,10 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         initargs: its arguments.
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
-        timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
-        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout: as those of `Pool`,
-            whose `maxtasksperchild_jitter` is the fourth.
+        max_tasks_per_child_jitter: as `maxtasksperchild_jitter` of `Pool`.
+        timeout, soft_timeout, lost_worker_timeout: as those of `Pool`.
+        max_memory_per_child, max_memory_per_task: likewise.
+        max_restarts, start_timeout: likewise.
 
     Raises:
         ValueError: a number is out of range.

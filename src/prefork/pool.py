@@ -25,7 +25,7 @@ from prefork._public import public
 from prefork._system import process
 from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
-from prefork._view import Verbs
+from prefork._verbs.view import Verbs
 from prefork._worker.options import Initializer
 from prefork.statistics import PoolStatistics
 
@@ -393,6 +393,34 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         traceback: TracebackType | None,
     ) -> None:
         self.terminate()
+
+    # ---- in an event loop
+
+    async def __aenter__(self) -> Self:
+        self._engine.state.check_running()
+        self._engine.serve_loop()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """As `with` does, the pool is terminated. Other tasks of the loop run until it has ended,
+        and to cancel this one does not keep it from ending."""
+        await self._engine.terminate_in_loop()
+
+    async def aclose(self) -> None:
+        """`close()`, and then what `join()` waits for, while other tasks of the event loop run. If
+        this is cancelled, the pool stays closed, and ends when all is done.
+
+        Raises:
+            RuntimeError: in a forked child, whose pool this is not; or it has no threads, and
+                another loop drives it.
+        """
+        self.close()
+        await self._engine.join_in_loop()
 
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,

@@ -57,8 +57,10 @@ def pool(context, make_pool) -> Pool:
 
 @pytest.fixture
 def lonely(context, make_pool) -> Pool:
-    """Of one worker."""
-    return make_pool(1, lost_worker_timeout=NEVER, context=context)
+    """Of one worker, which is sent several short tasks at once."""
+    pool = make_pool(1, lost_worker_timeout=NEVER, context=context)
+    pool.map(abs, range(50), 1)
+    return pool
 
 
 # --- SIGKILL at each moment of a worker's life

@@ -166,11 +166,37 @@ def use(pool):
 """)
 
 
+def test_a_last_worker_that_cannot_be_replaced_for_a_moment_breaks_no_pool(run):
+    run("""
+import logging, threading
+
+class Listener(logging.Handler):
+    def emit(self, record):
+        if "cannot start a worker process" in record.getMessage():
+            heard.set()
+
+heard = threading.Event()
+
+def use(pool):
+    logging.getLogger("prefork").addHandler(Listener())
+    with Gate() as gate:
+        running = [pool.apply_async(enter, (gate,)) for _ in range(2)]
+        visitors = [gate.arrival(), gate.arrival()]
+        leave_descriptors(-1)
+        later = [pool.apply_async(abs, (-n,)) for n in range(5)]
+        for handle in running:
+            os.kill(handle.pid, 9)
+        assert heard.wait(20)
+    enough_descriptors()
+    assert [handle.get(20) for handle in later] == list(range(5))
+""")
+
+
 def test_a_last_worker_that_cannot_be_replaced_breaks_the_pool(script):
     source = (
         SETTING
         + """
-pool = Pool(1)
+pool = Pool(1, max_restarts=2)
 pool.apply(abs, (1,))
 leave_descriptors(-1)
 lost = pool.apply_async(os._exit, (5,))

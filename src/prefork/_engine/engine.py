@@ -1,8 +1,8 @@
 """A running pool from the inside. Its parts are made and wired here, and nowhere else.
 
-    state ◄── dispatcher ◄── collector ◄── terminator ◄── time limits
-                  ▲              ▲
-                  └── lifecycle ─┘ ◄── spawner ◄── supervisor
+    state ◄── dispatcher ◄── retrier ◄── collector ◄── terminator ◄── time limits
+                  ▲                          ▲
+                  └──────── lifecycle ───────┘ ◄── spawner ◄── supervisor
 
 A part knows those that its arrow points to, directly or along the arrows. What drives them all, the
 driver, is made first: its ways to wait and to be woken are given to the parts.
@@ -24,6 +24,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
     ResultHandler,
@@ -36,11 +37,12 @@ from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
+from prefork._ipc.main_module import WorkersMain
 from prefork._ipc.memfd import MemfdCache
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
 from prefork._policy.timers import MEMORY_SECONDS, Timers
-from prefork._system import at_fork
+from prefork._system import at_fork, event_loops
 from prefork._system.condition import Condition
 from prefork._system.log import Log
 from prefork._system.resources import available_cpus
@@ -104,14 +106,18 @@ class Engine:
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
+        self._main = WorkersMain(options.start_method == "fork", state.oldest_generation)
+        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache, self._main)
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
-        collector = Collector(state, timers, dispatcher)
+        retrier = Retrier(state, timers, dispatcher)
+        collector = Collector(state, timers, dispatcher, retrier)
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
         self.terminator = terminator = Terminator(state, dispatcher, collector)
-        time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
+        time_limits = TimeLimits(
+            state, timers, dispatcher, terminator, retrier, options.max_memory_per_task
+        )
         self._spawner = Spawner(
             options,
             state,
@@ -119,6 +125,7 @@ class Engine:
             lifecycle,
             in_background=threads and options.start_method != "fork",
             pausing=self._pausing(threads),
+            on_generation=self._main.note,
         )
         self.supervisor = supervisor = WorkerSupervisor(
             options.processes,
@@ -235,9 +242,69 @@ class Engine:
         self.state.check_owner()
         return self.driver.wait(condition, predicate, timeout)
 
+    def do_outside(self, call: Callable[[], object]) -> None:
+        """Call it; but not inside of the pool's own work, which a finalizer may have interrupted:
+        then soon. And not at all in a forked child."""
+        if self.state.is_forked:
+            return
+        if self.is_busy_here():
+            self.callbacks(call)
+        else:
+            call()
+
     def is_busy_here(self) -> bool:
         """Whether the caller is called by a role, or has interrupted one that holds the lock."""
         return self.driver.is_busy_here() or self.state.is_lock_held()
+
+    # ---- in an event loop
+
+    def check_loop(self, needed: object = None) -> None:
+        """The caller is about to wait in a way that holds up the event loop of its thread, if one
+        runs there: warn. Not in callbacks, which may wait, as they have a pool's thread, or a pool
+        that has none.
+
+        Args:
+            needed: the loop that must run for what is waited for, if one must.
+
+        Raises:
+            RuntimeError: that one runs here, and would be waited for in vain.
+        """
+        if not event_loops.is_any_running():
+            return
+        if needed is not None and needed is event_loops.asyncio_loop():
+            raise RuntimeError(
+                "this would wait for ever: the event loop that runs here reads the input of these "
+                "results. Take them by `async for`"
+            )
+        if not (self.callbacks.is_calling_here() or self.is_busy_here()):
+            event_loops.warn_of_blocking()
+
+    def serve_loop(self) -> None:
+        """A task of the event loop that runs in this thread is about to wait for the pool.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child; or another loop drives the pool.
+        """
+        self.state.check_owner()
+        self.driver.serve_loop()
+
+    async def terminate_in_loop(self) -> None:
+        """As `terminate`, and other tasks of the event loop run meanwhile."""
+        self.serve_loop()
+        self.supervisor.request_termination()
+        await event_loops.wait(self.supervisor.end, self.supervisor.has_ended)
+        self._log.flush(0.0)
+
+    async def join_in_loop(self) -> None:
+        """As `join`, and other tasks of the event loop run meanwhile."""
+        self.serve_loop()
+        self.dispatcher.read_on()
+        self.state.wake_supervisor()
+        await event_loops.wait(self.supervisor.end, self.supervisor.has_ended)
+        for end, has_ended in self.driver.last_threads():
+            await event_loops.wait(end, has_ended)
+        self.driver.join()
+        self._log.flush(0.0)
 
     # ---- the end
 
@@ -278,6 +345,7 @@ class Engine:
         """There are no workers any more."""
         if self._finalizer is not None:
             self._finalizer.cancel()
+        self._main.forget()
         self.driver.end()
         at_fork.unregister(self)
 

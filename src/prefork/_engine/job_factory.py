@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork._describe import trim_notes
 from prefork._ipc.memfd import BEST, MemfdCache
@@ -14,8 +14,12 @@ from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
+from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
 from prefork.errors import remote_traceback
+
+if TYPE_CHECKING:
+    from prefork._ipc.main_module import WorkersMain
 
 __all__ = ["JobFactory"]
 
@@ -27,12 +31,18 @@ class JobFactory:
         may_open_file: tells whether a large job's file may be made now; if not, the job waits in
             memory, so that descriptors are left.
         memfd_cache: files that can be used again.
+        main: what the workers have as `__main__`.
     """
 
-    def __init__(self, may_open_file: Callable[[], bool], memfd_cache: MemfdCache) -> None:
+    def __init__(
+        self,
+        may_open_file: Callable[[], bool],
+        memfd_cache: MemfdCache,
+        main: WorkersMain | None = None,
+    ) -> None:
         self._may_open_file = may_open_file
         self._memfd_cache = memfd_cache
-        self._calls = CallPickler()
+        self._calls = CallPickler(main)
 
     def call(
         self,
@@ -60,14 +70,20 @@ class JobFactory:
         func: Callable[..., Any],
         chunks: Iterable[list[Any]],
         limits: Limits,
+        latest: float | None = None,
     ) -> Generator[Job, None, None]:
-        """The jobs of a `map`; the first that cannot be pickled ends them with the reason."""
+        """The jobs of a `map`; the first that cannot be pickled ends them with the reason.
+
+        `latest` is the deadline of all of them (monotonic), which were handed in together.
+        """
         position = 0
         for chunk in chunks:
             job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
+            if isinstance(job, JobOnTerms):
+                job.end_by(latest)
             yield job
 
     def items(
@@ -96,7 +112,7 @@ class JobFactory:
         size: int = 1,
         index: int = 0,
     ) -> Job:
-        job = Job(owner, self._calls.name(func), mode, limits, size, index)
+        job = make_job(owner, self._calls.name(func), mode, limits, size, index)
         fds: list[int] = []
         try:
             pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
@@ -107,11 +123,6 @@ class JobFactory:
         except Exception as exc:
             trim_notes(exc)
             exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            if "<lambda>" in job.function or "<locals>" in job.function:
-                exc.add_note(
-                    "a worker finds a function by its name: define this one with `def`, at the "
-                    "top level of a module, not as a lambda or inside of another function"
-                )
             # As text: the frames themselves would keep the whole input alive.
             exc.__cause__ = remote_traceback(format_traceback(exc))
             job.refuse(exc.with_traceback(None))

@@ -109,6 +109,7 @@ class Spawner:
     Args:
         in_background: workers are started on a thread of their own.
         pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
+        on_generation: called with the number of the workers' next generation, before they are made.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -122,7 +123,9 @@ class Spawner:
         lifecycle: Lifecycle,
         in_background: bool,
         pausing: Callable[[float], AbstractContextManager[object]],
+        on_generation: Callable[[int], object],
     ) -> None:
+        self._on_generation = on_generation
         self.generation = 0
         self._options = options
         self._run = functools.partial(main, options.for_workers())
@@ -143,6 +146,7 @@ class Spawner:
 
     def begin_generation(self) -> None:
         """All workers are to be replaced."""
+        self._on_generation(self.generation + 1)
         self.generation += 1
 
     def no_more(self) -> None:
@@ -390,10 +394,11 @@ class Spawner:
         return "" if is_unlikely else f". {UNGUARDED}"
 
     def _judge_no_process(self, error: Exception) -> None:
-        """There is not even a process."""
+        """There is not even a process. That may pass: what the system lacks now, such as a
+        descriptor that the program holds, there is in a moment; a fork server that has died is
+        replaced. So it counts like a worker that ends before it is ready."""
         self._log.note(ERROR, "cannot start a worker process: %s", describe(error))
-        # The fork server, or the child, has died: the next start may well succeed.
-        if isinstance(error, (EOFError, ConnectionError)):
+        if self._state.ready_count or isinstance(error, (EOFError, ConnectionError)):
             self._count_failed_start()
             if self._failed_starts <= self._options.max_restarts:
                 return

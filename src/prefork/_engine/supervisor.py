@@ -48,6 +48,7 @@ class WorkerSupervisor:
         history: the last workers that have ended.
         exits: where the ends of workers are seen.
         ended: all is over, and nothing is left.
+        end: notified then.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class WorkerSupervisor:
         self._spawner = spawner
         self._memfd_cache = memfd_cache
         self._at_end = at_end
-        self._end = Condition()
+        self.end = Condition()
         self._termination = ""  # has been asked for, and why
         self._memory_kills: OutOfMemoryKills | None = None  # from the first look on
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
@@ -363,10 +364,12 @@ class WorkerSupervisor:
         self._outboxes.close()
         self._exits.close()
         self.ended = True
-        self._end.notify_all()
+        self.end.notify_all()
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
         """Whether the pool has ended, within so many seconds (None: as long as it takes)."""
-        return self._dispatcher.wait_for(
-            self._end, lambda: self.ended or self._state.is_forked, timeout
-        )
+        return self._dispatcher.wait_for(self.end, self.has_ended, timeout)
+
+    def has_ended(self) -> bool:
+        """What is waited for, when `end` is notified. In a forked child there is nothing to end."""
+        return self.ended or self._state.is_forked

@@ -65,6 +65,7 @@ class KillReason(NamedTuple):
     job: Job
     error: Callable[[str], Exception]  # what the job fails with, given the worker's last stack
     expiry: Expiry | None = None  # to be told then
+    is_final: bool = False  # it is not run again, in any case
 
 
 class WorkerHandle(WorkerSlot):

@@ -230,6 +230,7 @@ class Channel:
             length = len(pickled)
             return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
         fds = payload.fds.fds if payload.fds is not None else []
+        offset = 0
         try:
             where, offset = self._put_aside(job, payload)
             flags |= where

@@ -7,9 +7,17 @@ worker reads it. It leaves when its report arrives, or with the worker that died
                  ▲            │
                  └─reclaimed──┘
 
-A job goes straight to a worker that has no or only one other job (so that it never waits for a
-round trip). The rest queues here, and is handed out in batches that hold about
-`BATCH_SECONDS` of work, by the running mean of how long jobs take.
+A job goes straight to a worker that has no other one, ready or just starting; a short one also to
+a worker that runs one (so that it never waits for a round trip). The rest queues here, and is
+handed out in batches that hold about `BATCH_SECONDS` of work, by the running mean of how long jobs
+take.
+
+What waits behind another job may be overtaken by jobs that came later. So only short ones do: long
+ones, and those of which nothing is known yet, start in the order in which they came, as programs
+whose jobs wait for one another rely on.
+
+From the first job on that has a priority, no worker gets more than `BATCH_SECONDS` of work, and
+nothing before it is ready: what another job might have to wait for waits here.
 """
 
 from __future__ import annotations
@@ -19,7 +27,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prefork._policy.job import RESOLVED, Job, WorkerSlot
+from prefork._policy.job import RESOLVED, WAITING, Job, WorkerSlot
+from prefork._policy.priorities import JobQueue, PriorityQueue
 
 __all__ = ["Scheduler"]
 
@@ -31,6 +40,9 @@ SHORT_SECONDS: Final = 0.00005
 work, if as many are as there are CPUs."""
 MAX_DEPTH: Final = 100  # jobs in one inbox, the running one included
 MIN_DEPTH: Final = 2
+ALONE_SECONDS: Final = 0.1
+"""Behind jobs that take so long none waits. To save it the round trip, some 0.1 ms, or 5 ms if the
+interpreter is busy, gains next to nothing; and it might wait long."""
 _SMOOTHING: Final = 0.1  # weight of the newest job in the running mean
 _SURPRISE: Final = 8.0
 """It counts as at most so many times the mean: the first job that a worker runs may take a hundred
@@ -45,7 +57,8 @@ class Scheduler:
 
     def __init__(self, cpus: int = 2) -> None:
         self._cpus = cpus
-        self.queue: deque[Job] = deque()
+        self.queue: JobQueue = deque()
+        self.has_priorities = False  # then the queue is a `PriorityQueue`
         self.slots: list[WorkerSlot] = []
         self.mean_seconds: float | None = None
         # Seats by how many jobs they have; each slot is in one of them, or in none.
@@ -102,10 +115,10 @@ class Scheduler:
         if not self.queue:
             if self._idle and not self.is_holding():
                 slot = next(reversed(self._idle))
-            elif self._low and self._may_queue_behind(job):
-                slot = next(reversed(self._low))
-            elif self._new and self._may_queue_behind(job):
+            elif self._new and not self.has_priorities and self._may_queue_behind(job):
                 slot = next(iter(self._new))  # it was started first, and will be ready first
+            elif self._low and self._may_queue_behind(job) and self.depth() > 1:
+                slot = next(reversed(self._low))
             else:
                 self.queue.append(job)
                 return None
@@ -143,13 +156,31 @@ class Scheduler:
         slow = [slot for slot, head in self._heads.items() if next(iter(slot.sent), 0) == head]
         self._heads.clear()
         for slot in slow:
-            slot.slow = True
-            self._classify(slot)
+            self.note_slow(slot)
         return [slot for slot in slow if slot.group is self._deep]
+
+    def deep_slots(self) -> list[WorkerSlot]:
+        """Those that have jobs waiting, behind another one or for their worker to be ready."""
+        return list(self._deep)
+
+    def note_slow(self, slot: WorkerSlot) -> None:
+        """What it runs takes long: it gets no more until that has finished."""
+        slot.slow = True
+        self._classify(slot)
 
     def _may_queue_behind(self, job: Job) -> bool:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
         return job.payload is None or not job.payload.is_file
+
+    def begin_priorities(self, job: Job) -> bool:
+        """This job has a priority. If it is the first, it is queued, and True returned: then what
+        workers have not read is to be taken back, since it may be less urgent."""
+        if self.has_priorities:
+            return False
+        self.queue = PriorityQueue(self.queue)
+        self.has_priorities = True
+        self.queue.append(job)
+        return True
 
     def batches(
         self, slots: Iterable[WorkerSlot] | None = None
@@ -160,6 +191,8 @@ class Scheduler:
         depth = self.depth()
         for slot in list(self.slots if slots is None else slots):
             if not slot.sent and self.is_holding():
+                continue
+            if self.has_priorities and not slot.ready:
                 continue
             if slot.open and not slot.slow and len(slot.sent) <= depth // 2:
                 batch = self._batch(slot, depth)
@@ -183,9 +216,10 @@ class Scheduler:
 
     def depth(self) -> int:
         """How many jobs to keep in an inbox."""
-        if self.mean_seconds is None:
-            return MIN_DEPTH
-        return int(min(MAX_DEPTH, max(MIN_DEPTH, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
+        if self.mean_seconds is None or self.mean_seconds > ALONE_SECONDS:
+            return 1
+        least = 1 if self.has_priorities else MIN_DEPTH
+        return int(min(MAX_DEPTH, max(least, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
 
     def note_finished(self, slot: WorkerSlot, count: int, seconds: float) -> None:
         """So many jobs that this slot had were reported; together they took so long."""
@@ -225,7 +259,7 @@ class Scheduler:
         return list(reversed(self._idle))
 
     def put_first(self, job: Job) -> None:
-        """Run this one before all others."""
+        """Run this one before all others of its priority."""
         self.queue.appendleft(job)
 
     def drop_resolved(self) -> None:
@@ -242,10 +276,12 @@ class Scheduler:
         for slot in self.slots:
             slot.group = None
             self._classify(slot)
+        if self.has_priorities:
+            self.queue = PriorityQueue(self.queue)
         queued = {job.id for job in self.queue}
         astray = []
         for job in unresolved:
-            if job.slot is None or job.id not in job.slot.sent:
+            if job.phase != WAITING and (job.slot is None or job.id not in job.slot.sent):
                 job.take_back()
                 if job.id not in queued:
                     astray.append(job)

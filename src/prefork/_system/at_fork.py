@@ -201,6 +201,7 @@ def _after_in_child() -> None:
 
 def _close_all(fds: list[int]) -> None:
     """Close descriptors, given in order. Most are neighbours, so it takes few system calls."""
+    start = -1
     for i, fd in enumerate(fds):
         if i == 0 or fds[i - 1] != fd - 1:
             start = fd

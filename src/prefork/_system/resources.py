@@ -8,10 +8,10 @@ import resource
 import sys
 
 __all__ = [
+    "ControlGroups",
     "OutOfMemoryKills",
     "ResidentMemory",
     "available_cpus",
-    "control_groups",
     "raise_descriptor_limit",
     "read_text",
     "resident",
@@ -87,37 +87,43 @@ class OutOfMemoryKills:
     """
 
     def __init__(self, root: str = "") -> None:
+        groups = ControlGroups(root)
         files = [
-            *(f"{group}/memory.events" for group in control_groups("", root)),
-            *(f"{group}/memory.oom_control" for group in control_groups("memory", root)),
+            *(f"{group}/memory.events" for group in groups.of("")),
+            *(f"{group}/memory.oom_control" for group in groups.of("memory")),
             f"{root}/proc/vmstat",
         ]
-        self._file = next((file for file in files if _count(file) is not None), None)
-        self._count = _count(self._file)
+        counts = ((file, _count(file)) for file in files)
+        self._file, self._count = next((each for each in counts if each[1] is not None), ("", None))
 
     def any_new(self) -> bool:
         before, self._count = self._count, _count(self._file)
         return before is not None and self._count is not None and self._count > before
 
 
-def _count(file: str | None) -> int | None:
-    if file is None:
-        return None
+def _count(file: str) -> int | None:
     lines = read_text(file).splitlines()
     counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
     return counts[0] if counts else None
 
 
-def control_groups(controller: str, root: str = "") -> list[str]:
-    """The folders of this process's control group of a v1 controller ("": of v2), and of those
-    above it: none if there is no such hierarchy."""
-    for line in read_text(f"{root}/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            names = [name for name in path.split("/") if name]
-            top = f"{root}/sys/fs/cgroup/{controller}".rstrip("/")
-            return ["/".join([top, *names[:depth]]) for depth in range(len(names), -1, -1)]
-    return []
+class ControlGroups:
+    """Those that this process is in now (cgroups(7))."""
+
+    def __init__(self, root: str = "") -> None:
+        self._root = root
+        self._lines = read_text(f"{root}/proc/self/cgroup").splitlines()
+
+    def of(self, controller: str) -> list[str]:
+        """The folders of the group of a v1 controller ("": of v2), and of those above it: none if
+        there is no such hierarchy."""
+        for line in self._lines:
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                names = [name for name in path.split("/") if name]
+                top = f"{self._root}/sys/fs/cgroup/{controller}".rstrip("/")
+                return ["/".join([top, *names[:depth]]) for depth in range(len(names), -1, -1)]
+        return []
 
 
 def read_text(path: str) -> str:
@@ -147,10 +153,8 @@ def available_cpus(root: str = "") -> int:
 
 
 def _quota(root: str) -> float | None:
-    quotas = [
-        *map(_quota_v2, control_groups("", root)),
-        *map(_quota_v1, control_groups("cpu", root)),
-    ]
+    groups = ControlGroups(root)
+    quotas = [*map(_quota_v2, groups.of("")), *map(_quota_v1, groups.of("cpu"))]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 

@@ -70,6 +70,8 @@ class BlackBox:
 
     def text(self) -> str:
         """The stacks from the user's functions on, or "" if none was written."""
+        if not self._view[0]:
+            return ""
         written = bytes(self._view).partition(b"\0")[0]
         return _without_own_frames(written.decode("utf-8", "replace"))
 

@@ -113,6 +113,7 @@ class Template:
         self._asked = 0
         self._awaited = {FIRST}
         self._answers: dict[int, tuple[Answer, at_fork.Descriptors]] = {}
+        self._first: tuple[Answer, at_fork.Descriptors] | None = None
         self._ours, self._theirs = at_fork.Descriptors(), at_fork.Descriptors()
         with at_fork.creating():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -219,13 +220,17 @@ class Template:
     # ---- what it is asked
 
     def first(self) -> Born:
-        """The worker that it has forked as the first thing of all.
+        """The worker that it has forked as the first thing of all. It tells so once; what it has
+        told is the same if this is called again.
 
         Raises:
             TemplateLostError: it has not.
             OSError: no descriptor, or no process, is left.
         """
-        return self._born(FIRST)
+        with self._lock:
+            if self._first is None:
+                self._first = self._await(FIRST, ANSWER_SECONDS)
+            return self._born(*self._first)
 
     def start(self, detail: bytes, fds: tuple[int, ...]) -> Born:
         """Have a process forked that is given this `Order`, once it is released: a byte is to be
@@ -237,7 +242,8 @@ class Template:
             OSError: no descriptor, or no process, is left.
         """
         with self._lock:
-            return self._born(self._ask(START, detail=detail, fds=fds))
+            number = self._ask(START, detail=detail, fds=fds)
+            return self._born(*self._await(number, ANSWER_SECONDS))
 
     def status(self, pid: int) -> int | None:
         """How a process of its has ended, as in `multiprocessing.Process.exitcode`; None if that
@@ -254,8 +260,8 @@ class Template:
         with contextlib.suppress(OSError):
             self._ask(REAP, pid)
 
-    def _born(self, number: int) -> Born:
-        answer, fds = self._await(number, ANSWER_SECONDS)
+    @staticmethod
+    def _born(answer: Answer, fds: at_fork.Descriptors) -> Born:
         if answer.error:
             raise OSError(answer.error, os.strerror(answer.error))
         if not fds.fds:  # none was left for it here
@@ -292,10 +298,12 @@ class Template:
                 self._awaited.discard(number)
 
     def _take_answer(self) -> None:
+        received = at_fork.Descriptors()
         try:
             with at_fork.creating():
                 message, fds = receive(self._fd, DONT_WAIT)
-                received = at_fork.Descriptors(*fds)
+                for fd in fds:
+                    received.add(fd)
         except BlockingIOError:
             return
         except ConnectionError:

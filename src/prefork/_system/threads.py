@@ -2,20 +2,18 @@
 
 `threading.Thread.start` waits until the new thread has said that it runs. A signal handler that
 raises in there, as Ctrl-C does, can leave the lock of that conversation held: the new thread waits
-for it for ever, and whoever started it believes that it works. Handlers run in the main thread
-alone. So the main thread makes one call in C, for a thread that does nothing but start the other.
+for it for ever, and whoever started it believes that it works. So handlers wait for the start.
 """
 
 from __future__ import annotations
 
-import _thread
-import itertools
 import os
 import threading
 import time
 from collections.abc import Callable
 
 from prefork._system.condition import Condition
+from prefork._system.uninterrupted import uninterrupted
 
 __all__ = ["BackgroundThread", "is_own"]
 
@@ -33,18 +31,19 @@ class BackgroundThread:
     """A daemon thread that runs `body` once, from `start` on.
 
     Its methods may be interrupted by a signal handler that raises, at any point.
+
+    Attributes:
+        end: notified when it has ended.
     """
 
     def __init__(self, body: Callable[[], object], name: str) -> None:
         self._body = body
         self._name = name
-        self._starters: list[int] = []  # of one thread, once it was started
         self._owner = os.getpid()
         self._ident = 0
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # once it was started
         self._has_ended = False
-        self._is_starter_over = False
-        self._end = Condition()
+        self.end = Condition()
 
     def start(self) -> None:
         """To be called once.
@@ -52,20 +51,12 @@ class BackgroundThread:
         Raises:
             RuntimeError: the interpreter is ending, or the system has no thread left.
         """
-        # All in C: no handler comes between the thread and its number.
-        self._starters.extend(itertools.starmap(_thread.start_new_thread, [(self._start, ())]))
+        uninterrupted(self._start)
 
     def _start(self) -> None:
         thread = _Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
         self._thread = thread
-        try:
-            thread.start()
-        except RuntimeError:  # there is none left but this
-            self._thread = None
-            self._run()
-        finally:
-            self._is_starter_over = True
-            self._end.notify_all()
 
     def _run(self) -> None:
         self._ident = threading.get_ident()
@@ -74,11 +65,11 @@ class BackgroundThread:
         finally:
             self._ident = 0
             self._has_ended = True
-            self._end.notify_all()
+            self.end.notify_all()
 
     @property
     def is_started(self) -> bool:
-        return bool(self._starters)
+        return self._thread is not None
 
     @property
     def is_running(self) -> bool:
@@ -98,13 +89,12 @@ class BackgroundThread:
 
         A thread that calls this on itself returns at once.
         """
-        if not self.is_started or self.is_current or self._owner != os.getpid():
+        thread = self._thread
+        if thread is None or self.is_current or self._owner != os.getpid():
             return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._end.wait(lambda: self._has_ended and self._is_starter_over, timeout):
+        if not self.end.wait(lambda: self._has_ended, timeout):
             return False
-        if (thread := self._thread) is not None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            thread.join(None if left is None else min(left, threading.TIMEOUT_MAX))
-            return not thread.is_alive()
-        return True
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        thread.join(None if left is None else min(left, threading.TIMEOUT_MAX))
+        return not thread.is_alive()

@@ -8,7 +8,7 @@ from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Final, NamedTuple
 
 from prefork._ipc.payload import FilePayload
-from prefork._ipc.pickling import load
+from prefork._ipc.pickling import is_unknown_name, load, load_by_value
 from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
 
@@ -34,7 +34,7 @@ class Initializer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Anew for each worker: what can only be given to a child while it starts is in there, too.
-        pickled = bytes(ForkingPickler.dumps((self.func, self.args)))
+        pickled = _pickle(self.func, self.args)
         if len(pickled) <= _SMALL:
             return _PickledInitializer, (pickled,)
         self._payload = FilePayload(pickled)  # the last worker's has been received
@@ -56,6 +56,28 @@ class _PickledInitializer:
             pickled if isinstance(pickled, bytes) else FilePayload.open(pickled.detach())
         )
         _call(func, args)
+
+
+def _pickle(func: Callable[..., object], args: tuple[Any, ...]) -> bytes:
+    """By name, if a process that imports what it can finds all that is in there; else by value."""
+    reason: Exception | None = None
+    pickled = b""
+    try:
+        pickled = bytes(ForkingPickler.dumps((func, args)))
+    except Exception as exc:
+        if not is_unknown_name(exc):
+            raise
+        reason = exc
+    else:
+        if b"__main__" not in pickled:
+            return pickled
+    from prefork._ipc.main_module import WorkersMain  # has more imports
+
+    main = WorkersMain(forks=False)
+    if reason is None and not main.typed_in:
+        return pickled
+    whole: bytes = load_by_value(reason, func).dumps_whole(main, (func, args))
+    return whole
 
 
 def _call(func: Callable[..., object], args: tuple[Any, ...]) -> None:

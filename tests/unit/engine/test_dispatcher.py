@@ -9,7 +9,7 @@ import pytest
 from fakes import FakePool, FakeReader
 from prefork._engine.state import PoolPhase
 from prefork._policy.job import QUEUED, RESOLVED, SENT
-from prefork._policy.scheduler import SHORT_SECONDS
+from prefork._policy.scheduler import ALONE_SECONDS, SHORT_SECONDS
 from prefork.errors import PoolBrokenError, Terminated
 
 Make = Callable[..., FakePool]
@@ -25,6 +25,7 @@ def test_each_idle_worker_gets_one_then_one_behind_it_then_they_queue(pool: Fake
 
 
 def test_a_worker_that_has_finished_gets_what_is_queued(pool: FakePool) -> None:
+    pool.state.scheduler.mean_seconds = 0.001
     (worker,) = pool.start(1)
     jobs = pool.submit(4)
     worker.run_next("one")
@@ -274,6 +275,23 @@ def test_without_a_thread_that_looks_short_jobs_do_not_wait(make: Make) -> None:
     (job,) = pool.submit(1)
     assert idle.waiting == [job.id]
     assert pool.timers.hold.next_due is None
+
+
+def test_what_waits_behind_a_long_job_is_run_before_what_came_later(pool: FakePool) -> None:
+    long, brisk = pool.start(2)
+    pool.submit(4)  # each runs one, with another one behind
+    queued = pool.submit(3)
+    long.begin()
+    (behind,) = long.waiting
+    pool.clock.passes(2 * ALONE_SECONDS)
+    brisk.run_next()
+    brisk.run_next()
+    pool.collect()
+    assert long.waiting == []
+    assert brisk.waiting == [behind, queued[0].id]
+    long.finish()
+    pool.collect()
+    assert long.waiting == [queued[1].id]
 
 
 # ---- workers come and go

@@ -128,7 +128,7 @@ def test_an_interrupted_start_is_the_pools_or_leaves_nothing(
 def test_a_pool_that_cannot_replace_workers_goes_on_with_those_that_work(
     make: Make, nursery: Nursery
 ) -> None:
-    pool = make(2)
+    pool = make(2, max_restarts=0)
     one, two = pool.start(2)
     nursery.trouble = OSError("no process is left")
     one.die()
@@ -148,7 +148,7 @@ def test_a_pool_that_cannot_replace_workers_goes_on_with_those_that_work(
 
 
 def test_one_that_has_none_left_gives_up(make: Make, nursery: Nursery) -> None:
-    pool = make(1)
+    pool = make(1, max_restarts=0)
     (worker,) = pool.start(1)
     nursery.trouble = OSError("no process is left")
     pool.submit(1)
@@ -157,10 +157,31 @@ def test_one_that_has_none_left_gives_up(make: Make, nursery: Nursery) -> None:
     assert "cannot start a worker process: OSError: no process is left" in str(pool.state.broken)
 
 
+def test_what_the_system_lacks_for_a_moment_breaks_no_pool_that_has_worked(
+    make: Make, nursery: Nursery
+) -> None:
+    pool = make(1, max_restarts=4)
+    (worker,) = pool.start(1)
+    (job,) = pool.submit(1)
+    nursery.trouble = OSError("no descriptor is left")
+    worker.die()
+    for pause in (FIRST_PAUSE, 2 * FIRST_PAUSE):
+        assert pool.supervise() == pytest.approx(pause)
+        assert pool.state.broken is None
+        pool.clock.passes(pause)
+    nursery.trouble = None
+    pool.supervise()
+    successor = pool.workers[-1]
+    successor.become_ready()
+    successor.run_next("done")
+    pool.collect()
+    assert pool.told.value(job) == "done"
+
+
 def test_one_whose_next_worker_is_just_starting_waits_for_that(
     make: Make, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = make(2)
+    pool = make(2, max_restarts=0)
     for worker in pool.start(2):
         worker.die()
     (job,) = pool.submit(1)

@@ -265,6 +265,15 @@ def test_large_result_of_a_worker_that_died_before_it_took_a_large_task(pair):
     assert content(report[-1]) == large
 
 
+@pytest.mark.parametrize("size", [INLINE + 1, FILE + 1])
+def test_a_large_task_for_a_worker_that_has_died_is_taken_back(pair, size):
+    """That it has died is found out later, in order; to send it something is no error."""
+    pool, worker = pair
+    worker.close()
+    pool.send([stage(pool, 1, b"x" * size)])
+    assert pool.reclaim(9) == [1]
+
+
 @given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=300)), max_size=5))
 def test_reports_are_found_between_foreign_bytes(parts):
     pool = Channel()

@@ -10,7 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from prefork._ipc.channel import MAX_TICKETS
 from prefork._policy.job import Job, WorkerSlot
-from prefork._policy.scheduler import BATCH_SECONDS, MAX_DEPTH, MIN_DEPTH, SHORT_SECONDS, Scheduler
+from prefork._policy.scheduler import (
+    ALONE_SECONDS,
+    BATCH_SECONDS,
+    MAX_DEPTH,
+    MIN_DEPTH,
+    SHORT_SECONDS,
+    Scheduler,
+)
 
 
 class PoolRef:
@@ -39,7 +46,10 @@ def make_job() -> Job:
 
 @pytest.fixture
 def scheduler() -> Scheduler:
-    return Scheduler()
+    """One that has seen jobs short enough for one to wait behind each."""
+    made = Scheduler()
+    made.mean_seconds = BATCH_SECONDS
+    return made
 
 
 def slots(scheduler: Scheduler, count: int) -> list[WorkerSlot]:
@@ -76,8 +86,36 @@ def test_of_workers_that_are_starting_the_oldest_is_preferred_it_will_be_ready_f
     assert [scheduler.submit(make_job()) for _ in starting] == starting
 
 
+@pytest.mark.parametrize("seconds", [None, 2 * ALONE_SECONDS])
+def test_jobs_that_are_long_or_unknown_wait_in_the_queue_and_start_in_their_order(
+    scheduler, seconds
+):
+    """One that waited behind a long one would be overtaken by those that came later."""
+    scheduler.mean_seconds = seconds
+    a, b = slots(scheduler, 2)
+    jobs = [make_job() for _ in range(5)]
+    for job in jobs:
+        scheduler.submit(job)
+    assert list(scheduler.queue) == jobs[2:]
+    assert list(scheduler.batches()) == []
+    for job in jobs[2:]:
+        finish(scheduler, a, next(iter(a.sent)), 2 * ALONE_SECONDS)
+        assert list(scheduler.batches([a])) == [(a, [job])]
+    assert len(b.sent) == 1
+
+
+def test_a_worker_that_is_starting_gets_a_job_before_any_waits_behind_another(scheduler):
+    (busy,) = slots(scheduler, 1)
+    starting = WorkerSlot()
+    starting.ready = False
+    scheduler.add(starting)
+    jobs = [make_job() for _ in range(4)]
+    assert [scheduler.submit(job) for job in jobs] == [busy, starting, busy, None]
+
+
 def test_short_jobs_wait_for_workers_that_are_at_work_others_may_idle():
     scheduler = Scheduler(cpus=2)
+    scheduler.mean_seconds = SHORT_SECONDS / 2
     busy = slots(scheduler, 2)
     scheduler.submit(make_job())
     scheduler.submit(make_job())
@@ -109,12 +147,14 @@ def test_nothing_waits_for_workers_that_are_still_starting():
     (idle,) = slots(scheduler, 1)
     assert not scheduler.is_holding()
     assert scheduler.submit(make_job()) is idle
-    assert scheduler.submit(make_job()) is idle
-    assert scheduler.submit(make_job()) in new  # it may be ready sooner
+    assert scheduler.submit(make_job()) is new[0]
+    assert scheduler.submit(make_job()) is new[1]
+    assert scheduler.submit(make_job()) is idle  # behind the first one
     assert not scheduler.queue
 
 
-def test_one_job_that_takes_long_says_little_of_the_next(scheduler):
+def test_one_job_that_takes_long_says_little_of_the_next():
+    scheduler = Scheduler()
     (slot,) = slots(scheduler, 1)
     scheduler.note_finished(slot, 1, SHORT_SECONDS / 10)
     scheduler.note_finished(slot, 1, 1.0)
@@ -126,11 +166,11 @@ def test_one_job_that_takes_long_says_little_of_the_next(scheduler):
 
 def test_nothing_waits_for_a_job_that_was_found_to_be_long():
     scheduler = Scheduler(cpus=2)
+    scheduler.mean_seconds = SHORT_SECONDS / 2
     slow, brisk = slots(scheduler, 2)
     for _ in range(4):
         scheduler.submit(make_job())
     slots(scheduler, 1)
-    scheduler.mean_seconds = SHORT_SECONDS / 2
     assert scheduler.is_holding()
     scheduler.remember_heads()
     finish(scheduler, brisk, next(iter(brisk.sent)), SHORT_SECONDS / 2)
@@ -146,12 +186,12 @@ def test_nothing_waits_for_a_job_that_was_found_to_be_long():
     assert slow in scheduler.idle_slots()
 
 
-def test_long_jobs_are_handed_out_one_ahead_short_ones_in_batches(scheduler):
+def test_jobs_are_handed_out_one_ahead_shorter_ones_in_batches(scheduler):
     (slot,) = slots(scheduler, 1)
     for _ in range(500):
         scheduler.submit(make_job())
     done = next(iter(slot.sent))
-    finish(scheduler, slot, done, 1.0)
+    finish(scheduler, slot, done, ALONE_SECONDS / 2)
     assert [len(batch) for _, batch in scheduler.batches()] == [1]
     assert len(slot.sent) == MIN_DEPTH
     scheduler.mean_seconds = BATCH_SECONDS / 50

@@ -20,14 +20,24 @@ class Interrupted(BaseException):
     """What a signal's handler raises."""
 
 
+def interrupt() -> None:
+    """What a handler that raises comes to, wherever one would run."""
+    raise Interrupted
+
+
 def interrupted_at(
-    step: int, call: Callable[[], object], filename: str, besides: tuple[str, ...] = ()
+    step: int,
+    call: Callable[[], object],
+    filename: str,
+    besides: tuple[str, ...] = (),
+    interrupt: Callable[[], object] = interrupt,
 ) -> bool:
     """Call it, and raise before its `step`th bytecode in this file; False if it has fewer.
 
     Args:
         besides: functions that are left out: between the last bytecode inside of a `with` and the
             release of its lock no handler runs, but this would raise.
+        interrupt: raises; or sends a signal whose handler does.
     """
     steps = 0
 
@@ -40,7 +50,7 @@ def interrupted_at(
         if event == "opcode":
             steps += 1
             if steps == step:
-                raise Interrupted
+                interrupt()
         return trace
 
     before = sys.gettrace()

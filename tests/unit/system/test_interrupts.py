@@ -69,15 +69,17 @@ def test_other_threads_run_no_handlers_and_change_none():
 # --- threads
 
 
-@pytest.mark.parametrize("filename", ["threads.py", "threading.py"])
+@pytest.mark.usefixtures("_raising")
+@pytest.mark.parametrize("filename", ["threads.py", "threading.py", "uninterrupted.py"])
 def test_a_thread_is_started_whole_or_not_at_all(filename):
+    signalled = lambda: signal.raise_signal(signal.SIGUSR2)  # noqa: E731
     step = 0
     was_interrupted = True
     while was_interrupted:
         step += 1
         ran = threading.Event()
         thread = BackgroundThread(ran.set, "test")
-        was_interrupted = interrupted_at(step, thread.start, filename)
+        was_interrupted = interrupted_at(step, thread.start, filename, (), signalled)
         if thread.is_started:
             assert ran.wait(DEADLINE), step
         assert thread.join(DEADLINE)
@@ -151,7 +153,8 @@ def test_an_interrupted_end_of_a_map_is_whole(monkeypatch, tmp_path, how):
         terminated = type(result)._terminated
 
         def interrupted(self):
-            signal.raise_signal(signal.SIGUSR2)
+            if threading.current_thread() is threading.main_thread():  # the feeder's calls it, too
+                signal.raise_signal(signal.SIGUSR2)
             return terminated(self)
 
         monkeypatch.setattr(type(result), "_terminated", interrupted)

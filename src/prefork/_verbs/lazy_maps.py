@@ -1,0 +1,148 @@
+"""The lazy ones of the map family: many calls of one function, whose results come one by one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any, TypeVar, Unpack, overload
+
+from prefork._arguments import check_can_iterate, count, some_count
+from prefork._compat.habits import check_function
+from prefork._describe import function_name
+from prefork._policy.limits import Limits
+from prefork._results.imap import Items
+from prefork._verbs.family import Family
+from prefork._verbs.signatures import A, AnyIterable, R, TaskLimits, X
+from prefork.results import IMapIterator, IMapUnorderedIterator
+
+__all__ = ["LazyMapFamily"]
+
+Iterator = TypeVar("Iterator", bound=IMapIterator[Any])
+
+
+class LazyMapFamily(Family):
+    """What `Pool` has of it; options are as in `MapFamily`."""
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[A], R],
+        iterable: AnyIterable[A],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapIterator[R]: ...
+    @overload
+    def imap(
+        self,
+        func: Callable[[A | X], R],
+        iterable: AnyIterable[A | X],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapIterator[R]: ...
+    def imap(
+        self,
+        func: Callable[[Any], R],
+        iterable: AnyIterable[Any],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapIterator[R]:
+        """Like `map`, but lazy: an iterator over the results, in the order of the input.
+
+        The input is read in the background, as results are taken. What it raises, the iterator
+        raises, after the results of what came before it. In an event loop, `async for` takes the
+        results, and lets other tasks run meanwhile.
+
+        Args:
+            func, options: as in `map`.
+            iterable: the items; it may be endless. An async iterable is read by the event loop of
+                asyncio that runs in this thread.
+            chunksize: how many items are handed to a worker at once, an int of at least 1.
+            lost_worker_timeout: seconds (int or float) instead of the pool's.
+            buffersize: how many items the input is read ahead of the results that were taken, an
+                int; None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In
+                any case it is not read on while 256 MiB of calls are on their way.
+
+        Raises:
+            ValueError: the pool is closed or terminated; an option is out of range.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `func` cannot be called, or an argument is of the wrong type.
+            RuntimeError: in a forked child, whose pool this is not; or an async iterable is given
+                where no event loop of asyncio runs.
+        """
+        limits = self._limits("imap", options, lost_worker_timeout)
+        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[A], R],
+        iterable: AnyIterable[A],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapUnorderedIterator[R]: ...
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[A | X], R],
+        iterable: AnyIterable[A | X],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapUnorderedIterator[R]: ...
+    def imap_unordered(
+        self,
+        func: Callable[[Any], R],
+        iterable: AnyIterable[Any],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> IMapUnorderedIterator[R]:
+        """Like `imap`, but the results come as they become ready, in any order."""
+        limits = self._limits("imap_unordered", options, lost_worker_timeout)
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits)
+
+    # ---- how
+
+    def _imap(
+        self,
+        iterator_class: type[Iterator],
+        func: Callable[[Any], Any],
+        iterable: AnyIterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        limits: Limits,
+    ) -> Iterator:
+        engine = self._engine
+        check_function(func)
+        chunksize = count("chunksize", chunksize)
+        buffersize = some_count("buffersize", buffersize)
+        name, workers = function_name(func), engine.supervisor.processes
+        ordered = iterator_class is not IMapUnorderedIterator
+        items = Items(self, name, buffersize, chunksize, workers, ordered)
+        items.on_cancel = engine.state.check_done
+        result = iterator_class(items)  # which cancels them if this is interrupted
+        if isinstance(iterable, Iterable) or not isinstance(iterable, AsyncIterable):
+            check_can_iterate(iterable)  # only that: to begin may already take long
+            engine.feed(engine.factory.items(items, func, iterable, chunksize, limits), items)
+        else:
+            from prefork._verbs.async_inputs import AsyncInput, Handed
+
+            handed = Handed()
+            jobs = engine.factory.items(items, func, handed, chunksize, limits)
+            AsyncInput(iterable, handed, jobs, items, engine.dispatcher)
+        return result

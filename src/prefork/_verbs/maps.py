@@ -1,0 +1,307 @@
+"""The map family: many calls of one function, whose results are wanted together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Unpack, overload
+
+from prefork._arguments import count
+from prefork._compat.habits import check_function
+from prefork._describe import function_name
+from prefork._ipc.wire import MAP, STARMAP
+from prefork._policy.chunks import FIRST_CHUNKS, LEAST_AHEAD, AdaptiveChunks, fixed_chunks
+from prefork._policy.limits import Limits
+from prefork._results.apply import callbacks_for
+from prefork._verbs.family import Family
+from prefork._verbs.signatures import (
+    A,
+    B,
+    C,
+    Callback,
+    OfOneType,
+    R,
+    TaskLimits,
+    Ts,
+    Unchecked,
+    X,
+    Y,
+    Z,
+)
+from prefork.results import MapResult
+
+__all__ = ["MapFamily"]
+
+
+class MapFamily(Family):
+    """What `Pool` has of it. All of these take, as keywords:
+
+    timeout, soft_timeout: the time limits of each call, in seconds; None: the pool's; infinity:
+        none.
+    retries: how often a chunk is run again after its worker was lost; its calls that had
+        finished are then run again, too.
+    """
+
+    @overload
+    def map(
+        self,
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def map(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    def map(
+        self,
+        func: Callable[[Any], R],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]:
+        """`[func(item) for item in iterable]`, in the workers.
+
+        The first error among the items is raised, when all chunks have finished.
+
+        Args:
+            func: a callable that takes one item, and can be pickled.
+            iterable: the items, which can be pickled; it is read to its end at once.
+            chunksize: how many items are one job, an int of at least 1. None: as many as take about
+                as long, by their measured run time, as handing them over is worth.
+            options: `soft_timeout`, `timeout` (seconds, of each item) and `retries` (of a chunk).
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            Exception: what `MapResult.get` raises, and `map_async`.
+        """
+        limits = self._limits("map", options)
+        result = self._map(MAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
+
+    @overload
+    def map_async(
+        self,
+        func: Callable[[A], R],
+        iterable: Iterable[A],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def map_async(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[A | X],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    def map_async(
+        self,
+        func: Callable[[Any], R],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]:
+        """Like `map`, but returns at once with a handle of the list.
+
+        Args:
+            func, iterable, chunksize, options: as in `map`.
+            callback: called with the list of results.
+            error_callback: called with the first exception, if any item fails for any reason.
+
+        Raises:
+            ValueError: the pool is closed or terminated; an option is out of range.
+            PoolBrokenError: the pool could not start its workers.
+            TypeError: `func` or a callback cannot be called, or an argument is of the wrong type.
+            RuntimeError: in a forked child, whose pool this is not.
+            Exception: what `iterable` raises.
+        """
+        limits = self._limits("map_async", options)
+        return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[tuple[A | X]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Unchecked],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    @overload
+    def starmap(
+        self,
+        func: OfOneType[A, R],
+        iterable: Iterable[Iterable[A]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]: ...
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        **options: Unpack[TaskLimits],
+    ) -> list[R]:
+        """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
+        limits = self._limits("starmap", options)
+        result = self._map(STARMAP, func, iterable, chunksize, limits, wait=True)
+        return self._outcome(result)  # type: ignore[no-any-return]
+
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[*Ts], R],
+        iterable: Iterable[tuple[*Ts]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X], R],
+        iterable: Iterable[tuple[A | X]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X, B | Y], R],
+        iterable: Iterable[tuple[A | X, B | Y]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[[A | X, B | Y, C | Z], R],
+        iterable: Iterable[tuple[A | X, B | Y, C | Z]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Unchecked],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    @overload
+    def starmap_async(
+        self,
+        func: OfOneType[A, R],
+        iterable: Iterable[Iterable[A]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]: ...
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callback[list[R]] = None,
+        error_callback: Callback[Any] = None,
+        **options: Unpack[TaskLimits],
+    ) -> MapResult[R]:
+        """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
+        limits = self._limits("starmap_async", options)
+        return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
+
+    # ---- how
+
+    def _map(
+        self,
+        mode: int,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        limits: Limits,
+        callback: Callback[Any] = None,
+        error_callback: Callback[Any] = None,
+        wait: bool = False,
+    ) -> MapResult[Any]:
+        check_function(func)
+        callbacks = callbacks_for(self._engine.callbacks, callback, error_callback)
+        if chunksize is not None:
+            chunksize = count("chunksize", chunksize)
+        engine, items = self._engine, list(iterable)
+        name = function_name(func)
+        result: MapResult[Any] = MapResult(self, name, len(items), callbacks)
+        if not items:
+            return result
+        workers = engine.supervisor.processes
+        few = FIRST_CHUNKS * workers  # they are handed over at once
+        chunks: Iterable[list[Any]]
+        if chunksize is None:
+            chunks = adaptive = AdaptiveChunks(items, workers)
+            # One more than few: after them there is still room, and so the end is found at once.
+            result.limit(few + (len(items) == few), adaptive.measured)
+        else:
+            chunks = fixed_chunks(items, chunksize)
+            result.limit(LEAST_AHEAD * workers)
+        latest = limits.latest(time.monotonic())
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
+        try:
+            engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+        except KeyboardInterrupt:
+            result.terminate()  # nobody will have it
+            raise
+        return result
