@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import prefork
 from helpers import DEADLINE
 from prefork._system import locks
 
@@ -52,6 +55,13 @@ def interrupted(monkeypatch: pytest.MonkeyPatch):
     yield call
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+def test_no_others_are_used():
+    for path in Path(prefork.__file__).parent.rglob("*.py"):
+        # (A `Condition` takes its own one after the other, without `with`.)
+        if path.name not in ("locks.py", "condition.py"):
+            assert not re.search(r"threading\.R?Lock\b", path.read_text()), path
 
 
 @pytest.mark.parametrize("kind", KINDS)
