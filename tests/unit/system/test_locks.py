@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -41,15 +42,17 @@ def interrupted(monkeypatch: pytest.MonkeyPatch):
             armed = False
             raise Interrupt
 
-    def call(function: Callable[[], None]) -> None:
+    def repeat(function: Callable[[], None]) -> None:
         nonlocal armed
-        try:
-            armed = True
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
-            while armed:
-                function()
-        except Interrupt:
-            pass
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
+        while armed:
+            function()
+
+    def call(function: Callable[[], None]) -> None:
+        # The loop is in a function of its own: its jump need not be within a `try` around it.
+        with contextlib.suppress(Interrupt):
+            repeat(function)
 
     before = signal.signal(signal.SIGALRM, handler)
     yield call
