@@ -42,7 +42,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+)(?P<info>[^\n`]*)$")
 RUN_BY = re.compile(r"<!-- examples: run by (\S+) -->")
 DIRECTIVE = re.compile(r"<!-- example: (.*?) -->")
-LOGGED = re.compile(r"worker \d+ \(|the initializer failed in a worker: ")
+LOGGED = re.compile(
+    r"worker \d+ \(|worker process \d+ could not start: |the initializer failed in a worker: "
+)
 
 
 class Block(NamedTuple):

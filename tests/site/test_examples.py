@@ -55,6 +55,11 @@ exec {python} {arguments} "$@"
 """
 
 
+def heed_interrupts() -> None:
+    """A shell has what it runs in the background ignore them, and so would the examples."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """A directory with the files of a page, in which its examples are run."""
 
@@ -76,7 +81,6 @@ class Run:
             "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join([str(tools), source]),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
             "COLUMNS": "100",
         }
 
@@ -91,6 +95,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         try:
             out, err = process.communicate(timeout=seconds)
