@@ -234,3 +234,35 @@ def test_options_are_plain() -> None:
     options = WorkerOptions()
     assert options.max_memory is None
     assert options.soft_limit is SoftTimeLimitExceeded
+
+
+def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool sends its signal once. The worker may be kept from running, at whatever moment, from
+    when it has told what its clock says until that signal is there."""
+    handlers: list[Callable[..., object]] = []
+    monkeypatch.setattr(worker, "set_action", lambda signum, call: handlers.append(call))
+
+    class Clock:
+        def __init__(self, clock: memoryview) -> None:
+            self._clock = clock
+
+        def __setitem__(self, place: int, value: float) -> None:
+            self._clock[place] = value
+            if place == 1 and value > self._clock[2]:  # the task's own time runs
+                monkeypatch.setattr(worker.time, "monotonic", lambda: value + 61.0)
+                handlers[-1](0, None)
+
+    open_end = worker.WorkerEnd.open
+
+    def opened(end: worker.WorkerEnd) -> Any:
+        black_box = open_end(end)
+        end.clock = Clock(end.clock)  # type: ignore[assignment]
+        return black_box
+
+    monkeypatch.setattr(worker.WorkerEnd, "open", opened)
+    job = desk.put(len, ("abc",), CALL | LIMITED)
+    ((found, (ok, error)),) = outcomes(desk.run())
+    assert (found, ok) == (job, False)
+    assert isinstance(error, SoftTimeLimitExceeded)
