@@ -15,6 +15,7 @@ from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode, decode_exit, decode_reason
 from prefork._ipc.pickling import CallPickler
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, STARMAP, Kind, Report
+from prefork._ipc.worker_end import WorkerEnd
 from prefork._worker import main as worker
 from prefork._worker.options import Initializer, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
@@ -251,17 +252,17 @@ def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
         def __setitem__(self, place: int, value: float) -> None:
             self._clock[place] = value
             if place == 1 and value > self._clock[2]:  # the task's own time runs
-                monkeypatch.setattr(worker.time, "monotonic", lambda: value + 61.0)
+                monkeypatch.setattr(time, "monotonic", lambda: value + 61.0)
                 handlers[-1](0, None)
 
-    open_end = worker.WorkerEnd.open
+    open_end = WorkerEnd.open
 
-    def opened(end: worker.WorkerEnd) -> Any:
+    def opened(end: WorkerEnd) -> Any:
         black_box = open_end(end)
         end.clock = Clock(end.clock)  # type: ignore[assignment]
         return black_box
 
-    monkeypatch.setattr(worker.WorkerEnd, "open", opened)
+    monkeypatch.setattr(WorkerEnd, "open", opened)
     job = desk.put(len, ("abc",), CALL | LIMITED)
     ((found, (ok, error)),) = outcomes(desk.run())
     assert (found, ok) == (job, False)
