@@ -20,6 +20,7 @@ project_copyright = author
 version = release = prefork.__version__
 
 extensions = [
+    "click_options",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
@@ -50,7 +51,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["celery", "kombu", "joblib"]
+autodoc_mock_imports = ["celery", "kombu"]
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_attr_annotations = False

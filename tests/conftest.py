@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -13,6 +14,10 @@ from gate import Gate
 from helpers import METHODS, Script
 from prefork import Pool
 from promises import spelled_out
+
+# What the modules of tests import. Else each child of the fork server would do so anew, in its
+# first task, within that task's time limit.
+multiprocessing.set_forkserver_preload(["__main__", "pytest", "prefork.pool", "helpers", "gate"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +43,13 @@ def make_pool() -> Iterator[Callable[..., Pool]]:
     yield make
     for pool in pools:
         pool.terminate()
+
+
+@pytest.fixture
+def without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed; in workers that are forked, too."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    monkeypatch.delitem(sys.modules, "prefork._ipc.by_value", raising=False)
 
 
 @pytest.fixture

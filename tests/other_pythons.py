@@ -1,39 +1,59 @@
 """Runs the tests on other versions of Python: those that are here, or can be installed.
 
-    other_pythons.py [--full] [--jobs N] [--minutes N] [VERSION ...]
+    other_pythons.py [--full] [--jobs N] [--minutes N] [VERSION ...] [--tests TEST ...]
 
 A version is looked for on PATH and among pyenv's. What is not here comes from Debian's unstable
 distribution, which is installed into a directory of its own and entered with chroot (as root; it
 takes some minutes, once). Whatever cannot be had is left out, and the last lines say why.
 
 The newest version runs nearly all tests, with all start methods; the others run the unit and
-integration tests, with their default method. The tests of celery workers, of types, and those that
-need the machine to themselves are `make test`'s alone.
+integration tests, with their default method. The tests of celery workers, of joblib, of types, and
+those that need the machine to themselves are `make test`'s alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 VERSIONS = ["3.15", "3.14", "3.13", "3.12", "3.11"]  # the newest first
 FROM_DEBIAN = {"3.15", "3.14"}
 DEFAULT_METHODS = {"3.15": "forkserver", "3.14": "forkserver"}  # before: fork
 
+LAZY = "3.15"
+"""The first version that can have all imports be lazy."""
+
+LAZY_TESTS = [
+    f"tests/integration/test_{name}.py"
+    for name in ("calls", "death", "imap", "recycling", "task_pool", "templates", "time_limits")
+]
+"""They are run once more, so."""
+
+STUCK_MINUTES = 40.0
+"""A run of tests that takes longer is ended: each test has a deadline, so this is not one's."""
+
 HERE = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefork-pythons"
 ROOT = CACHE / "debian-unstable"
 
-Run = Callable[[str], int]
-"""Runs a shell command with a version's interpreter; returns its exit code."""
+FAILED = re.compile(r"(?:FAILED|ERROR) (tests/[^:\s]+(?:::\w+)?)")
+"""How a line of pytest's summary begins."""
+
+
+class Outcome(NamedTuple):
+    code: int
+    failed: list[str]
+    """The tests that have, as pytest takes them, but for their parameters."""
 
 
 class LeftOut(Exception):
@@ -59,11 +79,38 @@ def find(version: str) -> str | None:
     return None
 
 
-def run_here(command: str) -> int:
-    return subprocess.run(["bash", "-euc", command], cwd=HERE, check=False).returncode
+def run(program: list[str], minutes: float = STUCK_MINUTES) -> Outcome:
+    """Run a program, and show what it prints."""
+    failed: dict[str, None] = {}
+    process = subprocess.Popen(
+        program, cwd=HERE, stdout=subprocess.PIPE, text=True, errors="replace", process_group=0
+    )
+    assert process.stdout is not None
+
+    def end(signum: int, frame: object) -> None:
+        print(f"\nThis has taken {minutes:g} minutes, and is ended.", flush=True)
+        os.killpg(process.pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if match := FAILED.match(line):
+                failed[match[1]] = None
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return Outcome(process.wait(), list(failed))
 
 
-def run_in_debian(command: str) -> int:
+def run_here(command: str) -> Outcome:
+    return run(["bash", "-euc", command])
+
+
+def run_in_debian(command: str) -> Outcome:
     """What is mounted is so for this command alone, and goes with it."""
     root, here = shlex.quote(str(ROOT)), shlex.quote(str(HERE))
     entered = shlex.quote(f"cd {here}; {command}")
@@ -77,12 +124,11 @@ def run_in_debian(command: str) -> int:
         exec chroot {root} env -u TMPDIR HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
             bash -euc {entered}
     """
-    program = ["unshare", "--mount", "--propagation", "private", "bash", "-euc", script]
-    return subprocess.run(program, check=False).returncode
+    return run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", script])
 
 
-def need(code: int, what: str) -> None:
-    if code:
+def need(outcome: Outcome, what: str) -> None:
+    if outcome.code:
         raise LeftOut(what)
 
 
@@ -99,6 +145,7 @@ def install_from_debian(version: str) -> None:
         made = ROOT.with_name(f"{ROOT.name}.{os.getpid()}")
         made.parent.mkdir(parents=True, exist_ok=True)
         command = f"debootstrap --variant=minbase --include=ca-certificates,procps sid {made}"
+        print("Installing Debian's unstable distribution, once", flush=True)
         try:
             need(run_here(f"{command} >/dev/null"), "it is not here, and debootstrap has failed")
             made.rename(ROOT)
@@ -107,48 +154,77 @@ def install_from_debian(version: str) -> None:
     for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
         if Path("/", name).exists():
             shutil.copy(Path("/", name), ROOT / name)
+    is_there = f"python{version} -c 'import ensurepip, test._test_multiprocessing' 2>/dev/null"
     packages = f"python{version} python{version}-venv libpython{version}-testsuite"
     # A mirror may lag behind: the index of this distribution is valid for a week only.
     update = "apt-get -qq -o Acquire::Check-Valid-Until=false update"
-    code = run_in_debian(f"{{ {update} && {quiet} {packages}; }} >/dev/null")
-    need(code, "it is not here, and Debian's unstable distribution does not give it")
+    install = f"{{ {update} && {quiet} {packages}; }} >/dev/null"
+    needed = run_in_debian(f"{is_there} || {install}")
+    need(needed, "it is not here, and Debian's unstable distribution does not give it")
 
 
 # --- its tests
 
 
-def tests_of(version: str, jobs: int, is_full: bool) -> str:
+class Run(NamedTuple):
+    """Some tests in a version of Python."""
+
+    methods: str
+    tests: list[str]
+    variables: str = ""
+
+    def command(self, jobs: int) -> str:
+        # Bytecode is kept in the version's own place: here are other users, and other versions.
+        return (
+            f"PREFORK_TEST_METHODS='{self.methods}' PYTHONPATH=$PWD/src "
+            f'PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$venv/bytecode" {self.variables} '
+            f'"$venv/bin/python" -m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal '
+            f"-m 'not serial' {shlex.join(self.tests)}"
+        )
+
+
+def runs_of(version: str, is_full: bool, chosen: list[str]) -> list[Run]:
     methods = "fork forkserver spawn"
-    folders = "tests/unit tests/integration tests/cli tests/standard"
+    tests = ["tests/unit", "tests/integration", "tests/cli", "tests/standard"]
     if not is_full:
         methods = DEFAULT_METHODS.get(version, "fork")
-        folders = "tests/unit tests/integration"
-    return (
-        f"PREFORK_TEST_METHODS='{methods}' PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 "
-        f'"$venv/bin/python" -m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal '
-        f"-m 'not serial' {folders}"
-    )
+        tests = ["tests/unit", "tests/integration"]
+    if chosen:
+        return [Run(methods, chosen)]
+    runs = [Run(methods, tests)]
+    if version == LAZY:
+        runs.append(Run(methods, LAZY_TESTS, "PYTHON_LAZY_IMPORTS=all"))
+    return runs
 
 
-def test(version: str, jobs: int, is_full: bool) -> bool:
-    """Whether its tests pass.
+def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
+    """What has come of its tests.
 
     Raises:
         LeftOut: they cannot be run.
     """
-    run: Run = run_here
+    enter = run_here
     if (python := find(version)) is None:
         install_from_debian(version)
-        run, python = run_in_debian, f"python{version}"
+        enter, python = run_in_debian, f"python{version}"
     # (Not kept: a version's environment would go on as it is when that is updated.)
     venv = f'venv=$(mktemp -d); trap \'rm -rf "$venv"\' EXIT; {shlex.quote(python)} -m venv "$venv"'
     project = tomllib.loads((HERE / "pyproject.toml").read_text())
     extra = project["project"]["optional-dependencies"]["cli"]
     needed = shlex.join([*project["dependency-groups"]["test"], *extra])
-    install = f'"$venv/bin/python" -m pip install --quiet --only-binary :all: {needed} || exit 99'
-    code = run(f"{venv}; {install}; {tests_of(version, jobs, is_full)}")
-    need(code == 99, "what the tests need cannot be installed for it")
-    return code == 0
+    install = f'"$venv/bin/python" -m pip install -qq --only-binary :all: {needed} || exit 99'
+    commands = [run.command(jobs) for run in runs_of(version, is_full, chosen)]
+    # All are run, whatever comes of the first.
+    tests = "; ".join(f"echo {shlex.quote(each)}; {each} || code=$?" for each in commands)
+    began = time.monotonic()
+    outcome = enter(f'{venv}; {install}; "$venv/bin/python" -VV; code=0; {tests}; exit $code')
+    need(outcome._replace(code=outcome.code == 99), "what the tests need cannot be installed")
+    minutes = f"{(time.monotonic() - began) / 60:.1f} minutes"
+    if not outcome.code:
+        return f"passed, in {minutes}"
+    options = f"{'--full ' if is_full else ''}{version}"
+    again = " ".join([options, *(["--tests", *outcome.failed] if outcome.failed else [])])
+    return f"FAILED, in {minutes}; run it again with\n  make test-pythons PYTHONS='{again}'"
 
 
 def main() -> int:
@@ -157,6 +233,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="all tests, with all start methods")
     parser.add_argument("--jobs", type=int, default=2, help="how many tests to run at once")
     parser.add_argument("--minutes", type=float, help="begin no other version after so long")
+    parser.add_argument("--tests", nargs="+", default=[], help="these tests alone, as for pytest")
     options = parser.parse_args()
     this = "{}.{}".format(*sys.version_info)
     began = time.monotonic()
@@ -167,7 +244,7 @@ def main() -> int:
             if options.minutes and time.monotonic() - began > 60 * options.minutes:
                 raise LeftOut(f"more than {options.minutes:g} minutes had passed")
             is_full = options.full or version == VERSIONS[0]
-            results[version] = "passed" if test(version, options.jobs, is_full) else "FAILED"
+            results[version] = test(version, options.jobs, is_full, options.tests)
         except LeftOut as exc:
             results[version] = f"left out: {exc}"
     if not options.versions:
@@ -175,7 +252,7 @@ def main() -> int:
     print("\n=== On other versions of Python")
     for version in sorted(results):
         print(f"{version}: {results[version]}")
-    return "FAILED" in results.values()
+    return any(result.startswith("FAILED") for result in results.values())
 
 
 if __name__ == "__main__":

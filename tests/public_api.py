@@ -31,8 +31,9 @@ HANDED_OUT = {
 """Programs get these from a pool, and make none."""
 
 OF_THE_POOL = {
-    "end", "has_room", "items", "job_added", "job_done", "job_started", "limit", "limit_passed",
-    "note_added", "note_done", "number", "room", "title", "waiters",
+    "begin_wait", "end", "expected", "failure", "give", "has_ended", "has_room",
+    "is_waited_for", "items", "job_added", "job_done", "job_started", "limit", "limit_passed",
+    "note_added", "note_done", "number", "room", "title", "waiters", "watch",
 }  # fmt: skip
 """What the pool itself uses of them."""
 
@@ -95,7 +96,11 @@ def describe_class(path: str, cls: type) -> Iterator[str]:
     if "__init__" in names:
         yield from describe_call(f"{path}.__init__", cls.__init__)
     fields = getattr(cls, "_fields", ())
-    yield from (f"    {path}.{field}: {kind(cls.__annotations__[field])}" for field in fields)
+    if fields and cls.__base__ is not tuple:  # it has a constructor of its own
+        yield from describe_call(f"{path}.__new__", cls.__new__)
+    for field in fields:
+        home = next(base for base in cls.__mro__ if field in vars(base).get("__annotations__", ()))
+        yield f"    {path}.{field}: {kind(home.__annotations__[field])}"
     for name in sorted(names):
         if name.startswith("_") or name in fields:
             continue

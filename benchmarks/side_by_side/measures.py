@@ -6,6 +6,7 @@ of all processes; others are named where they are made.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import tempfile
@@ -24,6 +25,7 @@ from benchmarks.side_by_side.meters import Cost, descendants, memory_of, residen
 from benchmarks.side_by_side.peers import Peer
 
 WARM_UP = 200  # calls before anything is measured
+IN_TURN = 100  # calls of one kind, and then of the other
 ARRAY = 64 << 20  # bytes
 LONG, SHORT = 0.1, 0.001  # seconds
 UNEVEN = [LONG if i % 20 == 0 else SHORT for i in range(200)]
@@ -84,6 +86,29 @@ def apply(bench: Bench) -> Metrics:
             pool.call(tasks.noop, i)
             seconds.append(time.perf_counter() - begin)
     return {**cost.per(bench.size), "p50": median(seconds)}
+
+
+def awaited(bench: Bench) -> Metrics:
+    """One `await` after another (`p50`, seconds); and divided by one call that is waited for, in
+    turns with it (`call`)."""
+    pool = bench.pool("call")
+    awaits: list[float] = []
+    calls: list[float] = []
+
+    async def wait(count: int) -> None:
+        for i in range(count):
+            begin = time.perf_counter()
+            await pool.awaitable(tasks.noop, i)
+            awaits.append(time.perf_counter() - begin)
+
+    with asyncio.Runner() as runner:
+        for _ in range(bench.size // IN_TURN):
+            runner.run(wait(IN_TURN))
+            for i in range(IN_TURN):
+                begin = time.perf_counter()
+                pool.call(tasks.noop, i)
+                calls.append(time.perf_counter() - begin)
+    return {"p50": median(awaits), "call": median(awaits) / median(calls)}
 
 
 def map_default(bench: Bench) -> Metrics:

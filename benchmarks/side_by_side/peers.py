@@ -7,9 +7,10 @@ are, by who started it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -39,6 +40,10 @@ class Peer:
 
     def future(self, func: Func, *args: Any) -> Any:
         """The same by a `concurrent.futures.Executor`; returns a future."""
+        raise NotImplementedError
+
+    def awaitable(self, func: Func, *args: Any) -> Awaitable[Any]:
+        """Hand in one call, in an event loop of asyncio; returns what is to be awaited."""
         raise NotImplementedError
 
     def call(self, func: Func, *args: Any) -> Any:
@@ -112,6 +117,9 @@ class Prefork(_PoolPeer):
             self._executor = ProcessPoolExecutor(*self._made_with)
         return self._executor.submit(func, *args)
 
+    def awaitable(self, func: Func, *args: Any) -> Awaitable[Any]:
+        return self._pool.submit(func, *args)  # type: ignore[no-any-return]
+
 
 class PreforkInterpreted(Prefork):
     """The same source, as plain Python."""
@@ -147,6 +155,9 @@ class _FuturesPeer(Peer):
 
     def future(self, func: Func, *args: Any) -> Any:
         return self._pool.submit(func, *args)
+
+    def awaitable(self, func: Func, *args: Any) -> Awaitable[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, func, *args)
 
     def result(self, handle: Any) -> Any:
         return handle.result()

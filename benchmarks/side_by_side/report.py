@@ -23,11 +23,13 @@ METRICS = {
     "wall": "",
     "p50": ", p50",
     "cpu": ", CPU",
+    "call": ", / one `apply`",
     "ideal": ", makespan / ideal",
     "peak": ", / what must exist",
     "bytes": ", memory",
     "growth": ", time for a job / for one of the first 10,000",
     "wakeups": ", wake-ups",
+    "ratio": "",
 }
 """In the order of the lines; what each adds to the workload's title."""
 

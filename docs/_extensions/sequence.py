@@ -97,10 +97,10 @@ def draw_step(step: Step, y: float, width: float) -> list[str]:
         return boxed(start, y, step.text, width)
     if step.start == step.end:
         loop = f"M{start} {y - 9} h22 v16 h-16"
-        return [
-            f'<path class="arrow" d="{loop}" marker-end="url(#tip)"/>',
-            *on_paper(start + 30, y + 3, step.text, "label", "start"),
-        ]
+        arrow = f'<path class="arrow" d="{loop}" marker-end="url(#tip)"/>'
+        is_last = start + COLUMN > width
+        where = (start - 10, "end") if is_last else (start + 30, "start")
+        return [arrow, *on_paper(where[0], y + 3, step.text, "label", where[1])]
     dashed = " dashed" if step.kind == "-->" else ""
     return [
         f'<line class="arrow{dashed}" x1="{start}" y1="{y + 4}" x2="{end}" y2="{y + 4}"'
@@ -121,7 +121,7 @@ def boxed(x: float, y: float, text: str, width: float) -> list[str]:
 def on_paper(x: float, y: float, text: str, kind: str, anchor: str = "middle") -> list[str]:
     """With a piece of the page's background behind it, so that no line goes through it."""
     size = CHARACTER * len(text) + 6
-    left = x - size / 2 if anchor == "middle" else x - 3
+    left = {"start": x - 3, "middle": x - size / 2, "end": x - size + 3}[anchor]
     paper = f'<rect class="paper" x="{left:.0f}" y="{y - 12}" width="{size:.0f}" height="16"/>'
     return [paper, label(x, y, text, kind, anchor)]
 

@@ -13,19 +13,25 @@ __all__ = [
     "check_can_iterate",
     "check_iterable",
     "count",
+    "integer",
     "seconds",
     "some_count",
 ]
 
 
-def count(name: str, value: object, least: int = 1) -> int:
+def integer(name: str, value: object) -> int:
     """An int, or what is one to `operator.index`, as numpy's integers are."""
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an int, not {value!r}") from None
+
+
+def count(name: str, value: object, least: int = 1) -> int:
+    """The same, of at least so much."""
+    number = integer(name, value)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, not {number}")
     return number

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["describe_exit", "short_repr", "type_name"]
+__all__ = ["describe_exit", "short_repr", "trim_notes", "type_name"]
 
 
 def type_name(obj: object) -> str:
@@ -29,6 +29,18 @@ def short_repr(obj: object) -> str:
 
 _reprlib = reprlib.Repr()
 _reprlib.maxstring = _reprlib.maxother = 200
+
+
+KEPT_NOTES: Final = 4
+"""How many notes of an exception are kept at the beginning, and at the end."""
+
+
+def trim_notes(exc: BaseException) -> None:
+    """Python 3.14 notes each level of what cannot be pickled: tens of thousands, where a nested
+    object is too deep for it."""
+    notes = getattr(exc, "__notes__", None)
+    if isinstance(notes, list) and (dropped := len(notes) - 2 * KEPT_NOTES) > 1:
+        notes[KEPT_NOTES:-KEPT_NOTES] = [f"... and {dropped} notes more"]
 
 
 def describe_exit(exitcode: int | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import threading
 from collections.abc import Callable, Iterable
 from multiprocessing import context as mp_context
 from typing import Any, Final
@@ -13,10 +12,11 @@ from typing import Any, Final
 from prefork import pool
 from prefork._compat.classes import adopt_bases
 from prefork._public import public
+from prefork._system.locks import Lock
 
 __all__ = ["get_context", "install", "uninstall"]
 
-_lock: Final = threading.Lock()
+_lock: Final = Lock()
 std_pool: Any = importlib.import_module("multiprocessing.pool")  # (to set its attributes)
 StdPool = std_pool.Pool
 adopt_bases()

@@ -15,6 +15,7 @@ from prefork._public import public
 
 __all__ = [
     "Cancelled",
+    "DeadlineExceeded",
     "LimitExceeded",
     "MaybeDecodingError",
     "MemoryLimitExceeded",
@@ -77,13 +78,14 @@ class WorkerLostError(PreforkError):
 @public
 class LimitExceeded(PreforkError):
     """The job had more of something than it may have, so its worker was killed. This is the base
-    class of `TimeLimitExceeded` and `MemoryLimitExceeded`, for those who treat both alike.
+    class of `TimeLimitExceeded`, `DeadlineExceeded` and `MemoryLimitExceeded`, for those who treat
+    them alike.
 
     Attributes:
         limit: what it was allowed (int or float).
         job: the job's number in its pool (int).
         function: the qualified name of the function that ran (str).
-        pid: the process id of the worker that was killed (int).
+        pid: the process id of the worker that was killed (int); 0: no worker ran it.
         stack: the Python stack where the task was, of all threads; or why there is none, in
             parentheses (str).
     """
@@ -123,6 +125,30 @@ class TimeLimitExceeded(LimitExceeded):
 
     def __str__(self) -> str:
         return self._message(f"exceeded its time limit of {self.limit:g} s")
+
+
+@public
+class DeadlineExceeded(LimitExceeded):
+    """The job's deadline has passed. If it ran then, its worker was killed; else it was not run.
+
+    Attributes:
+        limit: the deadline in seconds, counted from the moment the job was handed in (float).
+        job, function, pid, stack: as in `LimitExceeded`; `pid` is 0 if it did not run then.
+    """
+
+    def __init__(
+        self, limit: float, job: int = 0, function: str = "", pid: int = 0, stack: str = ""
+    ) -> None:
+        super().__init__(limit, job, function, pid, stack)
+        self._set(limit, job, function, pid, stack)
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return (
+                f"job {self.job} ({self.function}) had not been started by its deadline of "
+                f"{self.limit:g} s, so it will not be"
+            )
+        return self._message(f"had not ended by its deadline of {self.limit:g} s")
 
 
 @public

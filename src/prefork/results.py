@@ -6,7 +6,9 @@ it, so that none must be made; and a compiled finalizer forgets the exception th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+import functools
+from collections.abc import Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from prefork._compat.classes import LATER, stands_for
 from prefork._compat.names import ApplyNames, IMapNames, MapNames
@@ -23,6 +25,14 @@ else:
     standard = LATER
 
 
+@functools.cache
+def _awaiting() -> Any:
+    """Imported when somebody awaits."""
+    from prefork._results import awaiting
+
+    return awaiting
+
+
 @public
 @stands_for("ApplyResult")
 class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T], standard.ApplyResult[T]):
@@ -33,6 +43,10 @@ class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T], standard.ApplyResul
 
         def get(self, timeout: float | None = None) -> T: ...
 
+    def __await__(self) -> Generator[Any, None, T]:
+        outcome: Generator[Any, None, T] = _awaiting().outcome_of(self)
+        return outcome
+
 
 @public
 @stands_for("MapResult")
@@ -42,6 +56,10 @@ class MapResult(map.MapResult, MapNames, Generic[T], standard.MapResult[T]):
     if TYPE_CHECKING:
 
         def get(self, timeout: float | None = None) -> list[T]: ...
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        outcome: Generator[Any, None, list[T]] = _awaiting().outcome_of(self)
+        return outcome
 
 
 @public
@@ -60,6 +78,20 @@ class IMapIterator(imap.IMapIterator, IMapNames, Generic[T], standard.IMapIterat
         def __next__(self) -> T: ...  # type: ignore[override]
 
         def next(self, timeout: float | None = None) -> T: ...
+
+    # ---- in an event loop
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        result: Coroutine[Any, Any, T] = _awaiting().next_of(self)
+        return result
+
+    async def aclose(self) -> None:
+        """Take no more results, and end what was handed in: what has not been started never runs,
+        and what runs is killed. So does a task that is cancelled while it waits here."""
+        _awaiting().end(self.items)
 
 
 @public

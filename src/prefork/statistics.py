@@ -77,11 +77,11 @@ class PoolStatistics(NamedTuple):
     Attributes:
         processes: how many workers there should be.
         workers: those that there are.
-        queued: how many jobs no worker has started.
+        queued: how many jobs wait: no worker has started them, or they are to be run again.
         running: how many are run now.
         finished: how many had a result.
         failed: how many had an error.
-        retried: how many runs were repeated, because their worker was lost.
+        retried: how many runs have followed one that had failed.
         exits: the last workers that have ended, the newest at the end.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import datetime
 import os
 import signal
 import sys
@@ -103,14 +104,49 @@ def log_and_behave(value: str) -> Any:
     return behave(what)
 
 
+def rich(kind: str) -> Any:
+    """Results that JSON has no form for."""
+    import decimal
+    import enum
+    import uuid
+
+    import numpy as np
+
+    return {
+        "set": {2, 1},
+        "mixed set": {1},
+        "bytes": b"\xffabc",
+        "dataclass": [Point(1, 2)],
+        "path": Path("x"),
+        "decimal": decimal.Decimal("0.10"),
+        "datetime": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+        "date": datetime.date(2026, 1, 2),
+        "duration": datetime.timedelta(minutes=1.5),
+        "uuid": uuid.UUID(int=1),
+        "enum": enum.Enum("Colour", {"RED": "red"}).RED,  # type: ignore[attr-defined]
+        "scalar": np.float32(1.5),
+        "integer": np.int64(3),
+        "array": np.arange(4).reshape(2, 2),
+        "model": Model(),
+    }[kind]
+
+
+class Model:
+    """Has what pydantic's models have."""
+
+    def model_dump(self) -> dict[str, Any]:
+        return {"a": 1, "at": datetime.date(2026, 1, 2)}
+
+
+def power(base: float, exponent: float = 2, *, plus: float = 0) -> float:
+    return base**exponent + plus
+
+
 def not_json(kind: str) -> Any:
     circle: list[Any] = []
     circle.append(circle)
     return {
-        "set": {1},
-        "bytes": b"abc",
-        "dataclass": Point(1, 2),
-        "object": Path("x"),
+        "object": Shapes(),
         "nan": {"deep": [float("nan")]},
         "circle": circle,
         "key": {(1, 2): 3},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,36 @@ def test_a_failure_is_a_record_and_listed_at_the_end(prefork: Any) -> None:
     assert "2 of 3 inputs came through, 1 failed" in done.stderr
 
 
-def test_only_the_first_failures_are_listed(prefork: Any) -> None:
-    done = prefork.run("number", *(f"x{i}" for i in range(25)))
+def test_failures_are_shown_as_they_come_and_counted_by_their_kinds(prefork: Any) -> None:
+    done = prefork.run("number", *(f"x{i}" for i in range(25)), "-p", 1)
     assert done.code == 1
-    assert done.stderr.count(": ValueError: ") == 20
-    assert "... and 5 more" in done.stderr
+    shown = [line for line in done.stderr.splitlines() if "failed: " in line]
+    assert [line.split()[2] for line in shown] == ["x0:", "x1:", "x2:"]
+    assert "ValueError: invalid literal" in shown[0]
+    summary = done.stderr.partition("25 inputs failed:")[2].splitlines()
+    assert (
+        "25 x ValueError: invalid literal for int() with base 10: 'x0', in number (" in summary[1]
+    )
+    assert summary[1].endswith(", with x0")
     assert len(done.records) == 25
+
+
+def test_failures_of_different_kinds(prefork: Any) -> None:
+    done = prefork.run("behave", "raise a", "exit 3", "raise b", "exit 3", "raise c", "-p", 1)
+    kinds = [line.split()[1:4] for line in done.stderr.splitlines() if " x " in line]
+    assert kinds[0][0] == "3"
+    assert sorted(kind[0] for kind in kinds) == ["2", "3"]
+
+
+@pytest.mark.parametrize("options", [["--max-failures", 2], ["--fail-fast"]])
+def test_enough_failures(prefork: Any, options: list[Any]) -> None:
+    most = 2 if len(options) == 2 else 1
+    inputs = ["1", *(f"x{i}" for i in range(500))]
+    done = prefork.run("number", *inputs, "-p", 1, "-o", "out", *options)
+    assert done.code == 1
+    failed = int(re.search(r"stopped after (\d+) failure", done.stderr)[1])  # type: ignore[index]
+    assert most <= failed < 400  # those that had failed by then, too
+    assert "--resume does the rest" in done.stderr
 
 
 def test_no_input_at_all_is_fine(prefork: Any) -> None:
@@ -130,10 +155,7 @@ def test_a_child_that_the_function_forked_does_no_harm(prefork: Any, chunksize: 
 @pytest.mark.parametrize(
     ("kind", "advice"),
     [
-        ("set", "type set; return sorted(...) or list(...) of it"),
-        ("bytes", "type bytes; return its .decode() or .hex()"),
-        ("dataclass", "functions.Point; return dataclasses.asdict(...) of it"),
-        ("object", "PosixPath; return str(...) of it"),
+        ("object", "Shapes; return str(...) of it"),
         ("nan", "return None in place of NaN"),
         ("circle", "Circular reference"),
         ("key", "keys must be str"),
@@ -147,7 +169,32 @@ def test_a_result_that_is_not_json(prefork: Any, kind: str, advice: str) -> None
     assert error["type"] == "NotJSONError"
     assert error["message"].startswith("the result is not JSON: ")
     assert advice in error["message"]
+    assert "; it is " in error["message"]  # nothing is lost
     assert "NotJSONError: the result is not JSON: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("set", [1, 2]),
+        ("bytes", {"base64": "/2FiYw=="}),
+        ("dataclass", [{"x": 1, "y": 2}]),
+        ("path", "x"),
+        ("decimal", "0.10"),
+        ("datetime", "2026-01-02T03:04:05+00:00"),
+        ("date", "2026-01-02"),
+        ("duration", 90.0),
+        ("uuid", "00000000-0000-0000-0000-000000000001"),
+        ("enum", "red"),
+        ("scalar", 1.5),
+        ("integer", 3),
+        ("array", [[0, 1], [2, 3]]),
+        ("model", {"a": 1, "at": "2026-01-02"}),
+    ],
+)
+def test_a_result_that_json_has_no_form_for(prefork: Any, kind: str, expected: Any) -> None:
+    pytest.importorskip("numpy")
+    assert prefork.run("rich", kind).records[0]["result"] == expected
 
 
 # ---- inputs
@@ -202,6 +249,52 @@ def test_a_byte_order_mark_is_no_part_of_the_input(prefork: Any, tmp_path: Path)
     assert prefork.run("same", "--jsonl", "jsonl").records[0]["result"] == {"a": 1}
 
 
+def test_rows_of_csv(prefork: Any, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(
+        b'name,size\r\na,1\r\n"b, c","2\n3"\r\n\r\nshort\r\nd,4\r\n'
+    )
+    done = prefork.run("same", "--csv", "table.csv", "--ordered")
+    assert done.code == 1
+    assert [record["input"] for record in done.records] == [
+        {"name": "a", "size": "1"},
+        {"name": "b, c", "size": "2\n3"},
+        "short",
+        {"name": "d", "size": "4"},
+    ]
+    error = done.records[2]["error"]
+    assert (error["type"], error["message"]) == (
+        "InputError",
+        "table.csv, line 6: 1 values for 2 columns",
+    )
+
+
+def test_lines_that_end_with_nul(prefork: Any) -> None:
+    done = prefork.run("same", "--lines", "-", "--null", stdin="a\nb\0c\0")
+    assert set(done.by_input()) == {"a\nb", "c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--limit", 3], "123"),
+        (["--limit", 0], ""),
+        (["--shard", "2/3"], "258"),
+        (["--shard", "1/3", "--limit", 2], "14"),
+    ],
+)
+def test_some_of_the_inputs(prefork: Any, options: list[Any], expected: str) -> None:
+    done = prefork.run("same", *"123456789", *options)
+    assert sorted(record["input"] for record in done.records) == list(expected)
+    assert f"{len(expected)} of {len(expected)} inputs came through" in done.stderr
+
+
+def test_several_arguments_and_keywords(prefork: Any) -> None:
+    lines = '[2, 3]\n{"base": 3}\n5\n'
+    options = ["--star", "--kwarg", "plus=0.5", "--jsonl", "-"]
+    done = prefork.run("power", *options, stdin=lines)
+    assert sorted(record["result"] for record in done.records) == [8.5, 9.5, 25.5]
+
+
 def test_inputs_from_a_named_pipe(prefork: Any, fifo: Path) -> None:
     process = prefork.start("same", "--lines", fifo)
     fifo.write_text("a\nb\n")
@@ -244,6 +337,20 @@ def test_a_file(prefork: Any, tmp_path: Path, method: str) -> None:
     (tools / "json.py").write_text("from helper import twice\n")
     done = prefork.run("tools/json.py:twice", "ab", "--start-method", method)
     assert [record["result"] for record in done.records] == ["abab"], done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_of_a_package_may_import_its_neighbours(
+    prefork: Any, tmp_path: Path, method: str
+) -> None:
+    package = tmp_path / "src" / "outer" / "inner"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package.parent / "rates.py").write_text("RATE = 3\n")
+    (package / "task.py").write_text("from ..rates import RATE\ndef f(x): return RATE\n")
+    done = prefork.run("src/outer/inner/task.py:f", "1", "--start-method", method)
+    assert [record["result"] for record in done.records] == [3]
 
 
 def test_a_builtin_function(prefork: Any) -> None:

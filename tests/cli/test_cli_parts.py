@@ -54,7 +54,14 @@ def test_the_feeder_reads_no_further_ahead_than_its_window(chunksize: int) -> No
         fed.release()
 
     feeder = Feeder(
-        inputs, Earlier(), Stats(), chunksize, window, submit, lambda *end: ends.append(end)
+        inputs,
+        Earlier(),
+        Stats(),
+        chunksize,
+        window,
+        submit,
+        lambda *_: None,
+        lambda *end: ends.append(end),
     )
     feeder.start()
     for _ in range(window // chunksize):
@@ -82,6 +89,7 @@ def test_the_feeder_submits_what_it_has_before_it_waits() -> None:
         10,
         100,
         lambda chunk: chunks.append([item.value for item in chunk]),
+        lambda *_: None,
         lambda *_: None,
     )
     feeder.start()

@@ -20,7 +20,7 @@ from running import finish, parse
 from helpers import eventually, has_ended
 
 ReadPids = Callable[[int], list[int]]
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture
@@ -216,12 +216,6 @@ def test_resume_without_an_earlier_run(prefork: Any, tmp_path: Path) -> None:
     assert len(parse((tmp_path / "out").read_text())) == 1
 
 
-def test_without_resume_the_output_is_replaced(prefork: Any, tmp_path: Path) -> None:
-    for text in ("1", "2"):
-        assert prefork.run("number", text, "-o", "out").code == 0
-    assert [record["input"] for record in parse((tmp_path / "out").read_text())] == ["2"]
-
-
 def test_resume_counts_equal_inputs(prefork: Any, tmp_path: Path) -> None:
     prefork.run("same", "a", "a", "-o", "out")
     prefork.run("same", "a", "b", "a", "a", "-o", "out", "--resume")
@@ -264,7 +258,7 @@ def test_resume_from_something_else(
     prefork: Any, tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "out").write_text(content)
-    done = prefork.run("same", "a", "-o", "out", "--resume")
+    done = prefork.run("same", "a", "-o", "out", "--resume-anyway")
     assert done.code == 2
     assert message in done.stderr
     assert (tmp_path / "out").read_text() == content

@@ -105,6 +105,13 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, source: str, messages:
         (["--timeout", "soon"], "'soon' is not a number of seconds"),
         (["--soft-timeout", "-1"], "'--soft-timeout': -1 is not more than 0 seconds"),
         (["--soft-timeout", "5", "--timeout", "5"], "--soft-timeout must be less than --timeout"),
+        (["--timeout", "5x"], "'5x' is not a number of seconds (units: ms, s, m, h)"),
+        (["--max-memory", "much"], "'much' is not a number of bytes (units: K, M, G)"),
+        (["--shard", "3/2"], "'3/2' is not of the form 2/8"),
+        (["--kwarg", "novalue"], "'novalue' is not of the form name=value"),
+        (["--initializer", "json:nothing"], "module 'json' has no 'nothing'"),
+        (["--retry-failed", "-o", "x"], "--retry-failed needs --resume"),
+        (["--resume", "--overwrite", "-o", "x"], "--overwrite and --resume are opposites"),
         (["--retries", "-1"], "'--retries': -1 is not in the range x>=0"),
         (["--chunksize", "-1"], "'--chunksize': -1 is not in the range x>=1"),
         (["--start-method", "magic"], "'magic' is not one of"),
@@ -158,17 +165,19 @@ def test_a_refused_command_leaves_the_output_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("oops", "broken, line 3: not JSON: Expecting value (column 1): 'oops'"),
+        ("oops", "broken, line 3: not JSON: Expecting value (column 1)"),
         ('{"a": NaN}', "line 3: not JSON: NaN is not JSON"),
         ("[" * 100_000, "line 3: not JSON: it is nested too deeply"),
     ],
 )
-def test_bad_json_ends_the_input(prefork: Any, tmp_path: Path, line: str, message: str) -> None:
+def test_bad_json_fails_alone(prefork: Any, tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "broken").write_text(f"1\n\n{line}\n4\n")
-    done = prefork.run("same", "--jsonl", "broken")
-    assert done.code == 2
-    assert [record["input"] for record in done.records] == [1]  # what came before it is good
-    assert f"error: {message}" in done.stderr or message in done.stderr
+    done = prefork.run("same", "--jsonl", "broken", "--ordered")
+    assert done.code == 1
+    assert [record["input"] for record in done.records] == [1, line, 4]
+    error = done.records[1]["error"]
+    assert error["type"] == "InputError"
+    assert message in error["message"]
     assert "Traceback" not in done.stderr
 
 
@@ -189,7 +198,7 @@ def test_a_full_disk(prefork: Any, tmp_path: Path, chunksize: int) -> None:
     # Less than all results need, but enough for the shared memory of the workers.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     _, stderr = process.communicate()
-    assert process.returncode == 2
+    assert process.returncode == 3
     assert "error: cannot write to out: File too large" in stderr
     assert "--resume does the rest" in stderr
     assert "Traceback" not in stderr
@@ -201,7 +210,7 @@ def test_a_full_disk(prefork: Any, tmp_path: Path, chunksize: int) -> None:
 
 def test_a_device_without_room(prefork: Any) -> None:
     done = prefork.run("number", "1", "-o", "/dev/full")
-    assert done.code == 2
+    assert done.code == 3
     assert "error: cannot write to /dev/full: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -209,7 +218,7 @@ def test_a_device_without_room(prefork: Any) -> None:
 def test_stdout_without_room(prefork: Any) -> None:
     with open("/dev/full", "w") as full:
         done = prefork.run("number", "1", stdout=full)
-    assert done.code == 2
+    assert done.code == 3
     assert "error: cannot write to standard output: No space left on device" in done.stderr
 
 

@@ -206,11 +206,13 @@ def local_function():
     return inner
 
 
+@pytest.mark.usefixtures("without_cloudpickle")
 @pytest.mark.parametrize("func", [lambda x: x, local_function()], ids=["lambda", "local"])
 @pytest.mark.parametrize("verb", ["apply", "map", "starmap", "imap", "imap_unordered"])
 def test_what_cannot_be_found_by_name_is_refused_with_its_name(pool, verb, func):
     with pytest.raises(Exception, match=r"(pickle|get local object).*<l(ambda|ocals)>") as caught:
         list(getattr(pool, verb)(func, [(1,)]) or ())
+    assert "pip install prefork[notebook]" in str(caught.value).splitlines()[0]
     assert not isinstance(caught.value, multiprocessing.TimeoutError)
     assert pool.apply(square, (4,)) == 16
 

@@ -484,7 +484,7 @@ global_pool = None
 
 def test_a_task_cannot_use_the_pool_that_runs_it(make_pool):
     global global_pool
-    with make_pool(1) as global_pool:
+    with make_pool(1, context="fork") as global_pool:
         old = global_pool.apply(os.getpid)
         global_pool.restart()  # the new worker finds the pool in its globals
         eventually(lambda: global_pool.apply(os.getpid) != old, "the worker is replaced")
@@ -504,7 +504,7 @@ def in_child(number):
     if number % 3 == 0:
         os._exit(0)
     if number % 3 == 1:
-        with Pool(1) as own:
+        with Pool(1, context="fork") as own:
             assert own.map_async(square, range(5)).get(20) == [0, 1, 4, 9, 16]
         os._exit(0)
     try:
@@ -544,6 +544,53 @@ if __name__ == "__main__":
     assert pool.join(20)
     print("done")
 """
+
+
+IN_FORKED_CHILD = """
+import multiprocessing, os, sys
+from prefork import Pool
+
+def in_child(look):
+    if (pid := os.fork()) == 0:
+        try:
+            look()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+def of_a_pool():
+    with Pool(1, context=context) as own:
+        assert own.apply_async(abs, (-1,)).get(20) == 1
+
+def of_the_standard_library():
+    child = context.Process(target=abs, args=(-1,))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+
+def of_the_child():
+    of_a_pool()
+    assert in_child(of_a_pool) == 0
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with Pool(1, context=context) as pool:
+        pool.apply(abs, (-1,))
+        print([in_child(look) for look in (of_the_child, of_the_standard_library)])
+        print(pool.restart(), pool.apply(abs, (-1,)))
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forked_child_makes_a_pool_of_its_own(script, tmp_path, method):
+    """The fork server is the parent's: the child cannot wait for it, and has another one begin."""
+    path = tmp_path / "program.py"
+    path.write_text(IN_FORKED_CHILD)
+    process = script(path, method)
+    code, out, err = process.finish()
+    assert (code, out) == (0, "[0, 0]\nNone 1\n"), err
+    assert process.leftovers() == {}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -31,7 +31,7 @@ VERBS = """
 apply apply_async submit options executor each_async
 map map_async starmap starmap_async imap imap_unordered
 processes grow shrink restart terminate_job statistics dump_stacks
-close terminate join attach detach handle_events
+close aclose terminate join attach detach handle_events
 """
 PARTS = """
 Process ResultHandler TaskHandler TimeoutHandler Supervisor SoftTimeLimitExceeded

@@ -234,7 +234,8 @@ def test_an_initializer_that_hangs(make_pool, tmp_path, how):
 
 
 def test_a_later_initializer_that_hangs_is_tried_again(make_pool, tmp_path):
-    pool = make_pool(1, hang_unless, (tmp_path / "once",), start_timeout=0.2, max_restarts=1)
+    once = tmp_path / "once"
+    pool = make_pool(1, hang_unless, (once,), context="fork", start_timeout=0.5, max_restarts=1)
     assert pool.apply(square, (3,)) == 9
     with pytest.raises(WorkerLostError):
         pool.apply(os._exit, (1,))

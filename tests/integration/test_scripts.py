@@ -57,10 +57,7 @@ def main():
         except Problem as exc:
             assert exc.args == (1, 2), exc.args
             assert "in fail" in str(exc.__cause__)
-        try:
-            pool.apply(lambda: 0)
-        except Exception as exc:
-            print(type(exc).__name__, exc, *exc.__notes__, sep="|")
+        assert pool.apply(lambda: 0) == 0
 
 if __name__ == "__main__":
     main()
@@ -71,23 +68,22 @@ if __name__ == "__main__":
 def test_functions_of_the_main_module(run, method):
     code, out, err = run(FUNCTIONS, method).finish()
     assert err == ""
-    assert code == 0
-    assert "while pickling" in out
-    assert "main.<locals>.<lambda>" in out
+    assert (code, out) == (0, "")
 
 
 LATE = """
 import sys
+sys.modules["cloudpickle"] = None  # as if it were not installed
 from prefork import Pool
 
-pool = Pool(1)
+pool = Pool(1, context="fork")
 
 def late():
     return 0
 
 try:
     pool.apply(late)
-except AttributeError as exc:
+except Exception as exc:
     print(exc, *exc.__notes__)
 """
 
@@ -95,8 +91,8 @@ except AttributeError as exc:
 def test_a_function_defined_after_the_pool_is_unknown_to_its_workers(run):
     code, out, err = run(LATE).finish()
     assert (code, err) == (0, "")
-    assert "Can't get attribute 'late'" in out
-    assert "what was defined when the pool was made" in out
+    assert out.startswith("__main__.late, or what it uses, was defined after the workers")
+    assert "pip install prefork[notebook]" in out
 
 
 UNGUARDED = """
@@ -119,10 +115,11 @@ with Pool(2, context=multiprocessing.get_context(sys.argv[1])) as pool:
 def test_a_script_without_a_main_guard_ends_with_the_reason(run, method):
     process = run(UNGUARDED, method)
     code, out, err = process.finish()
-    assert code == 5
-    assert "broken: " in out
+    # The fork server runs the script, too, from Python 3.12.8 on, and cannot even begin.
+    assert ("broken: " in out) if code == 5 else (code == 1 and method == "forkserver")
     assert "result" not in out
     assert "if __name__ == '__main__':" in err
+    assert err.count("in import_main_path") <= 2, "it is tried again and again"
     assert not process.leftovers()
 
 
@@ -257,7 +254,7 @@ def on_alarm(*_):
 
 signal.signal(signal.SIGALRM, on_alarm)
 random.seed(int(sys.argv[1]))
-pool = Pool(2)
+pool = Pool(2, context="fork")
 handles = []
 
 def submit():
@@ -284,7 +281,7 @@ def test_interrupted_submissions_leave_a_pool_that_ends(run, seed):
     code, _, err = run(MANY_INTERRUPTS, seed).finish()
     assert code == 0
     # An interrupt that happens to come in a finalizer is told and dropped, by Python itself.
-    assert err == "" or err.startswith("Exception ignored in: <function")
+    assert err == "" or err.startswith("Exception ignored ")
 
 
 INTERRUPTED_FORK = """
@@ -329,7 +326,7 @@ from prefork import Pool
 def report(error):
     print("error", error, flush=True)
 
-pool = Pool(1, maxtasksperchild=1)
+pool = Pool(1, maxtasksperchild=1, context="fork")
 pool.apply_async(time.sleep, (1000,), error_callback=report, timeout=500)
 pool.imap(abs, range(10))
 """
@@ -347,7 +344,7 @@ LATE_THREAD = """
 import threading
 from prefork import Pool
 
-pool = Pool(1)
+pool = Pool(1, context="fork")
 main_ends = threading.main_thread().join
 
 def use():
@@ -378,7 +375,7 @@ def last():
     assert pool.join(20)
     print("last")
 
-pool = Pool(1)
+pool = Pool(1, context="fork")
 """
 
 

@@ -21,12 +21,13 @@ if __name__ == "__mp_main__":
     time.sleep(3600)
 from prefork import Pool, PoolBrokenError
 if __name__ == "__main__":
-    pool = Pool(2, print, (bytes(1_000_000),), context=sys.argv[1], start_timeout=3.0)
     try:
-        pool.apply(abs, (-1,))
+        with Pool(2, print, (bytes(1_000_000),), context=sys.argv[1], start_timeout=3.0) as pool:
+            pool.apply(abs, (-1,))
     except PoolBrokenError as exc:
         print("not ready within" in str(exc))
-    pool.terminate()
+    except TimeoutError as exc:  # it is the fork server that hangs, from Python 3.12.8 on
+        print("could be started within" in str(exc))
 """
 
 
@@ -35,6 +36,8 @@ import os, signal
 from multiprocessing.forkserver import _forkserver
 from prefork import Pool, PoolBrokenError, WorkerLostError
 
+with Pool(1, context="forkserver") as first:
+    first.apply(abs, (-1,))  # so that the server runs: the limit is for workers
 pool = Pool(1, context="forkserver", start_timeout=2.0)
 assert pool.apply(abs, (-1,)) == 1
 os.kill(_forkserver._forkserver_pid, signal.SIGSTOP)
@@ -147,7 +150,7 @@ def be_late(folder: Path) -> None:
 def test_a_worker_that_becomes_ready_while_it_is_being_killed_for_being_late(
     make_pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
-    pool = make_pool(1, be_late, (tmp_path,), start_timeout=0.5)
+    pool = make_pool(1, be_late, (tmp_path,), context="fork", start_timeout=0.5)
     assert pool.apply(abs, (-1,)) == 1
     pool.grow()
     eventually(lambda: len(list(tmp_path.iterdir())) == 3, "another one is started")

@@ -90,6 +90,7 @@ PLACES = {
 )
 def test_the_error_tells_where_the_task_was_stuck(make_pool, task, soft):
     pool = make_pool(1)
+    pool.apply(import_this_module)  # not within the limit
     calls = []
     handle = pool.apply_async(
         task, timeout=SOON, soft_timeout=soft, timeout_callback=lambda **kw: calls.append(kw)
@@ -124,8 +125,9 @@ def test_a_task_in_each_start_method_tells_where_it_was(context, make_pool):
 @pytest.mark.promise(number=6)
 def test_what_the_task_has_started_goes_with_it(make_pool, tmp_path):
     pool = make_pool(1)
+    pool.apply(import_this_module)
     with pytest.raises(TimeLimitExceeded):
-        pool.apply(stuck_with_a_child, (tmp_path / "child",), timeout=SOON)
+        pool.apply(stuck_with_a_child, (tmp_path / "child",), timeout=10 * SOON)
     child = int(marked(tmp_path / "child"))
     eventually(lambda: has_ended(child), "the child of the task ends")
 

@@ -14,6 +14,7 @@ import pytest
 
 import prefork
 from snippets import (
+    ROOT,
     Block,
     all_blocks,
     blocks,
@@ -21,6 +22,7 @@ from snippets import (
     differences,
     only_log,
     pages,
+    run_by,
     without_log,
 )
 
@@ -34,7 +36,8 @@ LANGUAGES = {"", "python", "console", "text", "sh", "toml", "ini", "yaml", "dock
 """Of blocks. `sh` is for what is to be done to a machine, and is not run."""
 
 DIRECTIVES = {
-    "{eval-rst}", "{figure}", "{grid-item-card}", "{grid}", "{image}", "{include}", "{note}",
+    "{click-options}", "{eval-rst}", "{figure}", "{grid-item-card}", "{grid}", "{image}",
+    "{include}", "{note}",
     "{promises}", "{sequence}", "{tab-item}", "{tab-set}", "{tip}", "{toctree}", "{warning}",
 }  # fmt: skip
 
@@ -168,3 +171,9 @@ def test_what_is_not_run_has_a_reason():
     left_out = [b for b in all_blocks("python", "console") if b.remark("not run") is not None]
     assert all(block.remark("not run") for block in left_out)
     assert len(left_out) < 0.05 * len(PROGRAMS), [block.name for block in left_out]
+
+
+def test_what_another_test_runs_is_run_there():
+    for page in pages():
+        if (test := run_by(page)) is not None:
+            assert page.name in (ROOT / test).read_text(), f"{test} does not run {page.name}"

@@ -4,13 +4,22 @@ right."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import math
 import multiprocessing.pool
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypedDict, TypeVar, assert_type
 
@@ -437,9 +446,17 @@ def futures(pool: Pool) -> None:
     assert_type(limited.submit(double, x=1).result(), int)
     assert_type(limited.apply_async(double, (1,)).get(), int)
     assert_type(limited.map(double, [1]), list[int])
+    retry = prefork.Retry(3, on=(ConnectionError, KeyError), backoff=0.1, jitter=1)
+    urgent = limited.options(retries=retry, priority=-1, deadline=9.5)
+    assert_type(urgent.submit(double, 1).result(), int)
+    assert_type(urgent.submit(double, 1).attempts, tuple[prefork.Attempt, ...])
+    assert_type(pool.apply(double, (1,), retries=retry), int)
+    for attempt in pool.apply_async(double, (1,), retries=2).attempts:
+        assert_type(attempt.error, BaseException)
     executor = pool.executor()
     assert_type(executor.submit(double, 1).result(), int)
     assert_type(executor.options(timeout=3).submit(double, 1).result(), int)
+    assert_type(executor.options(priority=3, deadline=3).submit(double, 1).result(), int)
     assert_type(list(executor.map(double, [1], timeout=3)), list[int])
     any_executor: Executor = executor
     with prefork.ProcessPoolExecutor(1, timeout=3) as own:
@@ -449,9 +466,35 @@ def futures(pool: Pool) -> None:
         use(any_executor)
 
 
+async def awaits(pool: Pool) -> None:
+    assert_type(await pool.submit(double, 1), int)
+    assert_type(await pool.apply_async(double, (1,)), int)
+    assert_type(await pool.map_async(double, [1]), list[int])
+    assert_type(await pool.options(timeout=3).submit(some, 1, y="a"), float)
+    awaitable: Awaitable[int] = pool.submit(double, 1)
+    pair = await asyncio.gather(awaitable, pool.submit(some, 1, y="a"))
+    assert_type(pair, tuple[int, float])
+    assert_type([each async for each in pool.imap(double, [1])], list[int])
+    results = pool.imap_unordered(double, numbers())
+    assert_type(await anext(results), int)
+    await results.aclose()
+    async with Pool(1) as other:
+        assert_type(other, Pool)
+        await other.aclose()
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+def asynchronous(pool: Pool) -> None:
+    asyncio.run(awaits(pool))
+
+
 ACCEPTED = [
     single_calls,
     futures,
+    asynchronous,
     callbacks,
     maps,
     starmaps,
@@ -552,6 +595,15 @@ def wrong_futures(pool: Pool) -> None:
     prefork.ProcessPoolExecutor(processes=2)  # wrong
 
 
+async def wrong_awaits(pool: Pool) -> None:
+    text: str = await pool.submit(double, 1)  # wrong
+    texts: list[str] = await pool.map_async(double, [1])  # wrong
+    await pool.apply(double, (1,))  # wrong
+    more: list[str] = [each async for each in pool.imap(double, [1])]  # wrong
+    pool.imap(str.upper, numbers())  # wrong
+    use(text, texts, more)
+
+
 def wrong_options(pool: Pool) -> None:
     pool.apply(double, (1,), timeout="3")  # wrong
     pool.apply(double, (1,), callback=print)  # wrong
@@ -563,5 +615,9 @@ def wrong_options(pool: Pool) -> None:
     pool.map(double, [1], chunksize="3")  # wrong
     pool.imap(double, [1], buffersize="3")  # wrong
     pool.apply(double, (1,), retries=None)  # wrong
+    pool.options(priority="high")  # wrong
+    pool.options(deadline="soon")  # wrong
+    pool.options(retries=2.5)  # wrong
+    prefork.Retry(3, on=ValueError())  # wrong
     Pool(2, max_workers=3)  # wrong
     Pool(processes="2")  # wrong

@@ -10,10 +10,11 @@ classes become bases of ours, when somebody first asks for the class of an objec
 from __future__ import annotations
 
 import sys
-import threading
 import types
 from collections.abc import Callable
 from typing import TypeVar
+
+from prefork._system.locks import Lock
 
 __all__ = ["LATER", "StandsIn", "adopt_bases", "stands_for"]
 
@@ -22,7 +23,7 @@ C = TypeVar("C", bound=type)
 STANDARD = "multiprocessing.pool"
 
 _waiting: list[tuple[type, str]] = []  # classes that have not got their bases, and what these are
-_lock = threading.Lock()
+_lock = Lock()
 
 
 class StandsIn:

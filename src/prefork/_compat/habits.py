@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
+from types import FunctionType, MethodType
 from typing import Any, Final, NamedTuple
 
-from prefork._describe import short_repr
+from prefork._describe import function_name, short_repr
 
 __all__ = ["check_environment", "check_function", "check_keywords", "unknown_option"]
 
@@ -43,13 +45,39 @@ def check_keywords(name: str, given: Mapping[str, object], known: Set[str]) -> N
 def check_function(func: object) -> None:
     """
     Raises:
-        TypeError: it cannot be called; most often, since it was called already.
+        TypeError: it cannot be called; most often, since it was called already. Or what it returns
+            is to be awaited.
     """
     if not callable(func):
         raise TypeError(
             f"the function must be callable, not {short_repr(func)}: pass the function itself, and "
             "its arguments after it, as in apply_async(f, (3,)), not apply_async(f(3))"
         )
+    if _flags(func) & _ASYNCHRONOUS:
+        raise TypeError(
+            f"{function_name(func)} is a coroutine function, and workers do not await: await is on "
+            "this side, as in `await pool.submit(f, x)` with a plain function f. One that calls "
+            "asyncio.run has a loop of its own in the worker"
+        )
+
+
+_ASYNCHRONOUS: Final = 0x80 | 0x200
+"""Flags of the code of functions that return coroutines, and asynchronous generators."""
+
+
+def _flags(func: Any) -> int:
+    """Of the code that a call runs; 0 if that is not Python's."""
+    while True:
+        if type(func) is FunctionType:
+            return func.__code__.co_flags
+        if type(func) is functools.partial:
+            func = func.func
+        elif type(func) is MethodType:
+            func = func.__func__
+        elif type(type(func).__call__) is FunctionType:
+            func = type(func).__call__
+        else:
+            return 0
 
 
 def check_environment() -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from prefork._engine.roles import Role
+from prefork._system.locks import Lock
 from prefork._system.log import ERROR, Log
 
 __all__ = ["CallbackRunner"]
@@ -33,8 +34,8 @@ class CallbackRunner(Role):
         self._on_call = on_call
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_over = False  # the thread has ended, or is about to
-        self._turn = threading.Lock()  # who holds it, goes next
-        self._going = threading.Lock()  # held while a callback runs on the thread
+        self._turn = Lock()  # who holds it, goes next
+        self._going = Lock()  # held while a callback runs on the thread
 
     def __call__(self, callback: Callable[..., object], *args: object, **kwargs: object) -> bool:
         """Have this called soon. False if it cannot be, as no thread is left for it: then it is

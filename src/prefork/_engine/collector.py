@@ -14,12 +14,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.outcome import Large, decode_exit, decode_reason
 from prefork._ipc.wire import Kind
 from prefork._policy.job import Job
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
+from prefork._system.log import ERROR
 from prefork.errors import WorkerLostError
 
 __all__ = ["Collector"]
@@ -28,7 +31,9 @@ NO_STACK: Final = "(no stack could be had: the process took no signals)"
 
 
 class Collector:
-    def __init__(self, state: PoolState, timers: Timers, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, state: PoolState, timers: Timers, dispatcher: Dispatcher, retrier: Retrier
+    ) -> None:
         self._state = state
         self._outboxes = state.outboxes
         self._outcomes = state.outcomes
@@ -36,6 +41,7 @@ class Collector:
         self._open_jobs = state.open_jobs
         self._timers = timers
         self._dispatcher = dispatcher
+        self._retrier = retrier
 
     def collect(self, workers: Iterable[WorkerHandle]) -> OutcomeQueue:
         """Read what these workers have reported, and send them more; for the result handler."""
@@ -117,7 +123,10 @@ class Collector:
         worker.note_finished_job()
         if type(payload) is Large:
             job.result_bytes = payload.nbytes
-        self._open_jobs.resolve(job, kind, payload)
+        if kind != Kind.DONE and isinstance(job, JobOnTerms) and self._retrier.may_retry(job):
+            self._retrier.report(job, kind, payload)
+        else:
+            self._open_jobs.resolve(job, kind, payload)
         if worker.sent and self._timers.starts.delay is not None:
             self._dispatcher.expect_start(worker)
 
@@ -147,6 +156,9 @@ class Collector:
         elif kind == Kind.LEAVING:
             self._dispatcher.dismiss(worker, decode_reason(payload))
             self._state.wake_supervisor()
+        elif kind == Kind.FINALIZER_FAILED:
+            text = "the finalizer failed in worker %d (%s): %s"
+            self._state.log.note(ERROR, text, worker.pid, worker.name, decode_reason(payload))
         elif kind == Kind.CORRUPTED:
             self._quarantine(worker, "it sent bytes that are no report")
 
@@ -185,28 +197,27 @@ class Collector:
         stack: str = "",
         note: str = "",
     ) -> None:
-        """A worker has died, or is about to, while it ran this job: fail the job, or have it run
-        again."""
+        """A worker has died, or is about to, while it ran this job: the job fails with that, or is
+        run again."""
         self._state.assert_locked()
         self.note_run(worker, job)
         if job.start_unreported and job.started:
             self._open_jobs.report_start(job, worker.pid, job.started)
         worker.lose(job)
         self._scheduler.shut(worker)
+        job.note_pid(worker.pid)
         reason = worker.kill_reason
-        if reason is not None and reason.job is job:
-            if reason.expiry is not None:
-                self._outcomes.add(job, EXPIRED, reason.expiry)
-            job.note_pid(worker.pid)
-            self._open_jobs.fail(job, reason.error(stack or NO_STACK))
-        elif job.retries and job.id in self._open_jobs.by_id:
-            self._open_jobs.retry(job)
-            self._scheduler.put_first(job)
-            self._dispatcher.hand_out()
-        else:
-            job.note_pid(worker.pid)
+        if reason is None or reason.job is not job:
             lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
-            self._open_jobs.fail(job, lost)
+            self._retrier.fail(job, lost)
+            return
+        if reason.expiry is not None:
+            self._outcomes.add(job, EXPIRED, reason.expiry)
+        error = reason.error(stack or NO_STACK)
+        if reason.is_final:
+            self._open_jobs.fail(job, error)
+        else:
+            self._retrier.fail(job, error)
 
     def note_run(self, worker: WorkerHandle, job: Job) -> None:
         """What is known of a job that will not be reported."""

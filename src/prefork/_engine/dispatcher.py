@@ -18,10 +18,11 @@ from prefork._ipc.channel import MAX_TICKETS
 from prefork._ipc.wire import LIMITED, TICKET
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.scheduler import ALONE_SECONDS
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
 from prefork._system.uninterrupted import uninterrupted
-from prefork.errors import Terminated
+from prefork.errors import DeadlineExceeded, Terminated
 
 __all__ = ["Dispatcher", "Wait"]
 
@@ -64,7 +65,7 @@ class Dispatcher:
         self._timers = timers
         self._hold_timer = timers.hold
         self._limit_timer = timers.limits
-        self._rearm = rearm
+        self.rearm = rearm
         self.wait_for = wait
         self._call_soon = call_soon
         self._relieved = 0.0  # when it was last looked for long jobs (monotonic)
@@ -116,6 +117,14 @@ class Dispatcher:
         if job.pickling_error is not None:
             self._open_jobs.fail(job, job.pickling_error)
             return
+        if isinstance(job, JobOnTerms):
+            if not self._may_begin(job):
+                return
+            if job.terms.priority and self._scheduler.begin_priorities(job):
+                for worker in self._workers:
+                    self.requeue_unread(worker)
+                self.hand_out()
+                return
         slot = self._scheduler.submit(job)
         if slot is not None:
             self._target = slot
@@ -123,6 +132,20 @@ class Dispatcher:
             self._target = None
         if self._hold_timer.next_due is None:
             self._hold()
+
+    def _may_begin(self, job: JobOnTerms) -> bool:
+        """Note the deadline of a new job; False if it has passed already."""
+        now = time.monotonic()
+        if job.terms.deadline is not None:
+            job.end_by(now + job.terms.deadline)
+        if (latest := job.latest) is None:
+            return True
+        if now >= latest:
+            self.fail_late(job)
+            return False
+        if self._timers.deadlines.add(latest, job.id, self._open_jobs.by_id):
+            self.rearm()
+        return True
 
     def _give_up(self, job: Job) -> None:
         """A submission was interrupted, nobody knows where; the job must not stay behind, and
@@ -143,7 +166,7 @@ class Dispatcher:
         self._state.wake_supervisor()
         if self._timers.next_due() is not None:
             with contextlib.suppress(RuntimeError):  # it needs a thread, and there is none left
-                self._rearm()
+                self.rearm()
 
     def submit_when_free(self, job: Job) -> None:
         """The same, once a worker has nothing to do."""
@@ -158,7 +181,9 @@ class Dispatcher:
     def _has_free_slot(self) -> bool:
         state = self._state
         state.check_owner()
-        return state.phase is not PoolPhase.RUN or len(state.open_jobs.by_id) < len(state.workers)
+        if state.phase is not PoolPhase.RUN:
+            return True
+        return len(state.open_jobs.by_id) - state.open_jobs.waiting < len(state.workers)
 
     def begin_input(self, reader: InputReader) -> None:
         """An input is being read from now on; until it ends, the pool is not done."""
@@ -177,8 +202,9 @@ class Dispatcher:
     def read_on(self) -> None:
         """Nobody takes results before the end: have the inputs read without waiting for room."""
         with self._state.lock:
-            for reader in self._state.inputs:
-                reader.read_on()
+            readers = list(self._state.inputs)
+        for reader in readers:  # without the lock: one may wake somebody's event loop
+            reader.read_on()
 
     # ---- to the workers (all of this with the lock held)
 
@@ -186,6 +212,11 @@ class Dispatcher:
         assert isinstance(slot, WorkerHandle)
         tickets: list[bytes] = []
         for position, job in enumerate(batch):
+            if isinstance(job, JobOnTerms) and job.is_late(time.monotonic()):
+                self._scheduler.drop(slot, job.id)
+                self._has_vacated = True
+                self.fail_late(job)
+                continue
             try:
                 ticket = slot.channel.stage(
                     job.id,
@@ -218,6 +249,13 @@ class Dispatcher:
         elif self._timers.starts.delay is not None:
             self.expect_start(slot)
 
+    def fail_late(self, job: JobOnTerms) -> None:
+        """Its deadline has passed, and no worker has it."""
+        error = DeadlineExceeded(job.terms.deadline or 0.0, job.id, job.function)
+        if attempts := job.attempts():
+            error.__cause__ = attempts[-1].error
+        self._open_jobs.fail(job, error)
+
     def _watch(self, job: Job) -> None:
         """The job is being sent: something may become due for that."""
         is_limited = bool(job.flags & LIMITED)
@@ -226,12 +264,12 @@ class Dispatcher:
         now = time.monotonic()
         is_earlier = is_limited and self._limit_timer.sent(job, now)
         if self._timers.memory.sent(now) or is_earlier:
-            self._rearm()
+            self.rearm()
 
     def expect_start(self, worker: WorkerSlot) -> None:
         """This worker may be starting a job now that is to be reported."""
         if self._timers.starts.expect(worker, time.monotonic()):
-            self._rearm()
+            self.rearm()
 
     def hand_out(self, slots: Iterable[WorkerSlot] | None = None) -> None:
         """Give the workers (all) what they have room for."""
@@ -286,7 +324,7 @@ class Dispatcher:
         self._hold_timer.begin(time.monotonic())
         self._scheduler.remember_heads()
         try:
-            self._rearm()
+            self.rearm()
         except RuntimeError:  # it needs a thread, and the system has none left
             self._hold_timer.end()
             self._scheduler.hold_no_more()

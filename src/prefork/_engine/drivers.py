@@ -10,7 +10,6 @@ those parts, it gets when it is started.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +19,9 @@ from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, TimeoutHandler
 from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
+from prefork._system import event_loops
 from prefork._system.condition import Condition
+from prefork._system.locks import Lock
 from prefork._system.log import WARNING
 from prefork._system.selector import MAX_TIMEOUT, Selector
 
@@ -90,6 +91,17 @@ class Driver(Protocol):
     def is_busy_here(self) -> bool:
         """Whether the caller is called by one of the roles, so that waiting would be in vain."""
 
+    def serve_loop(self) -> None:
+        """A task of the event loop that runs in this thread is about to wait for the pool.
+
+        Raises:
+            RuntimeError: another loop drives the pool.
+        """
+
+    def last_threads(self) -> list[tuple[Condition, Callable[[], bool]]]:
+        """The pool has ended: what is notified when its last threads have, too, and what tells
+        whether they have."""
+
 
 WAIT_INSIDE = (
     "this waits for the pool, but is called by the pool itself, while it reads a result: "
@@ -103,7 +115,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._roles: Roles | None = None
-        self._starting = threading.Lock()
+        self._starting = Lock()
 
     def start(self, roles: Roles) -> None:
         self._roles = roles
@@ -159,6 +171,14 @@ class Threads:
         if (roles := self._roles) is None:
             return False
         return any(role.is_current for role in (roles.results, roles.limits, roles.supervisor))
+
+    def serve_loop(self) -> None:
+        pass  # these threads wake it
+
+    def last_threads(self) -> list[tuple[Condition, Callable[[], bool]]]:
+        if (roles := self._roles) is None:
+            return []
+        return [*roles.supervisor.ends(), *roles.callbacks.ends()]
 
     def dropped(self) -> None:
         pass  # the supervisor's thread ends the pool
@@ -241,9 +261,34 @@ class EventLoop:
         loop.add_reader(exits, self._on_event)
         self.rearm()
 
+    def serve_loop(self) -> None:
+        """Be driven by the loop that runs here, from now on until it ends or another one takes
+        over; unless whoever uses the pool has attached it to another one."""
+        if (roles := self._running()) is None:
+            return
+        if (loop := event_loops.asyncio_loop()) is None:
+            raise RuntimeError("a pool without threads can be driven by asyncio, and not by trio")
+        if (attached := self._loop_that_runs()) is not loop:
+            if attached is not None and getattr(attached, "is_running", lambda: True)():
+                raise RuntimeError("this pool has no threads, and is driven by another event loop")
+            self.attach(loop)
+        if roles.state.inputs:  # somebody may have taken results since
+            roles.state.outboxes.wakeup.set()
+
+    def last_threads(self) -> list[tuple[Condition, Callable[[], bool]]]:
+        return []
+
+    def _loop_that_runs(self) -> Loop | None:
+        """What drives this; a loop of asyncio may have been closed since it was attached, and that
+        has let go of the descriptors."""
+        if self._loop is not None and getattr(self._loop, "is_closed", lambda: False)():
+            self._loop = self._timer = None
+        return self._loop
+
     def detach(self) -> None:
         """Leave the loop; `handle_events` or another `attach` goes on."""
-        loop, self._loop = self._loop, None
+        loop = self._loop_that_runs()
+        self._loop = None
         self._cancel_timer()
         if loop is not None:
             for fd in self._fds:
@@ -261,7 +306,7 @@ class EventLoop:
 
         The loop is somebody else's. With the lock held it is not called, but woken: then it calls.
         """
-        if self._loop is None or (delay := self._delay()) is None:
+        if (loop := self._loop_that_runs()) is None or (delay := self._delay()) is None:
             return
         due = time.monotonic() + delay
         if self._timer is None or due < self._timer_due - TIMER_SLACK:
@@ -270,7 +315,7 @@ class EventLoop:
                 return
             self._cancel_timer()
             self._timer_due = due
-            self._timer = self._loop.call_later(delay, self._on_timer)
+            self._timer = loop.call_later(delay, self._on_timer)
 
     def on_call(self) -> bool:
         if (roles := self._roles) is None:
@@ -383,7 +428,9 @@ class EventLoop:
 
     def dropped(self) -> None:
         """A loop goes on for the pool; if there is none, it ends here."""
-        if self._loop is None and not self._handling and (roles := self._roles) is not None:
+        if self._loop_that_runs() is not None or self._handling:
+            return
+        if (roles := self._roles) is not None:
             roles.workers.wait_until_ended()
 
     def end(self) -> None:

@@ -1,8 +1,8 @@
 """A running pool from the inside. Its parts are made and wired here, and nowhere else.
 
-    state ◄── dispatcher ◄── collector ◄── terminator ◄── time limits
-                  ▲              ▲
-                  └── lifecycle ─┘ ◄── spawner ◄── supervisor
+    state ◄── dispatcher ◄── retrier ◄── collector ◄── terminator ◄── time limits
+                  ▲                          ▲
+                  └──────── lifecycle ───────┘ ◄── spawner ◄── supervisor
 
 A part knows those that its arrow points to, directly or along the arrows. What drives them all, the
 driver, is made first: its ways to wait and to be woken are given to the parts.
@@ -11,6 +11,7 @@ driver, is made first: its ways to wait and to be woken are given to the parts.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,8 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.options import Options
+from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
     ResultHandler,
@@ -31,16 +34,18 @@ from prefork._engine.roles import (
     TaskHandler,
     TimeoutHandler,
 )
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
+from prefork._engine.taps import Taps
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
+from prefork._ipc.main_module import WorkersMain
 from prefork._ipc.memfd import MemfdCache
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
 from prefork._policy.timers import MEMORY_SECONDS, Timers
-from prefork._system import at_fork
+from prefork._system import at_fork, event_loops
 from prefork._system.condition import Condition
 from prefork._system.log import Log
 from prefork._system.resources import available_cpus
@@ -94,24 +99,32 @@ class Engine:
         self.limits = limits
         self.options = options
         self._classes = classes
+        self._growing = threading.RLock()
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
         self.callbacks = classes.callbacks(self.driver.on_call, log)
-        self.state = state = PoolState(log, max(2, available_cpus()))
+        self.state = state = PoolState(log, max(2, options.cpus or available_cpus()))
         if not threads:
             state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
-        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache)
+        self._main = WorkersMain(options.start_method == "fork", state.oldest_generation)
+        self.factory = JobFactory(
+            state.open_jobs.may_open_file, memfd_cache, self._main, options.capture
+        )
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
-        collector = Collector(state, timers, dispatcher)
+        retrier = Retrier(state, timers, dispatcher)
+        collector = Collector(state, timers, dispatcher, retrier)
         self.lifecycle = lifecycle = Lifecycle(state, collector, self.callbacks)
         self.terminator = terminator = Terminator(state, dispatcher, collector)
-        time_limits = TimeLimits(state, timers, dispatcher, terminator, options.max_memory_per_task)
+        time_limits = TimeLimits(
+            state, timers, dispatcher, terminator, retrier, options.max_memory_per_task
+        )
+        self._taps = self._make_taps()
         self._spawner = Spawner(
             options,
             state,
@@ -119,6 +132,8 @@ class Engine:
             lifecycle,
             in_background=threads and options.start_method != "fork",
             pausing=self._pausing(threads),
+            on_generation=self._main.note,
+            taps=self._taps,
         )
         self.supervisor = supervisor = WorkerSupervisor(
             options.processes,
@@ -149,6 +164,14 @@ class Engine:
         )
         at_fork.register(self)
 
+    def _make_taps(self) -> Taps | None:
+        """What reads that which workers send beside their results; None: nobody has asked."""
+        if self.options.observing is None:
+            return None
+        from prefork._observe.receiver import Receiver
+
+        return Receiver(self.options.observing, self._log)
+
     def _pausing(self, threads: bool) -> Callable[[float], AbstractContextManager[object]]:
         """What a start waits for: with fork, that the thread of the callbacks is quiet."""
         if threads and self.options.start_method == "fork":
@@ -167,6 +190,8 @@ class Engine:
             # At the interpreter's exit, before multiprocessing waits for its children.
             self._finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
             self._spawner.spawn_first()
+            if self._taps is not None:
+                self._taps.start()
             self.driver.start(self._roles)
         except BaseException:
             self._undo()
@@ -203,6 +228,18 @@ class Engine:
             self.dispatcher.end_input(reader)
             raise
 
+    def grow(self, number: int) -> None:
+        """So many more workers are wanted.
+
+        Raises:
+            Exception: what the user's functions raise that say what the new ones are to have.
+        """
+        with self._growing:  # not the pool's lock: these are called here
+            if (places := self.options.places) is not None:
+                self.state.check_running()
+                places.make(self.supervisor.processes + number)
+            self.supervisor.resize(+number)
+
     @property
     def reports_starts(self) -> bool:
         """Whether workers report the starts of jobs themselves; else they are looked for."""
@@ -235,9 +272,69 @@ class Engine:
         self.state.check_owner()
         return self.driver.wait(condition, predicate, timeout)
 
+    def do_outside(self, call: Callable[[], object]) -> None:
+        """Call it; but not inside of the pool's own work, which a finalizer may have interrupted:
+        then soon. And not at all in a forked child."""
+        if self.state.is_forked:
+            return
+        if self.is_busy_here():
+            self.callbacks(call)
+        else:
+            call()
+
     def is_busy_here(self) -> bool:
         """Whether the caller is called by a role, or has interrupted one that holds the lock."""
         return self.driver.is_busy_here() or self.state.is_lock_held()
+
+    # ---- in an event loop
+
+    def check_loop(self, needed: object = None) -> None:
+        """The caller is about to wait in a way that holds up the event loop of its thread, if one
+        runs there: warn. Not in callbacks, which may wait, as they have a pool's thread, or a pool
+        that has none.
+
+        Args:
+            needed: the loop that must run for what is waited for, if one must.
+
+        Raises:
+            RuntimeError: that one runs here, and would be waited for in vain.
+        """
+        if not event_loops.is_any_running():
+            return
+        if needed is not None and needed is event_loops.asyncio_loop():
+            raise RuntimeError(
+                "this would wait for ever: the event loop that runs here reads the input of these "
+                "results. Take them by `async for`"
+            )
+        if not (self.callbacks.is_calling_here() or self.is_busy_here()):
+            event_loops.warn_of_blocking()
+
+    def serve_loop(self) -> None:
+        """A task of the event loop that runs in this thread is about to wait for the pool.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child; or another loop drives the pool.
+        """
+        self.state.check_owner()
+        self.driver.serve_loop()
+
+    async def terminate_in_loop(self) -> None:
+        """As `terminate`, and other tasks of the event loop run meanwhile."""
+        self.serve_loop()
+        self.supervisor.request_termination()
+        await event_loops.Until(self.supervisor.end, self.supervisor.has_ended)
+        self._log.flush(0.0)
+
+    async def join_in_loop(self) -> None:
+        """As `join`, and other tasks of the event loop run meanwhile."""
+        self.serve_loop()
+        self.dispatcher.read_on()
+        self.state.wake_supervisor()
+        await event_loops.Until(self.supervisor.end, self.supervisor.has_ended)
+        for end, has_ended in self.driver.last_threads():
+            await event_loops.Until(end, has_ended)
+        self.driver.join()
+        self._log.flush(0.0)
 
     # ---- the end
 
@@ -247,6 +344,8 @@ class Engine:
         self.supervisor.request_termination()
         if not self.is_busy_here():
             self.supervisor.wait_until_ended()
+            if self._taps is not None:
+                self._taps.flush()
             self._log.flush(LOG_SECONDS)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -261,6 +360,11 @@ class Engine:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not self.driver.join(left):
             return False
+        if self._taps is not None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            is_all = self._taps.flush(left)
+            if not is_all and deadline is not None and time.monotonic() >= deadline:
+                return False
         self._log.flush(LOG_SECONDS)
         return True
 
@@ -278,6 +382,9 @@ class Engine:
         """There are no workers any more."""
         if self._finalizer is not None:
             self._finalizer.cancel()
+        if self._taps is not None:
+            self._taps.stop()
+        self._main.forget()
         self.driver.end()
         at_fork.unregister(self)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.worker_handle import Phase, WorkerHandle
+from prefork._system.locks import RLock
 from prefork._system.stacks import LOOK
 from prefork.statistics import PoolStatistics, WorkerState
 
@@ -22,7 +22,7 @@ class Observer:
     def __init__(self, state: PoolState, supervisor: WorkerSupervisor) -> None:
         self._state = state
         self._supervisor = supervisor
-        self._one_at_a_time = threading.RLock()
+        self._one_at_a_time = RLock()
 
     def statistics(self) -> PoolStatistics:
         state = self._state

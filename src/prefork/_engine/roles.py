@@ -71,6 +71,14 @@ class Role:
         """Whether this role's thread is what asks."""
         return self._thread is not None and self._thread.is_current
 
+    def ends(self) -> list[tuple[Condition, Callable[[], bool]]]:
+        """What is notified when its thread has ended, and what tells whether it has; if there is
+        one, and it is not this."""
+        thread = self._thread
+        if thread is None or thread.is_current or not thread.is_running:
+            return []
+        return [(thread.end, lambda: not thread.is_running)]
+
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called in any case, or None."""
         return None
@@ -146,10 +154,10 @@ class ResultHandler(Role):
 
     def _wake_early(self) -> None:
         """It must be the result of the only job there is. A thread needs longer to wake up than
-        the result takes to be read."""
+        the result takes to be read; an event loop would look in vain, and has to be woken again."""
         for job in list(self.cache.values()):
             if (condition := job.sink.waiters()) is not None:
-                condition.notify_all()
+                condition.wake_threads()
 
     def stop(self) -> None:
         super().stop()

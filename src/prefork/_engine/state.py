@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
@@ -19,24 +18,29 @@ from typing import Any, Final, NamedTuple, Protocol
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import Large, decode
 from prefork._ipc.wire import Kind
-from prefork._policy.job import NULL_SINK, Job, Wakes
+from prefork._policy.job import NULL_SINK, WAITING, Job, Wakes
 from prefork._policy.scheduler import Scheduler
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork._system.selector import Selector
+from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import PoolBrokenError
 
 __all__ = [
     "ACCEPTED",
     "ERROR",
     "EXPIRED",
+    "UNDECIDED",
     "Accepted",
     "InputReader",
     "OpenJobs",
     "OutcomeQueue",
     "PoolPhase",
     "PoolState",
+    "Undecided",
 ]
 
 MAX_OPEN_FILES: Final = 128
@@ -46,6 +50,7 @@ MAX_OPEN_FILES: Final = 128
 ERROR: Final = -1  # the job has failed; the detail is the exception
 ACCEPTED: Final = -2  # a worker has started it; an `Accepted`
 EXPIRED: Final = -3  # a time limit has passed; an `Expiry`
+UNDECIDED: Final = -4  # it may be run again, once it is known what it has raised; an `Undecided`
 
 
 class Accepted(NamedTuple):
@@ -53,6 +58,19 @@ class Accepted(NamedTuple):
 
     pid: int
     started: float  # monotonic, seconds
+
+
+class Judge(Protocol):
+    def __call__(self, job: JobOnTerms, ok: bool, value: Any) -> bool:
+        """Whether this is the job's outcome; else it is run again, or has another one."""
+
+
+class Undecided(NamedTuple):
+    """A report that may be the job's outcome. What is in it can only be seen without the lock."""
+
+    kind: int
+    payload: Any
+    judge: Judge
 
 
 class OutcomeQueue:
@@ -104,6 +122,9 @@ def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
         expiry: Expiry = detail
         sink.limit_passed(job, expiry.soft, expiry.timeout)
         return None
+    if kind == UNDECIDED:
+        assert isinstance(job, JobOnTerms)
+        return _decide(job, detail)
     job.sink = NULL_SINK  # the sink may hold the job: a cycle would keep its result in memory
     try:
         ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
@@ -111,6 +132,28 @@ def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
     except BaseException as exc:
         sink.job_done(job, False, exc)
         raise
+
+
+def _decide(job: JobOnTerms, report: Undecided) -> Wakes | None:
+    """The same with what may be followed by another run of the job. Without threads a signal's
+    handler may raise in here: then that is what the job fails with, and it goes on its way."""
+    interruption: BaseException | None = None
+    try:
+        ok, value = decode(report.kind, report.payload)
+    except BaseException as exc:
+        ok, value, interruption = False, exc, exc
+    condition = uninterrupted(lambda: _tell_if_final(job, report.judge, ok, value))
+    if interruption is not None:
+        raise interruption
+    return condition
+
+
+def _tell_if_final(job: JobOnTerms, judge: Judge, ok: bool, value: Any) -> Wakes | None:
+    if not judge(job, ok, value):
+        return None
+    sink = job.sink
+    job.sink = NULL_SINK
+    return sink.job_done(job, ok, value)
 
 
 class OpenJobs:
@@ -125,6 +168,7 @@ class OpenJobs:
         self.finished = 0
         self.failed = 0
         self.retried = 0
+        self.waiting = 0  # open jobs that neither run nor are queued
         self._outcomes = outcomes
         self._files = 0  # open jobs that have one
 
@@ -138,24 +182,37 @@ class OpenJobs:
 
         Does nothing if the job has been resolved before.
         """
+        if self.remove(job, kind in (ERROR, Kind.FAILED)):
+            self._outcomes.add(job, kind, payload)
+
+    def remove(self, job: Job, is_failure: bool) -> bool:
+        """The same, for who tells the outcome itself; whether the job was open."""
         if self.by_id.pop(job.id, None) is None:
-            return
-        if kind in (ERROR, Kind.FAILED):
+            return False
+        if is_failure:
             self.failed += 1
         else:
             self.finished += 1
         if job.payload is not None and job.payload.is_file:
             self._files -= 1
+        if job.phase == WAITING:
+            self.waiting -= 1
         job.resolve()
-        self._outcomes.add(job, kind, payload)
+        return True
 
     def fail(self, job: Job, reason: BaseException) -> None:
         self.resolve(job, ERROR, reason)
 
-    def retry(self, job: Job) -> None:
-        """It will be run again."""
+    def suspend(self, job: JobOnTerms) -> None:
+        """A run of it has failed, or may have, and another one may follow."""
+        self.waiting += 1
+        job.suspend()
+
+    def resume(self, job: JobOnTerms) -> None:
+        """It is to be run again now."""
+        self.waiting -= 1
         self.retried += 1
-        job.retry()
+        job.resume()
 
     def report_start(self, job: Job, pid: int, started: float) -> None:
         job.note_start_told()
@@ -214,7 +271,7 @@ class PoolState:
 
     def __init__(self, log: Log, cpus: int = 2) -> None:
         self.log = log
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.phase = PoolPhase.RUN
         self.workers: list[WorkerHandle] = []
         self.inputs: set[InputReader] = set()  # that are still being read
@@ -233,7 +290,7 @@ class PoolState:
         """In a forked child: the pool is the parent's."""
         self.is_forked = True
         self.phase = PoolPhase.ENDED
-        self.lock = threading.RLock()
+        self.lock = RLock()
 
     def is_lock_held(self) -> bool:
         """Whether the caller's thread has the lock."""
@@ -268,6 +325,10 @@ class PoolState:
         """One more worker has become ready, after so long."""
         self.slowest_start = max(self.slowest_start, seconds)
         self.ready_count += 1
+
+    def oldest_generation(self) -> int:
+        """Of the workers that there are, see `Spawner.generation`; 0, if there are none."""
+        return min((worker.generation for worker in list(self.workers)), default=0)
 
     # ---- what the phase allows
 

@@ -48,6 +48,7 @@ class WorkerSupervisor:
         history: the last workers that have ended.
         exits: where the ends of workers are seen.
         ended: all is over, and nothing is left.
+        end: notified then.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class WorkerSupervisor:
         self._spawner = spawner
         self._memfd_cache = memfd_cache
         self._at_end = at_end
-        self._end = Condition()
+        self.end = Condition()
         self._termination = ""  # has been asked for, and why
         self._memory_kills: OutOfMemoryKills | None = None  # from the first look on
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
@@ -139,7 +140,7 @@ class WorkerSupervisor:
         failed, self._failed_starts = self._failed_starts, []
         for start in failed:
             self._spawner.judge(start)
-        self._spawner.fill_up(self._is_short_of_workers)
+        self._spawner.fill_up(self._is_short_of_workers, self.processes)
         if state.phase is PoolPhase.TERMINATE or state.is_done():
             self._spawner.no_more()
         with state.lock:
@@ -255,7 +256,8 @@ class WorkerSupervisor:
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
         left = worker.has_been(Phase.LEAVING) or worker.quota <= 0
         expected = left and (exitcode == 0 or lost is None)
-        is_quiet = expected or self._state.phase is PoolPhase.TERMINATE
+        is_wanted = worker.kill_reason is not None and worker.kill_reason.is_wanted
+        is_quiet = expected or is_wanted or self._state.phase is PoolPhase.TERMINATE
         text = f"{how}: {why}" if why else how
         level = DEBUG if is_quiet else WARNING
         self._log.note(level, "worker %d (%s) %s", worker.pid, worker.name, text)
@@ -363,10 +365,12 @@ class WorkerSupervisor:
         self._outboxes.close()
         self._exits.close()
         self.ended = True
-        self._end.notify_all()
+        self.end.notify_all()
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
         """Whether the pool has ended, within so many seconds (None: as long as it takes)."""
-        return self._dispatcher.wait_for(
-            self._end, lambda: self.ended or self._state.is_forked, timeout
-        )
+        return self._dispatcher.wait_for(self.end, self.has_ended, timeout)
+
+    def has_ended(self) -> bool:
+        """What is waited for, when `end` is notified. In a forked child there is nothing to end."""
+        return self.ended or self._state.is_forked

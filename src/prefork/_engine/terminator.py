@@ -11,6 +11,7 @@ come between what was taken back from a worker, or read, and its account.
 
 from __future__ import annotations
 
+import functools
 import operator
 import signal
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
-from prefork._policy.job import QUEUED, Job, ResultSink
+from prefork._policy.job import QUEUED, WAITING, Job, ResultSink
+from prefork._policy.terms import JobOnTerms
+from prefork._policy.timers import Expiry
 from prefork._system.uninterrupted import uninterrupted
-from prefork.errors import Cancelled, Terminated
+from prefork.errors import DeadlineExceeded, Terminated
 
 __all__ = ["Terminator"]
 
@@ -135,17 +138,18 @@ class Terminator:
         return worker
 
     def _cancel_queued(self, job: Job) -> bool:
-        if job.phase != QUEUED or job.id not in self._open_jobs.by_id:
+        if job.phase not in (QUEUED, WAITING) or job.id not in self._open_jobs.by_id:
             return False
-        text = f"job {job.id} ({job.function}) was cancelled before it started"
-        self._open_jobs.fail(job, Cancelled(text))
+        job.forget_run()
+        self._open_jobs.fail(job, job.cancellation())
         self._scheduler.drop_resolved()
         return True
 
     def _terminate_running(self, worker: WorkerHandle, job: Job, signum: int | None) -> None:
         why = f"job {job.id} ({job.function}) was terminated"
         text = f"{why} while it ran in worker process {worker.pid}"
-        self._condemn(worker, KillReason(job, lambda stack: Terminated(text)), why)
+        reason = KillReason(job, lambda stack: Terminated(text), is_final=True, is_wanted=True)
+        self._condemn(worker, reason, why)
         if signum is None or signum == signal.SIGKILL:
             worker.kill(why)
         else:
@@ -176,6 +180,40 @@ class Terminator:
         self._dispatcher.hand_out()
         if still_runs:
             worker.ask_for_last_words(why)
+
+    def end_late(self, jobs: list[JobOnTerms]) -> list[JobOnTerms]:
+        """The deadlines of these have passed: those that run are killed, the others never run.
+
+        Returns:
+            Those that must be looked at again: they were started this very moment.
+        """
+        holders = {job.slot: None for job in jobs if isinstance(job.slot, WorkerHandle)}
+        for worker in holders:
+            self._collector.isolate(worker)
+        for job in jobs:  # all of them, before anything is handed out
+            if job.is_idle():
+                self._dispatcher.fail_late(job)
+        self._scheduler.drop_resolved()
+        late = {job.id for job in jobs}
+        for worker in holders:
+            running = worker.first()
+            if isinstance(running, JobOnTerms) and running.id in late:
+                self._end_running_late(worker, running)
+            else:
+                self._collector.reopen(worker)
+        self._dispatcher.hand_out()
+        return [
+            job for job in jobs if isinstance(job.slot, WorkerHandle) and job.slot not in holders
+        ]
+
+    def _end_running_late(self, worker: WorkerHandle, job: JobOnTerms) -> None:
+        deadline = job.terms.deadline or 0.0
+        why = f"job {job.id} ({job.function}) had not ended by its deadline of {deadline:g} s"
+        error = functools.partial(DeadlineExceeded, deadline, job.id, job.function, worker.pid)
+        expiry = Expiry(worker, job, False, deadline, worker.accepted())
+        if worker.kill_reason is None:
+            self._condemn(worker, KillReason(job, error, expiry, is_final=True), why)
+        worker.ask_for_last_words(why)
 
     def replace_unresponsive(self, worker: WorkerHandle, job: Job) -> None:
         """A worker that idles does not read its job: it has been stopped, or has no chance to

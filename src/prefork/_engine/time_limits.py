@@ -1,4 +1,5 @@
-"""What is due now, and what follows: time limits, memory limits, start notices, held jobs.
+"""What is due now, and what follows: time limits, memory limits, start notices, held jobs,
+deadlines, retries.
 
 `timers.py` says when; here it is done. Who ends a job for it is the `Terminator`.
 """
@@ -8,15 +9,20 @@ from __future__ import annotations
 import functools
 
 from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, PoolState
 from prefork._engine.terminator import Terminator
 from prefork._engine.worker_handle import KillReason, WorkerHandle
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry, Timers
 from prefork._system.resources import resident
 from prefork._worker.options import SOFT_SIGNAL
 from prefork.errors import MemoryLimitExceeded, TimeLimitExceeded
 
 __all__ = ["TimeLimits"]
+
+MOMENT = 0.001
+"""Seconds until another look at a job that was started at the very moment of its deadline."""
 
 
 class TimeLimits:
@@ -31,6 +37,7 @@ class TimeLimits:
         timers: Timers,
         dispatcher: Dispatcher,
         terminator: Terminator,
+        retrier: Retrier,
         max_memory: int | None = None,
     ) -> None:
         self._state = state
@@ -43,6 +50,8 @@ class TimeLimits:
         self._duties = (
             (timers.starts, self._report_starts),
             (timers.hold, self._end_hold),
+            (timers.deadlines, self._enforce_deadlines),  # first, so that nothing late is sent
+            (timers.retries, retrier.run_due),
             (timers.limits, self._enforce_limits),
             (timers.memory, self._measure),
         )
@@ -64,6 +73,13 @@ class TimeLimits:
 
     def _end_hold(self, now: float) -> None:
         self._dispatcher.end_hold()
+
+    def _enforce_deadlines(self, now: float) -> None:
+        open_jobs, timer = self._open_jobs.by_id, self._timers.deadlines
+        due = [open_jobs.get(job_id) for job_id in timer.take_due(now)]
+        late = [job for job in due if isinstance(job, JobOnTerms) and job.is_late(now)]
+        for job in self._terminator.end_late(late):
+            timer.add(now + MOMENT, job.id, open_jobs)
 
     def _enforce_limits(self, now: float) -> None:
         expired, unread = self._timers.limits.look(self._state.workers, now)

@@ -71,8 +71,8 @@ def _encoding_error(reason: Exception, value: object) -> Exception:
         value.close()  # else there would be a warning that nobody has awaited it
         return TypeError(
             f"{name} is a coroutine function, and nobody awaits in a worker what it returns: await "
-            "is on this side, as in `await loop.run_in_executor(executor, f)` with a plain "
-            "function f. One that calls asyncio.run has a loop of its own in the worker"
+            "is on this side, as in `await pool.submit(f, x)` with a plain function f. One that "
+            "calls asyncio.run has a loop of its own in the worker"
         )
     try:
         from prefork._ipc.encoding_error import MaybeEncodingError
@@ -94,6 +94,7 @@ def format_traceback(exc: BaseException) -> str:
 
 _OWN_MODULES: Final = (
     "prefork._worker.main",
+    "prefork._worker.seeding",
     "prefork._ipc.outcome",
     "prefork._ipc.pickling",
     "prefork._engine.job_factory",

@@ -8,17 +8,21 @@ either side makes or reads it once.
 from __future__ import annotations
 
 import copyreg
+import importlib
 import io
 import marshal
 import pickle
 from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from prefork._describe import function_name
+from prefork._describe import function_name, type_name
 from prefork._ipc.descriptors import collecting
-from prefork._system import std_internals
+from prefork._system import at_fork, std_internals
 from prefork.errors import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._ipc.main_module import Uses, WorkersMain
 
 __all__ = ["CallPickler", "CallUnpickler"]
 
@@ -26,9 +30,20 @@ MOST_FUNCTIONS: Final = 1000  # to remember
 _BY_NAME: Final = frozenset({FunctionType, BuiltinFunctionType})
 
 
+# The pickle of a function that has one of its own; its name; what it uses of `__main__`, if it is
+# defined there; its code, which `%autoreload` exchanges.
+_Known = tuple[bytes, str, "Uses | None", Any]
+
+
 class CallPickler:
-    def __init__(self) -> None:
-        self._functions: dict[Callable[..., Any], tuple[bytes, str]] = {}
+    """
+    Args:
+        main: what the workers have as `__main__`. None: whatever is needed of it.
+    """
+
+    def __init__(self, main: WorkersMain | None = None) -> None:
+        self._main = main
+        self._functions: dict[Callable[..., Any], _Known] = {}
 
     def name(self, func: Callable[..., Any]) -> str:
         """What messages call it: see `function_name`."""
@@ -45,34 +60,94 @@ class CallPickler:
 
         Returns:
             The pickles of the function and of the arguments, or one of both together; the length
-            of the function's own, or 0; the buffers that were left out (PEP 574).
+            of the function's own, or 0; the buffers that were left out (PEP 574). What a worker
+            lacks of `__main__` may take the place of the function's pickle, see `by_value.py`.
         """
-        function = self._by_name(func)
-        if function is None:
-            pickled, buffers = pack((func, arguments), fds)
-            return pickled, 0, buffers
-        pickled, buffers = pack(arguments, fds)
-        return function + pickled, len(function), buffers
+        try:
+            function, is_known = self._by_name(func)
+            if is_known:
+                obj = (func, arguments) if function is None else arguments
+                pickled, buffers = pack(obj, fds, results=False)
+                if not (_MAIN in pickled and self._may_lack(obj, pickled)):
+                    if function is None:
+                        return pickled, 0, buffers
+                    return function + pickled, len(function), buffers
+        except Exception as exc:
+            if self._main is None or not is_unknown_name(exc):
+                raise
+            reason: Exception | None = exc
+        else:
+            reason = None
+        if fds:
+            at_fork.Descriptors(*fds).close()  # of the pickle that will not do
+            fds.clear()
+        buffers = []
+        definitions, pickled = load_by_value(reason, func).dumps_with_definitions(
+            self._main, (func, arguments), fds, _keeper(buffers)
+        )
+        return definitions + pickled, len(definitions), buffers
 
-    def _by_name(self, func: Callable[..., Any]) -> bytes | None:
-        """The pickle of a function that is pickled as nothing but its name."""
+    def _by_name(self, func: Callable[..., Any]) -> tuple[bytes | None, bool]:
+        """The pickle of a function that is pickled as nothing but its name; and whether the name
+        means to a worker what it means here, as far as that is known."""
         if type(func) not in _BY_NAME:
-            return None
+            return None, True
         known = self._functions.get(func)
         if known is None:
             owner = getattr(func, "__self__", None)  # of a method such as [].append
             if not isinstance(owner, (ModuleType, type(None))):
-                return None
-            pickled, _ = pack(func)
-            if len(self._functions) >= MOST_FUNCTIONS:
-                self._functions.clear()
-            self._functions[func] = known = pickled, function_name(func)
-        return known[0]
+                return None, True
+            pickled, _ = pack(func, None, results=False)
+            return self._look_at(func, pickled)
+        uses = known[2]
+        if uses is None:
+            if known[3] is getattr(func, "__code__", None):
+                return known[0], True
+        elif uses.are_there and uses.are_as_they_were():
+            return known[0], True
+        pickled, _ = pack(func, None, results=False)
+        return self._look_at(func, pickled)
+
+    def _look_at(self, func: Callable[..., Any], pickled: bytes) -> tuple[bytes, bool]:
+        """It is new, or not what it was."""
+        name = function_name(func)
+        uses = self._uses(func)
+        self._remember(func, (pickled, name, uses, getattr(func, "__code__", None)))
+        return pickled, uses is None or uses.are_there
+
+    def _remember(self, func: Callable[..., Any], known: _Known) -> None:
+        if len(self._functions) >= MOST_FUNCTIONS:
+            self._functions.clear()
+        self._functions[func] = known
+
+    def _uses(self, func: Callable[..., Any]) -> Uses | None:
+        """
+        Raises:
+            pickle.PicklingError: it is of a module that has been reloaded, and workers have it as
+                it was.
+        """
+        main, module = self._main, getattr(func, "__module__", None)
+        if main is None or module is None:
+            return None
+        if module == "__main__":
+            return main.uses_of(func)
+        if not main.have_module(module):
+            raise pickle.PicklingError(
+                f"{function_name(func)} was reloaded with its module after the workers were "
+                "started, which have the old one: have the pool replace them by its restart(), or "
+                "make it anew"
+            )
+        return None
+
+    def _may_lack(self, obj: object, pickled: bytes) -> bool:
+        """Whether a worker may not find what this pickle has names for."""
+        main = self._main
+        return main is not None and pickled[0] == _PICKLE and main.may_lack(obj)
 
 
 class CallUnpickler:
     def __init__(self) -> None:
-        self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._functions: dict[bytes, Any] = {}
 
     def load(
         self, pickled: bytes | memoryview, function_length: int, buffers: list[memoryview]
@@ -84,9 +159,17 @@ class CallUnpickler:
         name = bytes(pickled[:function_length])
         function = self._functions.get(name)
         if function is None:
-            if len(self._functions) >= MOST_FUNCTIONS:
-                self._functions.clear()
-            function = self._functions[name] = unpack(name)
+            function = unpack(name)
+            if function_length <= OUT_OF_BAND:
+                if len(self._functions) >= MOST_FUNCTIONS:
+                    self._functions.clear()
+                self._functions[name] = function
+        if type(function) is tuple:
+            from prefork._ipc.arrival import apply
+
+            apply(function)
+            func, arguments = unpack(pickled[function_length:], buffers)
+            return func, arguments
         return function, unpack(pickled[function_length:], buffers)
 
 
@@ -144,6 +227,7 @@ def pack(
     obj: object,
     fds: list[int] | None = None,
     soft_limit: type[BaseException] = SoftTimeLimitExceeded,
+    results: bool = True,
 ) -> tuple[bytes, list[memoryview]]:
     """For `unpack`: an object's pickle, or what marshal makes of a plain one; and views of the
     large buffers that were left out of it.
@@ -154,6 +238,7 @@ def pack(
         fds: duplicates of the descriptors that it has are added here, see `descriptors.py`; whoever
             calls this closes them.
         soft_limit: what is raised meanwhile if the task has passed its limit.
+        results: it is one, and what has no name goes by value; else that fails here.
 
     Raises:
         Exception: whatever pickling it raises; then nothing was added.
@@ -171,18 +256,12 @@ def pack(
     elif _is_large(obj):
         obj = _Beside(obj)  # type: ignore[arg-type]
     buffers: list[memoryview] = []
-    pickled = _pickle(obj, fds, buffers, soft_limit)
+    pickled = _pickle(obj, fds, buffers, soft_limit, results)
     return pickled, buffers
 
 
-def _pickle(
-    obj: object,
-    fds: list[int] | None,
-    buffers: list[memoryview] | None,
-    soft_limit: type[BaseException] = SoftTimeLimitExceeded,
-) -> bytes:
-    """The pickle that multiprocessing's own pickler makes, which is written in Python; mostly by a
-    shorter way. Large buffers are added to these; None: they are in the pickle."""
+def _keeper(buffers: list[memoryview] | None) -> Callable[[pickle.PickleBuffer], bool]:
+    """For picklers: has large buffers added to these. None: they are in the pickle."""
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -194,9 +273,22 @@ def _pickle(
         buffers.append(view)
         return False
 
+    return keep_in_band
+
+
+def _pickle(
+    obj: object,
+    fds: list[int] | None,
+    buffers: list[memoryview] | None,
+    soft_limit: type[BaseException] = SoftTimeLimitExceeded,
+    results: bool = True,
+) -> bytes:
+    """The pickle that multiprocessing's own pickler makes, which is written in Python; mostly by a
+    shorter way. For `buffers` see `_keeper`."""
+    keep = _keeper(buffers)
     if _has_only_known_reducers():
         try:
-            pickled = pickle.dumps(obj, PROTOCOL, buffer_callback=keep_in_band)
+            pickled = pickle.dumps(obj, PROTOCOL, buffer_callback=keep)
         except soft_limit:
             raise
         except Exception:
@@ -207,18 +299,60 @@ def _pickle(
     if buffers:
         buffers.clear()
     file = io.BytesIO()
-    pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=keep_in_band)
+    pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=keep)
     pickler.dispatch_table = {**copyreg.dispatch_table, **_reducers}
-    if fds is None:
-        pickler.dump(obj)
-    else:
-        with collecting(fds):
+    try:
+        if fds is None:
             pickler.dump(obj)
+        else:
+            with collecting(fds):
+                pickler.dump(obj)
+    except soft_limit:
+        raise
+    except Exception as exc:
+        if not (results and is_unknown_name(exc)):
+            raise
+        if buffers:
+            buffers.clear()
+        by_value: Any = load_by_value(exc, obj)
+        by_value_pickle: bytes = by_value.dumps_result(obj, fds, keep)
+        return by_value_pickle
     return file.getvalue()
+
+
+def is_unknown_name(exc: Exception) -> bool:
+    """Whether something was not pickled since it cannot be found by a name."""
+    if not isinstance(exc, (pickle.PicklingError, AttributeError)):
+        return False
+    return str(exc).startswith(("Can't pickle", "Can't get local"))
+
+
+def load_by_value(reason: Exception | None, obj: Any) -> Any:
+    """The module that pickles by value.
+
+    Args:
+        reason: why that is needed, if it was tried otherwise.
+        obj: what is to be pickled, for messages.
+
+    Raises:
+        pickle.PicklingError: cloudpickle is not installed.
+    """
+    try:
+        return importlib.import_module("prefork._ipc.by_value")
+    except ImportError as exc:
+        name = function_name(obj) if callable(obj) else type_name(obj)
+        why = f"{name}, or what it uses, was defined after the workers were started"
+        error = pickle.PicklingError(
+            f"{why if reason is None else reason}: pip install prefork[notebook] to have it sent "
+            "by value, or define it with `def` or `class` at the top level of a module"
+        )
+        error.__cause__ = reason or exc
+    raise error
 
 
 _reducers: Final = std_internals.reducers()
 """What `multiprocessing.reduction.register` registers."""
+_MAIN: Final = b"__main__"
 _CONNECTION: Final = b"multiprocessing.connection"
 _KNOWN: Final = frozenset(
     {

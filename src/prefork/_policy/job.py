@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Final, Protocol
 from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import ACCEPT, CALL, LIMITED
 from prefork._policy.limits import NO_LIMITS, Limits
+from prefork._policy.retry import Attempt
+from prefork.errors import Cancelled
 
 __all__ = [
     "JOB_LIFE",
@@ -15,6 +17,7 @@ __all__ = [
     "QUEUED",
     "RESOLVED",
     "SENT",
+    "WAITING",
     "Job",
     "ResultSink",
     "Wakes",
@@ -23,9 +26,11 @@ __all__ = [
 
 
 class Wakes(Protocol):
-    """What threads wait for."""
+    """What threads, and tasks of event loops, wait for."""
 
     def notify_all(self) -> None: ...
+
+    def wake_threads(self) -> None: ...
 
 
 class ResultSink(Protocol):
@@ -68,16 +73,19 @@ NULL_SINK: Final = _NullSink()
 # A job's life.
 #
 #     QUEUED ─► SENT ─► RESOLVED
-#       ▲  │      │         ▲
-#       │  └──────┼─────────┘   cancelled, or the pool ends
-#       └─────────┘             taken back unread; or its worker was lost, and it is retried
+#      ▲ ▲ │      │ │       ▲ ▲
+#      │ │ └──────┼─┼───────┘ │   cancelled, or the pool ends, or its deadline has passed
+#      │ └────────┘ ▼         │   taken back unread
+#      └──────── WAITING ─────┘   it has failed and may be retried: then it is, after a pause
 QUEUED: Final = 0  # the scheduler has it
 SENT: Final = 1  # a worker has it: it runs there, or waits there unread
 RESOLVED: Final = 2  # its outcome is known
+WAITING: Final = 3  # a run has failed, and it waits for the next one, or for that to be decided
 
 JOB_LIFE: Final[dict[int, frozenset[int]]] = {
     QUEUED: frozenset({SENT, RESOLVED}),
-    SENT: frozenset({QUEUED, RESOLVED}),
+    SENT: frozenset({QUEUED, WAITING, RESOLVED}),
+    WAITING: frozenset({QUEUED, RESOLVED}),
     RESOLVED: frozenset(),
 }
 """Which phase may follow which."""
@@ -93,7 +101,6 @@ class Job:
     """
 
     __slots__ = (
-        "attempts",
         "flags",
         "function",
         "function_length",
@@ -107,7 +114,6 @@ class Job:
         "pickling_error",
         "pid",
         "result_bytes",
-        "retries",
         "seconds",
         "sent_at",
         "sink",
@@ -133,7 +139,7 @@ class Job:
         self.id = next(Job._ids)
         self.sink = sink
         self.function = function  # its name, for messages
-        self.timeout, self.soft_timeout, self.lost_timeout, self.retries = limits
+        self.timeout, self.soft_timeout, self.lost_timeout, _ = limits
         self.flags = mode  # of its ticket
         if self.timeout is not None or self.soft_timeout is not None:
             self.flags |= LIMITED
@@ -144,7 +150,6 @@ class Job:
         self.payload: Any = None  # the call and its buffers, if they are large
         self.index = index  # of its first item in the result
         self.size = size  # how many items it is for
-        self.attempts = 0  # that ended with the loss of a worker
         self.phase = QUEUED
         self.slot: WorkerSlot | None = None  # of the worker that has it
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
@@ -192,16 +197,12 @@ class Job:
     def take_back(self) -> None:
         """No worker has it any more: SENT to QUEUED."""
         self.phase = QUEUED
+        self._leave_slot()
+
+    def _leave_slot(self) -> None:
         if self.slot is not None:
             self.slot.sent.pop(self.id, None)
             self.slot = None
-
-    def retry(self) -> None:
-        """Its worker was lost while it ran, and it is to be run again: SENT to QUEUED."""
-        self.take_back()
-        self.retries -= 1
-        self.attempts += 1
-        self.pid, self.started, self.seconds = None, 0.0, 0.0
 
     def resolve(self) -> None:
         """Its outcome is known: to RESOLVED. What its call consisted of is let go."""
@@ -228,6 +229,10 @@ class Job:
     def note_start_told(self) -> None:
         self.start_unreported = False
 
+    def forget_run(self) -> None:
+        """It runs nowhere, and its last run does not count."""
+        self.pid, self.started, self.seconds = None, 0.0, 0.0
+
     # ---- what is known of it
 
     def running_pid(self) -> int | None:
@@ -241,8 +246,25 @@ class Job:
             return slot.accepted() if slot.running()[0] == self.id else None
         return self.started or None
 
+    def priority(self) -> int:
+        """Those with a lower number are run first."""
+        return 0
+
+    def retried(self) -> int:
+        """How often it was run again."""
+        return 0
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Its runs that have failed and were followed by another one."""
+        return ()
+
+    def cancellation(self) -> Cancelled:
+        """What it fails with, if it never runs from now on."""
+        when = "it was run again" if self.retried() else "it started"
+        return Cancelled(f"job {self.id} ({self.function}) was cancelled before {when}")
+
     def __repr__(self) -> str:
-        where = ("queued", f"sent to {self.slot!r}", "resolved")[self.phase]
+        where = ("queued", f"sent to {self.slot!r}", "resolved", "waiting")[self.phase]
         return f"<Job {self.id} {self.function} {where}>"
 
 

@@ -15,6 +15,9 @@ take.
 What waits behind another job may be overtaken by jobs that came later. So only short ones do: long
 ones, and those of which nothing is known yet, start in the order in which they came, as programs
 whose jobs wait for one another rely on.
+
+From the first job on that has a priority, no worker gets more than `BATCH_SECONDS` of work, and
+nothing before it is ready: what another job might have to wait for waits here.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prefork._policy.job import RESOLVED, Job, WorkerSlot
+from prefork._policy.job import RESOLVED, WAITING, Job, WorkerSlot
+from prefork._policy.priorities import JobQueue, PriorityQueue
 
 __all__ = ["Scheduler"]
 
@@ -53,7 +57,8 @@ class Scheduler:
 
     def __init__(self, cpus: int = 2) -> None:
         self._cpus = cpus
-        self.queue: deque[Job] = deque()
+        self.queue: JobQueue = deque()
+        self.has_priorities = False  # then the queue is a `PriorityQueue`
         self.slots: list[WorkerSlot] = []
         self.mean_seconds: float | None = None
         # Seats by how many jobs they have; each slot is in one of them, or in none.
@@ -110,7 +115,7 @@ class Scheduler:
         if not self.queue:
             if self._idle and not self.is_holding():
                 slot = next(reversed(self._idle))
-            elif self._new and self._may_queue_behind(job):
+            elif self._new and not self.has_priorities and self._may_queue_behind(job):
                 slot = next(iter(self._new))  # it was started first, and will be ready first
             elif self._low and self._may_queue_behind(job) and self.depth() > 1:
                 slot = next(reversed(self._low))
@@ -167,6 +172,16 @@ class Scheduler:
         """A large task waits here for an idle worker: taking it back from one would be dear."""
         return job.payload is None or not job.payload.is_file
 
+    def begin_priorities(self, job: Job) -> bool:
+        """This job has a priority. If it is the first, it is queued, and True returned: then what
+        workers have not read is to be taken back, since it may be less urgent."""
+        if self.has_priorities:
+            return False
+        self.queue = PriorityQueue(self.queue)
+        self.has_priorities = True
+        self.queue.append(job)
+        return True
+
     def batches(
         self, slots: Iterable[WorkerSlot] | None = None
     ) -> Iterator[tuple[WorkerSlot, list[Job]]]:
@@ -176,6 +191,8 @@ class Scheduler:
         depth = self.depth()
         for slot in list(self.slots if slots is None else slots):
             if not slot.sent and self.is_holding():
+                continue
+            if self.has_priorities and not slot.ready:
                 continue
             if slot.open and not slot.slow and len(slot.sent) <= depth // 2:
                 batch = self._batch(slot, depth)
@@ -201,7 +218,8 @@ class Scheduler:
         """How many jobs to keep in an inbox."""
         if self.mean_seconds is None or self.mean_seconds > ALONE_SECONDS:
             return 1
-        return int(min(MAX_DEPTH, max(MIN_DEPTH, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
+        least = 1 if self.has_priorities else MIN_DEPTH
+        return int(min(MAX_DEPTH, max(least, BATCH_SECONDS / (self.mean_seconds + 1e-6))))
 
     def note_finished(self, slot: WorkerSlot, count: int, seconds: float) -> None:
         """So many jobs that this slot had were reported; together they took so long."""
@@ -241,7 +259,7 @@ class Scheduler:
         return list(reversed(self._idle))
 
     def put_first(self, job: Job) -> None:
-        """Run this one before all others."""
+        """Run this one before all others of its priority."""
         self.queue.appendleft(job)
 
     def drop_resolved(self) -> None:
@@ -258,10 +276,12 @@ class Scheduler:
         for slot in self.slots:
             slot.group = None
             self._classify(slot)
+        if self.has_priorities:
+            self.queue = PriorityQueue(self.queue)
         queued = {job.id for job in self.queue}
         astray = []
         for job in unresolved:
-            if job.slot is None or job.id not in job.slot.sent:
+            if job.phase != WAITING and (job.slot is None or job.id not in job.slot.sent):
                 job.take_back()
                 if job.id not in queued:
                     astray.append(job)

@@ -4,6 +4,7 @@
     MemoryTimer    looks at the memory of busy workers
     StartTimer     starts of jobs that are still to be reported
     HoldTimer      short jobs that wait for workers which are at work
+    JobTimer       single jobs, each at a time of its own: deadlines, retries
 
 Each knows when it is due next (`next_due`, monotonic seconds; None: there is nothing to wait for),
 and is told what happens. Whoever waits, waits for the earliest of all (`Timers.next_due`).
@@ -15,7 +16,8 @@ limit, so that is when to look. What has not started then cannot expire before a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
 from prefork._policy.job import Job, WorkerSlot
@@ -25,6 +27,7 @@ __all__ = [
     "Expiry",
     "Findings",
     "HoldTimer",
+    "JobTimer",
     "LimitTimer",
     "MemoryTimer",
     "StartTimer",
@@ -227,6 +230,42 @@ class HoldTimer:
         self.next_due = None
 
 
+FEW: Final = 64
+
+
+class JobTimer:
+    """Single jobs, each due at a time of its own.
+
+    It knows their numbers only, and so keeps nothing of those that are resolved before their time.
+    Even their numbers are dropped before they are more than those of jobs which are open.
+    """
+
+    def __init__(self) -> None:
+        self.next_due: float | None = None
+        self._heap: list[tuple[float, int]] = []
+        self._most = FEW
+
+    def add(self, due: float, job_id: int, open_jobs: Container[int]) -> bool:
+        """This job is due then; True if this is due earlier now."""
+        if len(self._heap) >= self._most:
+            self._heap = [entry for entry in self._heap if entry[1] in open_jobs]
+            heapq.heapify(self._heap)
+            self._most = max(FEW, 2 * len(self._heap))
+        heapq.heappush(self._heap, (due, job_id))
+        if self.next_due is not None and self.next_due <= due:
+            return False
+        self.next_due = due
+        return True
+
+    def take_due(self, now: float) -> list[int]:
+        """The jobs that are due by now, the earliest first; sets `next_due`."""
+        due: list[int] = []
+        while self._heap and self._heap[0][0] <= now:
+            due.append(heapq.heappop(self._heap)[1])
+        self.next_due = self._heap[0][0] if self._heap else None
+        return due
+
+
 class Timers:
     """All that one pool waits for.
 
@@ -242,6 +281,8 @@ class Timers:
         self.memory = MemoryTimer(memory_interval)
         self.starts = StartTimer(accept_delay)
         self.hold = HoldTimer()
+        self.retries = JobTimer()
+        self.deadlines = JobTimer()
 
     def next_due(self) -> float | None:
         """The earliest of all (monotonic seconds); None: there is nothing to wait for."""
@@ -250,5 +291,7 @@ class Timers:
             self.memory.next_due,
             self.starts.next_due,
             self.hold.next_due,
+            self.retries.next_due,
+            self.deadlines.next_due,
         )
         return min((time for time in times if time is not None), default=None)

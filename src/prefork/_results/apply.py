@@ -11,15 +11,16 @@ result as soon as it is here, so that one may wait for any job, its own included
 from __future__ import annotations
 
 import os
-import threading
 from multiprocessing import TimeoutError
 from typing import Any, ClassVar
 
 from prefork._arguments import check_callables
 from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
-from prefork._results.protocols import Callback, PoolRef, RunCallback
+from prefork._policy.retry import Attempt
+from prefork._results.protocols import Callback, EngineRef, PoolRef, RunCallback
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 
 __all__ = ["ApplyResult", "callbacks_for"]
 
@@ -81,7 +82,7 @@ class Handle:
     __slots__ = ("_callbacks", "_ok", "_pool", "_result", "_signal")
 
     # Re-entrant, like the other locks that callers take: a signal handler may call, too.
-    _making_signals: ClassVar[Any] = threading.RLock()
+    _making_signals: ClassVar[Any] = RLock()
 
     def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
         self._pool: PoolRef | None = pool  # kept alive until the result is here
@@ -118,13 +119,30 @@ class Handle:
             RuntimeError: it would wait in vain: in a forked child, whose pool this is not; or in
                 the pool's own work.
         """
+        if (pending := self.begin_wait()) is not None:
+            engine, condition = pending
+            if timeout is None or timeout > 0:
+                engine.check_loop()
+            engine.wait_for(condition, self.ready, timeout)
+
+    def begin_wait(self) -> tuple[EngineRef, Condition] | None:
+        """Who runs the pool, and what is notified when this is ready; None if it is."""
         if (pool := self._pool) is None or self.ready():
-            return
-        if self._signal is None:
+            return None
+        if (condition := self._signal) is None:
             with self._making_signals:
                 if self._signal is None:
                     self._signal = Condition()
-        pool._engine.wait_for(self._signal, self.ready, timeout)
+                condition = self._signal
+        return pool._engine, condition
+
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits for it, in a thread or in an event loop."""
+        return self._signal is not None and self._signal.has_waiters()
+
+    def failure(self) -> BaseException | None:
+        """What it has failed with, if it has."""
+        return self._result if self._ok is False else None
 
     def get(self, timeout: float | None = None) -> Any:
         """The result.
@@ -192,7 +210,7 @@ class Handle:
 
 
 def _after_in_child() -> None:
-    Handle._making_signals = threading.RLock()
+    Handle._making_signals = RLock()
 
 
 os.register_at_fork(after_in_child=_after_in_child)
@@ -233,8 +251,21 @@ class ApplyResult(Handle):
 
     @property
     def retries(self) -> int:
-        """How often the job was run again (int), since its worker was lost."""
-        return self._entry.attempts if self._entry else 0
+        """How often the job was run again (int), after an attempt had failed."""
+        return self._entry.retried() if self._entry else 0
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that have failed, the first one first; each tells its `number`, the `pid`
+        of the worker, the `error` and how many `seconds` it took. The last one of a job that has
+        failed is among them, if it was run."""
+        job = self._entry
+        if job is None:
+            return ()
+        failed = job.attempts()
+        if self._ok is False and job.pid is not None:
+            failed = (*failed, Attempt(len(failed) + 1, job.pid, self._result, job.seconds))
+        return failed
 
     def accepted(self) -> bool:
         """Whether a worker has started the job."""

@@ -113,6 +113,10 @@ class FutureHandle(ApplyResult):
                 watch = self._watch
         return watch
 
+    def is_waited_for(self) -> bool:
+        watch = self._watch
+        return Handle.is_waited_for(self) or (watch is not None and bool(watch.waiters))
+
     # ---- the user's side
 
     def done(self) -> bool:
@@ -173,11 +177,13 @@ class FutureHandle(ApplyResult):
         """
         pool, job = self._pool, self._entry
         if pool is not None and job is not None and pool._engine.terminator.cancel(job):
-            error = Cancelled(f"job {job.id} ({job.function}) was cancelled before it started")
+            error = job.cancellation()
             if self._settle(self._get_watch(), False, error, True):
                 if pool._engine.is_busy_here():  # a signal handler has interrupted it
                     pool._engine.callbacks(self._call_all)
                 else:
+                    if self._signal is not None:  # else the pool notifies it, in a moment
+                        self._signal.notify_all()
                     self._call_all()
         return self._is_cancelled
 
@@ -241,8 +247,6 @@ class FutureHandle(ApplyResult):
         finally:
             if is_ours:
                 watch.condition.release()
-        if is_cancelled and (signal := self._signal) is not None:
-            signal.notify_all()
         return True
 
     def _call_all(self) -> None:

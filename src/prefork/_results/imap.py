@@ -11,8 +11,9 @@ from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import INLINE
 from prefork._policy.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
 from prefork._policy.job import Job
-from prefork._results.protocols import PoolRef
+from prefork._results.protocols import EngineRef, PoolRef
 from prefork._system.condition import Condition
+from prefork.errors import Terminated
 
 __all__ = ["IMapIterator", "Items"]
 
@@ -55,6 +56,11 @@ class Items:
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
         self.on_cancel: Callable[[], object] = lambda: None
+        self.done = 0  # items
+        self.failed = 0  # of these; counted only while somebody watches
+        self._note_progress: Callable[[], object] | None = None
+        self.needed_loop: object = None  # the event loop that reads the input, if one does
+        self._is_terminated = False  # what has been handed in is not to run, either
         self.room = Condition()
         self.arrivals = Condition()
         self._early: dict[int, tuple[Sequence[Outcome], int]] = {}  # before that of an earlier job
@@ -66,6 +72,18 @@ class Items:
     def taken(self) -> int:
         """How many items the consumer has taken."""
         return self.arrived - len(self._ready)
+
+    # ---- how far it is
+
+    def expected(self) -> int | None:
+        """How many items there are; None: the input has not ended."""
+        return self.sent if self.exhausted else None
+
+    def has_ended(self) -> bool:
+        return self._is_over()
+
+    def watch(self, note_progress: Callable[[], object]) -> None:
+        self._note_progress = note_progress
 
     # ---- the feeder's side
 
@@ -81,6 +99,8 @@ class Items:
         self.sent += job.size
         self.jobs += 1
         self.bytes += job.nbytes
+        if self._is_terminated:  # meanwhile
+            job.refuse(self._terminated())
 
     def end(self, error: BaseException | None = None) -> None:
         """The input has ended, by itself or with an exception; only the first call counts."""
@@ -88,6 +108,8 @@ class Items:
             self.input_error = error
             self.exhausted = True
             self.arrivals.notify_all()
+            if self._note_progress is not None:
+                self._note_progress()
 
     def cancel(self) -> None:
         """The consumer has gone."""
@@ -95,7 +117,20 @@ class Items:
         self._pool = None
         self.room.notify_all()
         self.arrivals.notify_all()
+        if self._note_progress is not None:
+            self._note_progress()
         self.on_cancel()
+
+    def terminate(self) -> None:
+        """The consumer has gone, and what was handed in is to end, wherever it is."""
+        pool = self._pool
+        self._is_terminated = True
+        self.cancel()
+        if pool is not None:
+            pool._engine.terminator.terminate_all(self)
+
+    def _terminated(self) -> Terminated:
+        return Terminated(f"the results of {self.function} are not wanted any more")
 
     # ---- the pool's side
 
@@ -121,8 +156,13 @@ class Items:
             while self._next_job in self._early:
                 self._put(*self._early.pop(self._next_job))
                 self._next_job += 1
+        self.done += job.size
+        if self._note_progress is not None:
+            self.failed += sum(not ok for ok, _ in outcomes)
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
         self.finished_bytes += job.nbytes
+        if self._note_progress is not None:
+            self._note_progress()
         if job.nbytes > INLINE:
             self.room.notify_all()
         if self._workers:
@@ -156,9 +196,15 @@ class Items:
 
     def take(self, timeout: float | None) -> Outcome | None:
         """The next outcome; None at the end."""
-        while (outcome := self._next_outcome()) is None:
+        while (outcome := self.take_ready()) is None:
             if not self._wait(timeout):
                 return None
+        return outcome
+
+    def take_ready(self) -> Outcome | None:
+        """The next outcome, if it is here."""
+        if (outcome := self._next_outcome()) is None:
+            return None
         has_room = self._large and self._release_large()
         # In batches, so that the feeder is not woken for each item.
         if has_room or (self.sent - self.taken) * 2 <= self.buffersize:
@@ -180,14 +226,31 @@ class Items:
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait for another outcome; False at the end."""
-        if self._is_over() and not self._ready:
-            self._pool = None
+        if (pending := self.begin_wait()) is None:
             return False
-        if (pool := self._pool) is not None and not pool._engine.wait_for(
-            self.arrivals, self.has_news, timeout
-        ):
+        engine, arrivals = pending
+        if timeout is None or timeout > 0:
+            engine.check_loop(self.needed_loop)
+        if not engine.wait_for(arrivals, self.has_news, timeout):
             raise TimeoutError(f"no result arrived within {timeout:g} s")
         return True
+
+    def begin_wait(self) -> tuple[EngineRef, Condition] | None:
+        """Who runs the pool, and what is notified of results; None at the end."""
+        if self._is_over() and not self._ready:
+            self._pool = None
+        engine = self.engine()
+        return None if engine is None else (engine, self.arrivals)
+
+    def engine(self) -> EngineRef | None:
+        """Who runs the pool; None: there is nothing more to come."""
+        pool = self._pool
+        return None if pool is None else pool._engine
+
+    def take_input_error(self) -> BaseException | None:
+        """What the input has raised, if it has; once."""
+        error, self.input_error = self.input_error, None
+        return error
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -223,13 +286,17 @@ class IMapIterator:
         """
         outcome = self.items.take(timeout)
         if outcome is None:
-            end, self.items.input_error = self.items.input_error, None
+            end = self.items.take_input_error()
             raise StopIteration if end is None else end
+        return self.give(outcome)
+
+    def give(self, outcome: Outcome) -> Any:
+        """The value of an outcome that was taken, or its exception."""
         ok, value = outcome
         if ok:
             return value
-        if isinstance(value, StopIteration):  # it would end the iteration (PEP 479)
-            error = RuntimeError("the task raised StopIteration")
+        if isinstance(value, StopIteration | StopAsyncIteration):  # it would end the iteration
+            error = RuntimeError(f"the task raised {type(value).__name__}")  # (PEP 479)
             error.__cause__ = value
             raise error
         raise value

@@ -61,6 +61,28 @@ class EngineRef(Protocol):
             RuntimeError: in a forked child, where the pool is the parent's.
         """
 
+    def check_loop(self, needed: object = None) -> None:
+        """The caller is about to wait in a way that holds up the event loop of its thread, if one
+        runs there: warn.
+
+        Args:
+            needed: the loop that must run for what is waited for, if one must.
+
+        Raises:
+            RuntimeError: that one runs here, and would be waited for in vain.
+        """
+
+    def serve_loop(self) -> None:
+        """A task of the event loop that runs in this thread is about to wait for the pool.
+
+        Raises:
+            RuntimeError: it would wait in vain: in a forked child; or another loop drives the pool.
+        """
+
+    def do_outside(self, call: Callable[[], object]) -> None:
+        """Call it; but not inside of the pool's own work, which a finalizer may have interrupted:
+        then soon. And not at all in a forked child."""
+
     def wait_for(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:

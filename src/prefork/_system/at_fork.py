@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain, starmap
 from typing import Any, Protocol, TypeVar
 
+from prefork._system.locks import RLock
+
 __all__ = [
     "Descriptors",
     "ForkAware",
@@ -45,7 +47,7 @@ class ForkAware(Protocol):
 _registered: dict[int, Callable[[], ForkAware | None]] = {}  # by their ids
 _open: set[int] = set()
 _kept = threading.local()
-_guard = threading.RLock()
+_guard = RLock()
 _generation = 0  # of processes that were forked since this module was imported
 
 

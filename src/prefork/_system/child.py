@@ -23,7 +23,7 @@ from prefork._system.process import Process, list_child, run_tied, unlist_child
 from prefork._system.selector import is_readable
 from prefork._system.template import Template
 
-__all__ = ["Child", "Ties", "announce"]
+__all__ = ["Child", "Ties", "announce", "fork_server_pid", "give_up"]
 
 
 def announce(context: BaseContext, module: str) -> None:
@@ -40,6 +40,19 @@ def announce(context: BaseContext, module: str) -> None:
         std_internals.preload(server, module)
     elif std_internals.is_forking(context):
         warn_of_threads()
+
+
+def fork_server_pid(context: BaseContext) -> int | None:
+    """The process that the last child in this context has been asked of, if that is a fork server;
+    it may have ended."""
+    server = std_internals.fork_server_of(context)
+    return None if server is None else std_internals.server_pid(server)
+
+
+def give_up(context: BaseContext) -> None:
+    """The first process could not be started in time: what may be stuck over it is not left so."""
+    if (server := std_internals.fork_server_of(context)) is not None:
+        std_internals.end_if_stuck(server)
 
 
 def _status(thread: str) -> dict[str, str]:

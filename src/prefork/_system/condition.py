@@ -16,12 +16,16 @@ class Condition:
 
     `notify_all` is safe to call from anywhere, a finalizer included: it takes no lock. Both methods
     may be interrupted by a signal handler that raises, at any point: nobody is forgotten.
+
+    Who must not block, such as a task of an event loop, listens instead of waiting: it looks at its
+    predicate when it has begun to listen, and again whenever it is called.
     """
 
-    __slots__ = ("_waiters",)
+    __slots__ = ("_listeners", "_waiters")
 
     def __init__(self) -> None:
         self._waiters: deque[threading.Lock] = deque()
+        self._listeners: dict[Callable[[], object], None] = {}
 
     def wait(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `predicate()`, at most `timeout` seconds; returns what it is then."""
@@ -42,7 +46,14 @@ class Condition:
         return True
 
     def notify_all(self) -> None:
-        """Have the waiting threads look at their predicates again."""
+        """Have all who wait or listen look at their predicates again."""
+        self.wake_threads()
+        if self._listeners:
+            for listener in list(self._listeners):
+                listener()
+
+    def wake_threads(self) -> None:
+        """Have the waiting threads look at their predicates again; not those who listen."""
         waiters = self._waiters
         while waiters:
             try:
@@ -54,6 +65,18 @@ class Condition:
             with contextlib.suppress(RuntimeError):  # another thread has released it
                 lock.release()
             self._forget(lock)
+
+    def listen(self, listener: Callable[[], object]) -> None:
+        """Have this called by each `notify_all`, in whichever thread that is called; so it must
+        neither wait nor raise."""
+        self._listeners[listener] = None
+
+    def listen_no_more(self, listener: Callable[[], object]) -> None:
+        self._listeners.pop(listener, None)
+
+    def has_waiters(self) -> bool:
+        """Whether anybody waits or listens."""
+        return bool(self._waiters or self._listeners)
 
     def _forget(self, lock: threading.Lock) -> None:
         with contextlib.suppress(ValueError):  # another thread was here

@@ -181,8 +181,7 @@ class TemplateFork(Launch):
     # What descriptors become while they are pickled: the protocol of the standard library.
 
     def _pickle(self) -> bytes:
-        process: Any = self._process
-        differs = process._name, process._identity, process.index, process._args
+        differs = self._process.index, std_internals.identity(self._process)
         target = io.BytesIO()
         mp_context.set_spawning_popen(cast(Any, self))
         try:

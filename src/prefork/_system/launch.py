@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 import time
 from multiprocessing import popen_fork
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from prefork._system import at_fork, std_internals
+from prefork._system.locks import Lock
 from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
 
@@ -236,7 +236,7 @@ class Foreign(Launch):
         self._method = context.get_start_method()
         self._server = std_internals.fork_server_of(context)
         self._popens: list[Any] = []  # of one process, once it has been started
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._is_closed = False
 
     @property

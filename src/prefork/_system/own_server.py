@@ -7,7 +7,6 @@ file, and a program without such a line, or a notebook, works as well.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 from multiprocessing import forkserver, popen_forkserver, spawn, util
@@ -15,6 +14,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, set_sp
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from prefork._system import std_internals
 
 __all__ = ["OwnServerContext"]
 
@@ -31,16 +32,7 @@ class _Shared:
     server: Any = _new_server()
 
 
-def _after_in_child() -> None:
-    """The server is the parent's, and ends with the parent alone."""
-    alive = _Shared.server._forkserver_alive_fd
-    if alive is not None:
-        with contextlib.suppress(OSError):
-            os.close(alive)
-    _Shared.server = _new_server()
-
-
-os.register_at_fork(after_in_child=_after_in_child)
+os.register_at_fork(after_in_child=lambda: std_internals.disown(_Shared.server))
 
 
 def _close(*fds: int) -> None:

@@ -103,15 +103,13 @@ class Process(BaseProcess):
         """For the child: it needs neither of these, nor could unpickle them."""
         return vars(self) | {"launch": None, "_context": None}
 
-    def twin(self, name: str, identity: tuple[int, ...], index: int, args: Any) -> Process:
+    def twin(self, index: int, identity: tuple[Any, ...]) -> Process:
         """In a process that was forked from a template, which has inherited the first worker's
         object: the object of this process. What makes it differ from the first is told here."""
         process = type(self).__new__(type(self))
         vars(process).update(vars(self))
-        process._name = name  # type: ignore[attr-defined]
-        process._identity = identity
+        std_internals.identify(process, *identity)
         process.index = index
-        process._args = args  # type: ignore[attr-defined]
         return process
 
     @property

@@ -6,24 +6,34 @@ in any later one; `tests/unit/system/test_std_internals.py` fails, and names wha
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import context as mp_context
 from multiprocessing import process, util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from prefork._system.locks import RLock
+
 __all__ = [
+    "become_current",
     "children",
+    "disown",
+    "end_if_stuck",
     "finalize",
     "flush_std_streams",
     "fork_server_of",
+    "identify",
+    "identity",
     "is_forking",
     "popen",
     "preload",
     "reducers",
+    "server_pid",
     "sharing_tracker",
 ]
 
@@ -45,6 +55,25 @@ def children() -> set[BaseProcess]:
     """What `multiprocessing.active_children` looks at. (It is another set in each child.)"""
     found: set[BaseProcess] = process._children  # type: ignore[attr-defined]
     return found
+
+
+def identity(process: BaseProcess) -> tuple[str, tuple[int, ...], tuple[Any, ...]]:
+    """The name of a process, the numbers that tell it from all others, what its target is given."""
+    its: Any = process
+    return its._name, its._identity, its._args
+
+
+def identify(
+    process: BaseProcess, name: str, numbers: tuple[int, ...], args: tuple[Any, ...]
+) -> None:
+    """Give a process that has not begun another identity."""
+    its: Any = process
+    its._name, its._identity, its._args = name, numbers, args
+
+
+def become_current(this: BaseProcess) -> None:
+    """What `multiprocessing.current_process` is to return in this process."""
+    process._current_process = this  # type: ignore[attr-defined]
 
 
 def reducers() -> dict[type, Any]:
@@ -84,6 +113,51 @@ def preload(server: Any, module: str) -> None:
         if sys.version_info >= (3, 15):
             kept["on_error"] = server._preload_on_error
         server.set_forkserver_preload([*server._preload_modules, module], **kept)
+
+
+def server_pid(server: Any) -> int | None:
+    """The process of a fork server; None before its first start."""
+    pid: int | None = server._forkserver_pid
+    return pid
+
+
+def end_if_stuck(server: Any) -> None:
+    """A fork server has not answered in time: end it, unless it has children, which would lose
+    their parent. The next start has another one begin; what waits for this one fails at once.
+
+    From Python 3.12.8 on it runs the program's `__main__` first, and if that hangs, serves nobody,
+    and does not end with the program either.
+    """
+    pid = server._forkserver_pid
+    with suppress(OSError):  # there is none; it has ended; or this system does not tell
+        with open(f"/proc/{pid}/task/{pid}/children") as listed:
+            children = listed.read()
+        if not children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def disown(server: Any) -> None:
+    """In a forked child: a fork server that its parent has started is none of its own; the first
+    child that it wants has another one begin.
+
+    The standard library would fail, since this process cannot wait for that server; and what locks
+    it may be held by a thread that does not exist here.
+    """
+    server._lock = RLock()
+    if server._forkserver_pid is None:
+        return
+    with suppress(OSError):
+        os.close(server._forkserver_alive_fd)  # the server ends with the parent alone
+    for name in ("address", "alive_fd", "authkey", "pid"):  # (no key before 3.14)
+        setattr(server, f"_forkserver_{name}", None)
+
+
+def _after_in_child() -> None:
+    if (module := sys.modules.get("multiprocessing.forkserver")) is not None:
+        disown(module._forkserver)
+
+
+os.register_at_fork(after_in_child=_after_in_child)
 
 
 @contextmanager

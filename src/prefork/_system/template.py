@@ -35,12 +35,12 @@ import errno
 import os
 import signal
 import socket
-import threading
 import time
 from typing import NamedTuple
 
 from prefork._system import at_fork
 from prefork._system.lifeline import LifelineEnd, is_shareable
+from prefork._system.locks import RLock
 from prefork._system.selector import is_readable
 from prefork._system.template_wire import (
     CLOEXEC,
@@ -109,7 +109,7 @@ class Template:
         self.is_lost = False
         self._is_retired = False
         self._children = 0  # whose ends are still to be told
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._asked = 0
         self._awaited = {FIRST}
         self._answers: dict[int, tuple[Answer, at_fork.Descriptors]] = {}

@@ -31,6 +31,9 @@ class BackgroundThread:
     """A daemon thread that runs `body` once, from `start` on.
 
     Its methods may be interrupted by a signal handler that raises, at any point.
+
+    Attributes:
+        end: notified when it has ended.
     """
 
     def __init__(self, body: Callable[[], object], name: str) -> None:
@@ -40,7 +43,7 @@ class BackgroundThread:
         self._ident = 0
         self._thread: threading.Thread | None = None  # once it was started
         self._has_ended = False
-        self._end = Condition()
+        self.end = Condition()
 
     def start(self) -> None:
         """To be called once.
@@ -62,7 +65,7 @@ class BackgroundThread:
         finally:
             self._ident = 0
             self._has_ended = True
-            self._end.notify_all()
+            self.end.notify_all()
 
     @property
     def is_started(self) -> bool:
@@ -90,7 +93,7 @@ class BackgroundThread:
         if thread is None or self.is_current or self._owner != os.getpid():
             return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._end.wait(lambda: self._has_ended, timeout):
+        if not self.end.wait(lambda: self._has_ended, timeout):
             return False
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         thread.join(None if left is None else min(left, threading.TIMEOUT_MAX))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
 from prefork._ipc.outcome import Outcome
+from prefork._policy.retry import Retry
 from prefork._results.apply import callbacks_for
 from prefork._verbs.family import Family
 from prefork._verbs.signatures import (
@@ -110,7 +111,8 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        return self.apply_async(func, args, kwds, **options).get()
+        result = self.apply_async(func, args, kwds, **options)
+        return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
     def apply_async(
@@ -173,7 +175,7 @@ class CallFamily(Family):
         timeout: float | None = None,
         lost_worker_timeout: float | None = None,
         *,
-        retries: int = 0,
+        retries: int | Retry = 0,
     ) -> ApplyResult[R]: ...
     def apply_async(
         self,
@@ -189,7 +191,7 @@ class CallFamily(Family):
         timeout: float | None = None,
         lost_worker_timeout: float | None = None,
         *,
-        retries: int | None = None,
+        retries: int | Retry | None = None,
     ) -> ApplyResult[R]:
         """Call `func(*args, **kwds)` in a worker; returns at once with a handle of the result.
 
@@ -205,7 +207,7 @@ class CallFamily(Family):
             waitforslot: True: wait until a worker has nothing to do before the job is handed in.
             soft_timeout, timeout, lost_worker_timeout: seconds (int or float) instead of the
                 pool's, for this job; infinity: no limit.
-            retries: how often to run it again after its worker was lost, an int.
+            retries: how often to run it again after its worker was lost, an int; or a `Retry`.
 
         Callbacks run one after another on a thread of the pool; each is called at most once. As in
         `multiprocessing`, the result is ready (for `ready`, `wait` and `get`) when they have run;

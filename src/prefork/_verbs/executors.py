@@ -18,6 +18,7 @@ from prefork._ipc.outcome import Outcome
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
+from prefork._policy.retry import Retry
 from prefork._public import public
 from prefork._results.protocols import PoolRef
 from prefork._system.condition import Condition
@@ -122,12 +123,15 @@ class BaseExecutor(concurrent.futures.Executor):
         timeout: float | None = None,
         soft_timeout: float | None = None,
         lost_worker_timeout: float | None = None,
-        retries: int | None = None,
+        retries: int | Retry | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
     ) -> PoolExecutor:
-        """The same executor, with other limits for the calls that it is given by this view, as
+        """The same executor, with other options for the calls that it is given by this view, as
         `Pool.options`: `executor.options(timeout=5).submit(f, x)`. To shut it down ends nothing
         but the view."""
         limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        limits = limits.with_terms(priority, deadline)
         pool, engine = self._pool_to_use()
         return PoolExecutor(pool, engine, limits)
 

@@ -15,7 +15,7 @@ would refuse that; rather too little is refused than too much. What the overload
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Set
 from typing import (
     Any,
     Generic,
@@ -27,12 +27,16 @@ from typing import (
     TypeVarTuple,
 )
 
+from prefork._policy.retry import Retry
+
 __all__ = [
     "A",
+    "AnyIterable",
     "B",
     "C",
     "CallOptions",
     "Callback",
+    "MapOptions",
     "OfOneType",
     "P",
     "R",
@@ -54,6 +58,7 @@ X = TypeVar("X")  # makes a union of A: see above
 Y = TypeVar("Y")  # of B
 Z = TypeVar("Z")  # of C
 
+AnyIterable: TypeAlias = Iterable[A] | AsyncIterable[A]
 OfOneType: TypeAlias = (
     Callable[[A], R]
     | Callable[[A, A], R]
@@ -77,8 +82,18 @@ class TaskLimits(TypedDict, total=False):
     timeout: float | None
     """After so many seconds its worker is killed, and it fails with `TimeLimitExceeded`; None and
     infinity: likewise."""
-    retries: int
-    """How often a job is run again after its worker was lost; 0: never."""
+    retries: int | Retry
+    """How often a job is run again after its worker was lost, 0: never; or how, and after what."""
+
+
+class MapOptions(TaskLimits, total=False):
+    """Keyword arguments of the map family."""
+
+    seed: int | None
+    """At least 0: each item gets random numbers that depend on this and on its position, and on
+    nothing else; see `prefork._worker.seeding`. None: they are different each time."""
+    progress: Any
+    """Shows how far it is: True, a label, tqdm, rich's `Progress`, or a class like one of these."""
 
 
 class CallOptions(TaskLimits, Generic[R], total=False):

@@ -19,7 +19,7 @@ from celery._state import _set_task_join_will_block
 from celery.app import trace
 from celery.worker import state
 
-from prefork._system import process
+from prefork._system import process, std_internals
 from prefork.taskpool.initializer import set_signals
 
 __all__ = ["FRESH", "Process", "SpawnProcess", "has_heeded", "process_initializer"]
@@ -138,7 +138,7 @@ def _appear_in_billiard() -> None:
     parent = multiprocessing.parent_process()
     twin._parent_pid = parent.pid if parent is not None else os.getppid()
     billiard.process._set_current_process(twin)
-    multiprocessing.process._current_process = me  # type: ignore[attr-defined]
+    std_internals.become_current(me)
     if FRESH not in os.environ:
         billiard.util._run_after_forkers()
 

@@ -14,9 +14,10 @@ Layout, from the top; a module imports only from those below it:
     run         one run: its events, retries, order, what is kept when it is stopped
     feeder      the thread that reads the inputs, no further ahead than there is room
     work        what runs in a worker
-    signals     Ctrl-C as an event
+    interrupts  Ctrl-C as an event
+    results_file  the output's file: who may write there, and what has made what it holds
     progress    the bar or log lines, with rich; counts and rates
-    inputs      arguments, globs, lines, JSON Lines: read lazily, in a thread that can be stopped
+    inputs      arguments, globs, lines, JSON Lines, CSV; read lazily, in a thread that can stop
     records     the output: one JSON object per line; what an earlier run has written
     logbook     what the workers have done, in a file that outlives them
     target      MODULE:FUNCTION → the function, in any process
@@ -45,8 +46,9 @@ def main() -> None:
     """The command `prefork`; it ends the process.
 
     Exit codes: 0, all inputs came through; 1, some failed; 2, it could not be done: wrong usage, an
-    input that cannot be read, an output that cannot be written. After Ctrl-C, or another
-    signal, the process ends by that signal, so that a shell's loop around it ends too.
+    input that cannot be read; 3, the output cannot be written. After Ctrl-C, or another
+    signal, the process ends by that signal (a shell tells 128 + its number), so that a shell's loop
+    around it ends too.
     """
     if sys.argv[1:] == ["--version"]:  # that is told whether the extra is there or not
         print(build_info())

@@ -7,43 +7,91 @@ import math
 import multiprocessing
 import os
 import signal
-import stat
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
 from prefork._system.resources import available_cpus
 from prefork.buildinfo import build_info
-from prefork.cli.inputs import InputError, Inputs
+from prefork.cli.inputs import InputError, Inputs, Selection
 from prefork.cli.interrupts import Interrupted
-from prefork.cli.progress import Bar, Log, make_progress
+from prefork.cli.jsontext import from_json
+from prefork.cli.progress import STYLES, Bar, Log, make_progress
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
-from prefork.cli.report import closing, headline
+from prefork.cli.report import closing, headline, preview
+from prefork.cli.results_file import Mode, Origin, ResultsFile, ResultsFileError
 from prefork.cli.run import Ending, Plan, Run
 from prefork.cli.target import Target, TargetError
+from prefork.cli.work import Calling
 
 __all__ = ["cli"]
 
 STDOUT = "-"
 
 
-class Seconds(click.ParamType[float]):
-    """A time limit."""
+class Quantity(click.ParamType[float]):
+    """A number with a unit.
 
-    name = "seconds"
+    Args:
+        what: it is a number of, in messages.
+        units: what each of them is, of the one that is meant if none is given.
+    """
+
+    def __init__(self, what: str, units: dict[str, float]) -> None:
+        self.name = what
+        self._units = units
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        number = str(value).rstrip("".join(self._units))
+        unit = str(value)[len(number) :]
         try:
-            seconds = float(value)
+            quantity = float(number) * (self._units[unit] if unit else 1.0)
+        except (ValueError, KeyError):
+            units = ", ".join(self._units)
+            self.fail(f"{value!r} is not a number of {self.name} (units: {units})", param, ctx)
+        if not 0 < quantity < math.inf:
+            self.fail(f"{value} is not more than 0 {self.name}", param, ctx)
+        return quantity
+
+
+SECONDS = Quantity("seconds", {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0})
+BYTES = Quantity("bytes", {"K": 1024.0, "M": 1024.0**2, "G": 1024.0**3})
+
+
+class Shard(click.ParamType[tuple[int, int]]):
+    """`2/8`."""
+
+    name = "shard"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        which, _, of = str(value).partition("/")
+        if not (which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
+            self.fail(f"{value!r} is not of the form 2/8, from 1/8 to 8/8", param, ctx)
+        return int(which), int(of)
+
+
+class Keyword(click.ParamType[tuple[str, Any]]):
+    """`name=value`; the value is JSON, or else a string."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is not of the form name=value", param, ctx)
+        try:
+            return name, from_json(text)
         except ValueError:
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        if not 0 < seconds < math.inf:
-            self.fail(f"{value} is not more than 0 seconds", param, ctx)
-        return seconds
+            return name, text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,6 +113,7 @@ def cli() -> None:
 @click.option(
     "--lines", metavar="FILE", multiple=True, help="Inputs are the lines of a file; - is stdin."
 )
+@click.option("-0", "--null", is_flag=True, help="Lines end with a NUL, as find -print0 has it.")
 @click.option(
     "--jsonl",
     metavar="FILE",
@@ -72,18 +121,50 @@ def cli() -> None:
     help="Inputs are the JSON values of a file, one per line; - is stdin.",
 )
 @click.option(
+    "--csv",
+    metavar="FILE",
+    multiple=True,
+    help="Inputs are the rows of a file, as objects; its first line names the columns.",
+)
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Take the first N inputs.")
+@click.option(
+    "--shard",
+    type=Shard(),
+    default="1/1",
+    metavar="I/N",
+    help="Take every Nth input, from the Ith on: for N runs that share the work.",
+)
+@click.option(
+    "--star",
+    is_flag=True,
+    help="An input that is a list is the function's arguments, an object its keyword arguments.",
+)
+@click.option(
+    "--kwarg",
+    "keywords",
+    type=Keyword(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A keyword argument for each call; the value is JSON, or else a string.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="FILE",
     default=STDOUT,
-    help="Write the results here instead of to stdout; what was there is replaced.",
+    help="Write the results here instead of to stdout. What has made them is noted in FILE.origin.",
 )
 @click.option(
     "--resume",
     is_flag=True,
     help="Go on with what an earlier run has left undone: skip inputs that the output file holds, "
-    "failed ones included (remove their lines to have them run again), and add the others to it.",
+    "and add the others to it. It must have been the same function with the same limits.",
 )
+@click.option("--resume-anyway", is_flag=True, help="The same, whatever has made the file.")
+@click.option(
+    "--retry-failed", is_flag=True, help="With --resume: run again what has failed earlier."
+)
+@click.option("--overwrite", is_flag=True, help="Replace what the output file holds.")
 @click.option("--ordered", is_flag=True, help="Write the results in the order of the inputs.")
 @click.option(
     "-p",
@@ -94,13 +175,20 @@ def cli() -> None:
 )
 @click.option(
     "--timeout",
-    type=Seconds(),
-    help="The most that one input may take; then its worker is killed, and it has failed.",
+    type=SECONDS,
+    help="The most that one input may take (90, 90s, 2m, 1.5h); then its worker is killed, and it "
+    "has failed.",
 )
 @click.option(
     "--soft-timeout",
-    type=Seconds(),
+    type=SECONDS,
     help="After so long, SoftTimeLimitExceeded is raised in the function, which may clean up.",
+)
+@click.option(
+    "--max-memory",
+    type=BYTES,
+    help="The most that a worker may have resident while it runs one input (800M, 2G); then it is "
+    "killed, and the input has failed.",
 )
 @click.option(
     "--retries",
@@ -111,6 +199,13 @@ def cli() -> None:
     help="How often to try again when a worker was lost or a time limit has passed.",
 )
 @click.option(
+    "--max-failures",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop when N inputs have failed; what is done is kept.",
+)
+@click.option("--fail-fast", is_flag=True, help="Stop when one has.")
+@click.option(
     "--chunksize",
     type=click.IntRange(min=1),
     metavar="N",
@@ -119,26 +214,31 @@ def cli() -> None:
     help="Hand so many inputs to a worker at once: faster if each takes less than a millisecond.",
 )
 @click.option(
+    "--initializer",
+    metavar="MODULE:FUNCTION",
+    help="Call this, without arguments, in each worker when it starts.",
+)
+@click.option(
+    "--max-tasks-per-child",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace a worker after N inputs, or chunks of them.",
+)
+@click.option(
     "--start-method",
     type=click.Choice(multiprocessing.get_all_start_methods()),
     help="How to start the workers.  [default: Python's own]",
 )
-def map_command(
-    target: str,
-    arguments: tuple[str, ...],
-    patterns: tuple[str, ...],
-    lines: tuple[str, ...],
-    jsonl: tuple[str, ...],
-    output: str,
-    resume: bool,
-    ordered: bool,
-    processes: int | None,
-    timeout: float | None,
-    soft_timeout: float | None,
-    retries: int,
-    chunksize: int,
-    start_method: str | None,
-) -> None:
+@click.option(
+    "--progress",
+    type=click.Choice(STYLES),
+    default="auto",
+    show_default=True,
+    help="What to show on stderr; json is one object per line.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show nothing but failures and errors.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
+def map_command(target: str, arguments: tuple[str, ...], **options: Any) -> None:
     """Run a function over many inputs, in worker processes that may crash, hang or die.
 
     MODULE:FUNCTION is what to call, with one argument: an INPUT as it stands here (a string), a
@@ -153,34 +253,105 @@ def map_command(
       pid               of the worker process that ran it
       attempts          how often it was started
 
-    Whatever the function does, only the input that it did it to fails. Progress, and the
-    failures with their reasons, go to stderr. Ctrl-C stops and keeps what is done.
+    Whatever the function does, only the input that it did it to fails; so does one that cannot be
+    understood. Progress, and the failures with their reasons, go to stderr. Ctrl-C stops and keeps
+    what is done; SIGUSR1 has it tell what each worker does.
 
-    Exit codes: 0, all inputs came through; 1, some failed; 2, wrong usage, or an input or the
-    output failed.
+    Exit codes: 0, all inputs came through; 1, some failed; 2, wrong usage, or an input that cannot
+    be read; 3, the output cannot be written; 128 + N, ended by signal N.
     """
-    if soft_timeout is not None and timeout is not None and soft_timeout >= timeout:
-        raise click.UsageError("--soft-timeout must be less than --timeout.")
-    if resume and output == STDOUT:
-        raise click.UsageError("--resume needs the output file of the earlier run: -o FILE.")
-    if [*lines, *jsonl].count("-") > 1:
-        raise click.UsageError("Standard input can be read only once.")
-    if not (arguments or patterns or lines or jsonl):
-        raise click.UsageError("No inputs: name some, or use --glob, --lines or --jsonl.")
-    _mend_standard_streams(output)
-    with _stdout_for_records(output == STDOUT) as stdout:
+    asked = SimpleNamespace(**options)
+    _check(asked, arguments)
+    _mend_standard_streams(asked.output)
+    with _stdout_for_records(asked.output == STDOUT) as stdout:
         with _usage_errors():
-            its = Target.parse(target)
-            plan = Plan(
-                its, its.load(), processes or available_cpus(), timeout, soft_timeout,
-                retries, chunksize, ordered, start_method,
-            )  # fmt: skip
-            inputs = Inputs(arguments, patterns, lines, jsonl)
+            plan = _plan(target, asked)
+            end = b"\0" if asked.null else b"\n"
+            selection = Selection(asked.limit, *asked.shard)
+            inputs = Inputs(
+                arguments, asked.patterns, asked.lines, asked.jsonl, asked.csv, end, selection
+            )
+            if asked.dry_run:
+                for line in preview(plan, inputs):
+                    click.echo(line, err=True)
+                return
             earlier = Earlier()
-            fd = os.dup(stdout) if output == STDOUT else -1
-            if output != STDOUT:
-                earlier, fd = _open(output, resume, inputs)
-        sys.exit(_run(plan, inputs, earlier, fd, output))
+            if asked.output == STDOUT:
+                fd = os.dup(stdout)
+            else:
+                file = _open(asked, plan, inputs)
+                earlier, fd = file.earlier, file.fd
+        style = "none" if asked.quiet else asked.progress
+        sys.exit(_run(plan, inputs, earlier, fd, asked.output, style))
+
+
+# ---- the options
+
+
+def _check(asked: SimpleNamespace, arguments: tuple[str, ...]) -> None:
+    """That they go together.
+
+    Raises:
+        click.UsageError: they do not.
+    """
+    soft, hard = asked.soft_timeout, asked.timeout
+    if soft is not None and hard is not None and soft >= hard:
+        raise click.UsageError("--soft-timeout must be less than --timeout.")
+    goes_on = asked.resume or asked.resume_anyway
+    if (goes_on or asked.retry_failed) and asked.output == STDOUT:
+        raise click.UsageError("--resume needs the output file of the earlier run: -o FILE.")
+    if asked.retry_failed and not goes_on:
+        raise click.UsageError("--retry-failed needs --resume.")
+    if goes_on and asked.overwrite:
+        raise click.UsageError("--overwrite and --resume are opposites.")
+    files = [*asked.lines, *asked.jsonl, *asked.csv]
+    if files.count("-") > 1:
+        raise click.UsageError("Standard input can be read only once.")
+    if not (arguments or asked.patterns or files):
+        raise click.UsageError("No inputs: name some, or use --glob, --lines, --jsonl or --csv.")
+
+
+def _plan(target: str, asked: SimpleNamespace) -> Plan:
+    its = Target.parse(target)
+    initializer = None if asked.initializer is None else Target.parse(asked.initializer)
+    if initializer is not None:
+        initializer.load()
+    return Plan(
+        its,
+        its.load(),
+        asked.processes or available_cpus(),
+        asked.timeout,
+        asked.soft_timeout,
+        asked.retries,
+        asked.chunksize,
+        asked.ordered,
+        asked.start_method,
+        Calling(asked.star, dict(asked.keywords)),
+        initializer,
+        None if asked.max_memory is None else max(1, round(asked.max_memory / 1024)),
+        asked.max_tasks_per_child,
+        1 if asked.fail_fast else asked.max_failures,
+    )
+
+
+def _open(asked: SimpleNamespace, plan: Plan, inputs: Inputs) -> ResultsFile:
+    mode = Mode.REFUSE
+    if asked.resume_anyway:
+        mode = Mode.RESUME_ANYWAY
+    elif asked.resume:
+        mode = Mode.RESUME
+    elif asked.overwrite:
+        mode = Mode.OVERWRITE
+    origin = Origin.of(
+        plan.target,
+        plan.function,
+        timeout=plan.timeout,
+        soft_timeout=plan.soft_timeout,
+        max_memory=plan.max_memory,
+        star=plan.calling.star or None,
+        kwargs=plan.calling.keywords or None,
+    )
+    return ResultsFile(asked.output, mode, origin, inputs.holds, asked.retry_failed)
 
 
 # ---- before the run
@@ -190,7 +361,7 @@ def map_command(
 def _usage_errors() -> Iterator[None]:
     try:
         yield
-    except (InputError, ResumeError, TargetError) as exc:
+    except (InputError, ResultsFileError, ResumeError, TargetError) as exc:
         raise click.UsageError(str(exc)) from None
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT) from None
@@ -225,36 +396,16 @@ def _stdout_for_records(wanted: bool) -> Iterator[int]:
             os.close(records)
 
 
-def _open(path: str, resume: bool, inputs: Inputs) -> tuple[Earlier, int]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    try:
-        earlier = Earlier()
-        if resume:
-            with contextlib.suppress(FileNotFoundError):
-                earlier = Earlier.read(path)
-        fd = os.open(path, flags, 0o666)
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode):
-            if inputs.holds(status):
-                os.close(fd)
-                raise InputError(f"{path} is an input: the output must be another file")
-            if not resume:
-                os.ftruncate(fd, 0)
-    except OSError as exc:
-        raise click.UsageError(f"cannot write to {path}: {exc.strerror}") from None
-    return earlier, fd
-
-
 # ---- the run
 
 
-def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str) -> int:
+def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str, style: str) -> int:
     """Returns the exit code.
 
     Raises:
         Interrupted: a signal, or the reader of our output, has ended it.
     """
-    with contextlib.closing(make_progress()) as progress:
+    with contextlib.closing(make_progress(style)) as progress:
         progress.stats.total = inputs.total
         progress.start(headline(plan, progress.stats, earlier))
         try:
@@ -263,12 +414,12 @@ def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str) -> in
             progress.stop()
         if ending.closed:
             raise Interrupted(signal.SIGPIPE)
-        for text, style in closing(progress.stats, ending, None if path == STDOUT else path):
-            progress.say(text, style)
+        for line in closing(progress.stats, ending, None if path == STDOUT else path):
+            progress.say(*line)
     if ending.signum is not None:
         raise Interrupted(ending.signum)
     if ending.problem is not None:
-        return 2
+        return 3 if ending.unwritten else 2
     return 1 if progress.stats.all_failed else 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prefork.cli.inputs import PAUSE, InputError, Inputs
+from prefork.cli.inputs import PAUSE, BadInput, InputError, Inputs
 from prefork.cli.jsontext import to_json
 from prefork.cli.progress import Stats
 from prefork.cli.records import Earlier
@@ -35,6 +35,7 @@ class Feeder:
         chunksize: how many inputs to submit at once; fewer when the next ones keep us waiting.
         window: how many inputs may be on their way; at least `chunksize`.
         submit: called with a list of items.
+        reject: called with an item that cannot be understood, and the reason.
         on_end: called once, with how many were submitted and why it was no more, or None.
     """
 
@@ -46,6 +47,7 @@ class Feeder:
         chunksize: int,
         window: int,
         submit: Callable[[list[Item]], object],
+        reject: Callable[[Item, str], object],
         on_end: Callable[[int, Exception | None], object],
     ) -> None:
         self._inputs = inputs
@@ -54,6 +56,7 @@ class Feeder:
         self._chunksize = chunksize
         self._room = threading.Semaphore(window)
         self._submit = submit
+        self._reject = reject
         self._on_end = on_end
         self._chunk: list[Item] = []
         self._submitted = 0
@@ -93,6 +96,8 @@ class Feeder:
             for value in self._inputs:
                 if value is PAUSE:
                     self._flush()
+                elif isinstance(value, BadInput):
+                    self._pass_by(value)
                 elif not self._is_done(value):
                     self._room.acquire()
                     self._add(value)
@@ -110,6 +115,14 @@ class Feeder:
         self._stats.skipped += 1
         self._stats.skipped_failed += not came_through
         return True
+
+    def _pass_by(self, bad: BadInput) -> None:
+        self._flush()
+        if not self._is_done(bad.text):
+            self._room.acquire()
+            if not self._stopped:
+                self._submitted += 1
+                self._reject(Item(self._submitted - 1, None, to_json(bad.text)), bad.reason)
 
     def _add(self, value: Any) -> None:
         self._chunk.append(Item(self._submitted + len(self._chunk), value, to_json(value)))

@@ -1,4 +1,4 @@
-"""The inputs, read lazily and in order: arguments, globs, lines, JSON Lines.
+"""The inputs, read lazily and in order: arguments, globs, lines, JSON Lines, CSV.
 
 Files are read by a thread that must be stoppable while it waits for a slow producer, and that
 wants to know *before* it waits. Hence descriptors and `poll` in place of file objects.
@@ -7,18 +7,20 @@ wants to know *before* it waits. Hence descriptors and `poll` in place of file o
 from __future__ import annotations
 
 import contextlib
+import csv
 import enum
 import glob
+import itertools
 import json
 import os
 import select
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prefork.cli.jsontext import from_json
 
-__all__ = ["PAUSE", "InputError", "Inputs", "Pause"]
+__all__ = ["PAUSE", "BadInput", "InputError", "Inputs", "Pause", "Selection"]
 
 STDIN = "-"
 COUNTED_UP_TO = 1 << 28  # bytes: the lines of a larger file are not counted for the progress bar
@@ -39,6 +41,56 @@ class Pause(enum.Enum):
 PAUSE: Final = Pause.PAUSE
 
 
+class BadInput(NamedTuple):
+    """In the place of an input that cannot be understood; the others go on.
+
+    Attributes:
+        text: what there is.
+        reason: where it is, and what is wrong with it.
+    """
+
+    text: str
+    reason: str
+
+
+class Selection(NamedTuple):
+    """Which of the inputs are wanted.
+
+    Attributes:
+        limit: at most so many; None: all.
+        shard, shards: the inputs are dealt out to so many shards, one after another; this is the
+            one wanted, from 1 on.
+    """
+
+    limit: int | None = None
+    shard: int = 1
+    shards: int = 1
+
+    def total(self, total: int | None) -> int | None:
+        """How many of so many."""
+        if total is not None:
+            total = len(range(self.shard - 1, total, self.shards))
+        if self.limit is not None and total is not None:
+            total = min(total, self.limit)
+        return total
+
+    def __call__(self, values: Iterable[Any]) -> Iterator[Any]:
+        numbers = itertools.count()
+        left = self.limit
+        for value in values:
+            if left == 0:
+                return
+            if value is PAUSE:
+                yield PAUSE
+            elif next(numbers) % self.shards == self.shard - 1:
+                yield value
+                if left is not None:
+                    left -= 1
+
+
+ALL: Final = Selection()
+
+
 class Inputs:
     """All inputs of a run, in the order of the arguments here.
 
@@ -48,8 +100,12 @@ class Inputs:
             that ends with a slash is for directories.
         lines: files with one input per line; "-" is standard input.
         jsonl: files with one JSON value per line, likewise.
+        csv: files with one row per line, likewise; the first one names the columns. An input is an
+            object.
+        end: what a line of `lines` ends with.
+        selection: which of all these are wanted.
 
-    Iterating yields values, and PAUSE before waiting.
+    Iterating yields values, `BadInput` where one cannot be understood, and PAUSE before waiting.
 
     Raises:
         InputError: a pattern matches nothing, or a file cannot be opened.
@@ -61,16 +117,21 @@ class Inputs:
         patterns: Iterable[str] = (),
         lines: Iterable[str] = (),
         jsonl: Iterable[str] = (),
+        csv: Iterable[str] = (),
+        end: bytes = b"\n",
+        selection: Selection = ALL,
     ) -> None:
+        self._selection = selection
         self._known = [*arguments]
         for pattern in patterns:
             self._known.extend(_expand(pattern))
         self._stop_reader, self._stop_writer = os.pipe()
-        self._files: list[tuple[_LineFile, Callable[[_LineFile, bytes], Any]]] = []
+        self._files: list[tuple[_LineFile, Callable[[_LineFile], Iterator[Any]]]] = []
+        kinds = ((_lines, lines, end), (_json_values, jsonl, b"\n"), (_csv_rows, csv, b"\n"))
         try:
-            for parse, paths in ((_line, lines), (_json_line, jsonl)):
+            for read, paths, its_end in kinds:
                 for path in paths:
-                    self._files.append((_LineFile(path, self._stop_reader), parse))
+                    self._files.append((_LineFile(path, self._stop_reader, its_end), read))
         except InputError:
             self.close()
             raise
@@ -79,24 +140,23 @@ class Inputs:
     def total(self) -> int | None:
         """How many there will be, at most; None: nobody knows."""
         total = len(self._known)
-        for file, _ in self._files:
+        for file, read in self._files:
             if file.count is None:
                 return None
-            total += file.count
-        return total
+            total += max(0, file.count - (read is _csv_rows))
+        return self._selection.total(total)
 
     def holds(self, status: os.stat_result) -> bool:
         """Whether this file is one of those that are read."""
         return any(os.path.samestat(os.fstat(file.fd), status) for file, _ in self._files)
 
     def __iter__(self) -> Iterator[Any]:
+        return self._selection(self._all())
+
+    def _all(self) -> Iterator[Any]:
         yield from self._known
-        for file, parse in self._files:
-            for line in file:
-                if line is PAUSE:
-                    yield PAUSE
-                elif (value := parse(file, line)) is not PAUSE:
-                    yield value
+        for file, read in self._files:
+            yield from read(file)
 
     def stop(self) -> None:
         """End a reading that waits, from any thread."""
@@ -120,15 +180,26 @@ def _expand(pattern: str) -> list[str]:
     return paths
 
 
-def _line(file: _LineFile, line: bytes) -> str:
+def _decode(line: bytes) -> str:
     # As in sys.argv and os.listdir: bytes that are not UTF-8 become lone surrogates.
-    return line.removesuffix(b"\r").decode("utf-8", "surrogateescape")
+    return line.decode("utf-8", "surrogateescape")
 
 
-def _json_line(file: _LineFile, line: bytes) -> Any:
-    """The value of a line; blank ones count for nothing."""
-    if not line.strip():
-        return PAUSE
+def _lines(file: _LineFile) -> Iterator[Any]:
+    for line in file:
+        yield PAUSE if line is PAUSE else _decode(line.removesuffix(b"\r"))
+
+
+def _json_values(file: _LineFile) -> Iterator[Any]:
+    """The values of lines; blank ones count for nothing."""
+    for line in file:
+        if line is PAUSE:
+            yield PAUSE
+        elif line.strip():
+            yield _json_value(file, line)
+
+
+def _json_value(file: _LineFile, line: bytes) -> Any:
     try:
         return from_json(line.decode())
     except json.JSONDecodeError as exc:
@@ -137,14 +208,49 @@ def _json_line(file: _LineFile, line: bytes) -> Any:
         why = "it is not UTF-8"
     except ValueError as exc:
         why = str(exc)
-    start = repr(line[:60].decode("utf-8", "replace"))
-    raise InputError(f"{file.name}, line {file.line}: not JSON: {why}: {start}")
+    return BadInput(_decode(line), f"{file.name}, line {file.line}: not JSON: {why}")
+
+
+def _csv_rows(file: _LineFile) -> Iterator[Any]:
+    """Rows as objects. A row may go over several lines, if a value in quotes does."""
+    read: list[str] = []  # of the row that is being read
+
+    def lines() -> Iterator[str]:
+        for line in file:
+            if line is not PAUSE:
+                read.append(_decode(line.removesuffix(b"\r")))
+                yield read[-1] + "\n"
+
+    rows = csv.reader(lines(), strict=True)
+    names: list[str] | None = None
+    while True:
+        try:
+            row = next(rows, None)
+            why = ""
+        except csv.Error as exc:
+            row, why = [], str(exc)
+        if row is None:
+            return
+        text = "\n".join(read)
+        read.clear()
+        if names is None:
+            if why or not row:
+                raise InputError(f"{file.name}: the first line names no columns: {why or text!r}")
+            names = row
+        elif why:
+            yield BadInput(text, f"{file.name}, line {file.line}: not CSV: {why}")
+        elif row and len(row) != len(names):
+            why = f"{len(row)} values for {len(names)} columns"
+            yield BadInput(text, f"{file.name}, line {file.line}: {why}")
+        elif row:
+            yield dict(zip(names, row, strict=True))
 
 
 class _LineFile:
     """The lines of one file, pipe or terminal, without their ends."""
 
-    def __init__(self, path: str, stop_fd: int) -> None:
+    def __init__(self, path: str, stop_fd: int, end: bytes) -> None:
+        self._end = end
         self.name = "standard input" if path == STDIN else path
         self.line = 0  # the number of the last one that was read
         self._own = path != STDIN
@@ -155,7 +261,7 @@ class _LineFile:
             if stat.S_ISDIR(status.st_mode):
                 self.close()
                 raise InputError(f"cannot read {self.name}: it is a directory")
-            self.count = _count_lines(self.fd, status)
+            self.count = _count_lines(self.fd, status, end)
         except OSError as exc:
             raise InputError(f"cannot read {self.name}: {exc.strerror}") from None
         self._poll = select.poll()
@@ -169,7 +275,7 @@ class _LineFile:
             if data is PAUSE:
                 yield PAUSE
                 continue
-            first, *others = data.split(b"\n")
+            first, *others = data.split(self._end)
             rest.append(first)
             for piece in others:
                 yield self._next_line(b"".join(rest))
@@ -206,13 +312,13 @@ class _LineFile:
             os.close(self.fd)
 
 
-def _count_lines(fd: int, status: os.stat_result) -> int | None:
+def _count_lines(fd: int, status: os.stat_result, end: bytes) -> int | None:
     if not stat.S_ISREG(status.st_mode) or status.st_size > COUNTED_UP_TO:
         return None
     position = os.lseek(fd, 0, os.SEEK_CUR)  # standard input may have been read from
-    lines, last = 0, b"\n"
+    lines, last = 0, end
     while data := os.pread(fd, 1 << 20, position):
-        lines += data.count(b"\n")
+        lines += data.count(end)
         position += len(data)
         last = data[-1:]
-    return lines + (last != b"\n")
+    return lines + (last != end)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, as events in its queue."""
+"""Signals that ask a run to stop, or how it is, as events in its queue."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["Interrupted", "Signals", "Stopped"]
+__all__ = ["ASKING", "Interrupted", "Signals", "Stopped"]
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ASKING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
+"""SIGINFO is Ctrl-T of a terminal, where there is one."""
 
 
 class Interrupted(Exception):
@@ -26,11 +28,12 @@ class Stopped(Exception):
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM are reported, not raised: nothing is interrupted half way.
+    """While entered, these signals are reported, not raised: nothing is interrupted half way.
 
-    The second one of a kind ends the process at once: the kernel then ends its workers. They are
-    heeded even if the process was started with them ignored, as a script's background jobs are:
-    there, they do not come from the keyboard, but from somebody who means it.
+    The second one of a kind that asks to stop ends the process at once: the kernel then ends its
+    workers. They are heeded even if the process was started with them ignored, as a script's
+    background jobs are: there, they do not come from the keyboard, but from somebody who means it.
+    Except for SIGHUP: who has it ignored (nohup) wants to outlive the terminal.
 
     Args:
         report: called with the signal's number, from the handler.
@@ -44,7 +47,10 @@ class Signals:
 
     def __enter__(self) -> Self:
         for signum in STOPPING:
-            self._before[signum] = signal.signal(signum, self._handle)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._handle)
+        for signum in ASKING:
+            self._before[signum] = signal.signal(signum, self._tell)
         return self
 
     def __exit__(
@@ -62,6 +68,9 @@ class Signals:
         self._report(signum)
         if self._waiting:
             raise Stopped
+
+    def _tell(self, signum: int, frame: FrameType | None) -> None:
+        self._report(signum)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -87,12 +87,18 @@ class Logbook:
         while (outcome := self._read_entry(position, job, len(outcomes))) is not None:
             outcomes.append(outcome)
             position += ENTRY.size + len(outcome.text)
+        index, pid, started = self.note(slot, job) or (-1, None, None)
+        return (
+            Page(outcomes, started, pid) if index == len(outcomes) else Page(outcomes, None, None)
+        )
+
+    def note(self, slot: int, job: int) -> tuple[int, int, float] | None:
+        """The index of the input that was started last, in which process and when (monotonic)."""
         note = os.pread(self._fd, NOTE.size, slot * SLOT)
-        if len(note) == NOTE.size:
-            noted_job, index, pid, started = NOTE.unpack(note)
-            if noted_job == job and index == len(outcomes):
-                return Page(outcomes, started, pid)
-        return Page(outcomes, None, None)
+        if len(note) < NOTE.size:
+            return None
+        noted_job, index, pid, started = NOTE.unpack(note)
+        return (index, pid, started) if noted_job == job else None
 
     def _read_entry(self, position: int, job: int, index: int) -> Outcome | None:
         head = os.pread(self._fd, ENTRY.size, position)

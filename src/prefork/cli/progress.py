@@ -11,9 +11,8 @@ import json
 import os
 import re
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol, TextIO
 
 from rich.console import Console, RenderableType
@@ -23,7 +22,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from prefork._observe.rates import Meter, clock, duration, line_due, per_second
+
 __all__ = [
+    "STYLES",
     "Bar",
     "Failure",
     "Log",
@@ -35,32 +37,52 @@ __all__ = [
     "per_second",
 ]
 
-LISTED_FAILURES = 20
+SHOWN_FAILURES, SHOWN_OF_A_KIND = 20, 3
+"""So many are shown as they come."""
+LONG = 2.0  # seconds: what takes longer is named in the bar
 REDRAWS = 8  # of the bar, per second
-LOG_AFTER = (1, 2, 5, 10, 20, 30, 45, 60)  # seconds from the start; then every minute
+SHORTEST_BAR, LONGEST_BAR = 8, 40  # columns
 INPUT_WIDTH = 80
 REASON_WIDTH = 160
 
 
 class Failure:
-    """An input and why it failed; short, on one line."""
+    """An input and why it failed; short, on one line.
+
+    Attributes:
+        kind: what it has in common with others that failed for the same reason.
+    """
 
     def __init__(self, given: bytes, error: bytes) -> None:
-        value = json.loads(given)
         reason = json.loads(error)
-        self.input = _shorten(value if isinstance(value, str) else given.decode(), INPUT_WIDTH)
+        self.input = shown(given.decode())
         message = reason["message"].strip().partition("\n")[0]
         text = _shorten(f"{reason['type']}: {message}".removesuffix(": "), REASON_WIDTH)
-        self.reason = text + _place(reason.get("traceback", ""))
+        place = _place(reason.get("traceback", ""))
+        self.reason = text + place
+        self.kind = reason["type"] + place
 
     def __str__(self) -> str:
         return f"{self.input}: {self.reason}"
 
 
+def shown(given: str) -> str:
+    """An input, which is JSON, for people; short, on one line."""
+    value = json.loads(given)
+    return _shorten(value if isinstance(value, str) else given, INPUT_WIDTH)
+
+
+_FRAME = re.compile(r'File "(?:.*/)?([^/]*/[^/]+)", line (\d+),? in (.+)')
+
+
 def _place(stack: str) -> str:
-    """Where a worker was when it was lost, from a stack with the most recent call first."""
-    found = re.search(r'File "(?:.*/)?([^/]*/[^/]+)", line (\d+) in (.+)', stack)
-    return ", in {3} ({1}:{2})".format(*found.group(0, 1, 2, 3)) if found else ""
+    """Where it happened: a traceback ends with that, the stack of a worker that was lost begins
+    with it."""
+    frames = _FRAME.findall(stack)
+    if not frames:
+        return ""
+    file, line, function = frames[-1 if stack.startswith("Traceback") else 0]
+    return f", in {function} ({file}:{line})"
 
 
 def _shorten(text: str, width: int) -> str:
@@ -72,6 +94,14 @@ def _shorten(text: str, width: int) -> str:
 
 
 @dataclass
+class Kind:
+    """Failures that have the same reason."""
+
+    example: Failure
+    count: int = 0
+
+
+@dataclass
 class Stats:
     """How far a run is. One thread counts, others may look."""
 
@@ -80,20 +110,26 @@ class Stats:
     failed: int = 0
     skipped: int = 0  # which an earlier run had done
     skipped_failed: int = 0  # of these, which had failed
-    failures: list[Failure] = field(default_factory=list)  # the first ones
+    kinds: dict[str, Kind] = field(default_factory=dict)  # of failures
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
+    _shown: int = 0  # failures
 
     def count(self) -> None:
         """One more input came through."""
         self.done += 1
 
-    def count_failure(self, given: bytes, error: bytes) -> None:
-        """One more has failed: input and error as JSON."""
+    def count_failure(self, given: bytes, error: bytes) -> Failure | None:
+        """One more has failed: input and error as JSON. Returns it if it is to be shown."""
         self.done += 1
         self.failed += 1
-        if len(self.failures) < LISTED_FAILURES:
-            self.failures.append(Failure(given, error))
+        failure = Failure(given, error)
+        kind = self.kinds.setdefault(failure.kind, Kind(failure))
+        kind.count += 1
+        if kind.count > SHOWN_OF_A_KIND or self._shown >= SHOWN_FAILURES:
+            return None
+        self._shown += 1
+        return failure
 
     @property
     def handled(self) -> int:
@@ -110,29 +146,8 @@ class Stats:
         return (time.monotonic() if self.ended is None else self.ended) - self.started
 
 
-class Meter:
-    """How fast it goes: inputs per second over about the last `window` seconds."""
-
-    def __init__(self, window: float = 30.0) -> None:
-        self._window = window
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def sample(self, now: float, done: int) -> None:
-        self._samples.append((now, done))
-        while len(self._samples) > 2 and self._samples[1][0] < now - self._window:
-            self._samples.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Per second; None: nothing has been done yet."""
-        if not self._samples:
-            return None
-        (since, before), (now, done) = self._samples[0], self._samples[-1]
-        return (done - before) / (now - since) if done > before and now > since else None
-
-    def seconds_left(self, left: int) -> float | None:
-        rate = self.rate
-        return left / rate if rate else None
+Longest = Callable[[], tuple[str, float] | None]
+"""Tells an input, as JSON, and for how many seconds it has been running."""
 
 
 class Progress(Protocol):
@@ -141,6 +156,9 @@ class Progress(Protocol):
     stats: Stats
 
     def start(self, headline: str) -> None: ...
+
+    def watch(self, longest: Longest) -> None:
+        """Who can tell what has been running for longest."""
 
     def next_tick(self) -> float | None:
         """Seconds until `tick` is to be called; None: never."""
@@ -156,12 +174,19 @@ class Progress(Protocol):
     def close(self) -> None: ...
 
 
-def make_progress(fd: int = 2) -> Log | Bar:
-    """The kind of progress that fits what this descriptor is; it is duplicated."""
+STYLES = ("auto", "bar", "log", "json", "none")
+
+
+def make_progress(style: str = "auto", fd: int = 2) -> Log | Bar:
+    """One of `STYLES`; "auto" is what fits what this descriptor is. That is duplicated."""
     stream = open(os.dup(fd), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    if stream.isatty():
+    if style == "json":
+        return JsonLog(stream)
+    if style == "none":
+        return Quiet(stream)
+    if style == "bar" or (style == "auto" and stream.isatty()):
         console = Console(file=stream, force_terminal=True, highlight=False, soft_wrap=True)
-        if not console.is_dumb_terminal:
+        if style == "bar" or not console.is_dumb_terminal:
             return Bar(console)
     return Log(stream)
 
@@ -179,11 +204,13 @@ class Log:
         self.say(headline)
         self._meter.sample(time.monotonic(), 0)
 
+    def watch(self, longest: Longest) -> None:
+        pass
+
     @property
     def due(self) -> float:
         """When the next line comes, in seconds from the start."""
-        over = self._lines - len(LOG_AFTER)
-        return LOG_AFTER[self._lines] if over < 0 else LOG_AFTER[-1] + 60 * (over + 1)
+        return line_due(self._lines)
 
     def next_tick(self) -> float | None:
         return max(0.0, self.due - self.stats.seconds)
@@ -205,7 +232,7 @@ class Log:
         if stats.total:
             left = self._meter.seconds_left(stats.total - stats.handled)
             if left is not None:
-                text += f", {_clock(left)} left"
+                text += f", {clock(left)} left"
         self.say(text)
 
     def stop(self) -> None:
@@ -221,6 +248,49 @@ class Log:
             self._stream.close()
 
 
+class Quiet(Log):
+    """Nothing but what is wrong."""
+
+    def next_tick(self) -> float | None:
+        return None
+
+    def say(self, text: str, style: str = "") -> None:
+        if "red" in style:
+            super().say(text, style)
+
+
+class JsonLog(Log):
+    """One JSON object per line: for programs."""
+
+    def tick(self) -> None:
+        self._lines += 1
+        self._write(self._state())
+
+    @property
+    def due(self) -> float:
+        return float(self._lines + 1)
+
+    def _state(self) -> dict[str, object]:
+        stats = self.stats
+        return {
+            "done": stats.handled,
+            "total": stats.total,
+            "failed": stats.all_failed,
+            "seconds": round(stats.seconds, 3),
+        }
+
+    def stop(self) -> None:
+        self._write(self._state())
+
+    def say(self, text: str, style: str = "") -> None:
+        self._write({"message": text})
+
+    def _write(self, fields: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            self._stream.write(json.dumps(fields) + "\n")
+            self._stream.flush()
+
+
 class Bar:
     """A bar at the bottom of the terminal, drawn by a thread of its own.
 
@@ -232,6 +302,7 @@ class Bar:
         self._console = console
         self._meter = Meter()
         self._spinner = Spinner("dots")
+        self._longest: Longest = lambda: None
         self._live = Live(
             get_renderable=self._render,
             console=console,
@@ -245,25 +316,46 @@ class Bar:
         self.say(headline)
         self._live.start()
 
+    def watch(self, longest: Longest) -> None:
+        self._longest = longest
+
     def _render(self) -> RenderableType:
         stats = self.stats
         self._meter.sample(time.monotonic(), stats.done)
         rate = self._meter.rate
-        cells: list[RenderableType] = []
         count = f"{stats.handled}"
         if stats.total:
-            cells.append(ProgressBar(stats.total, min(stats.handled, stats.total), width=40))
             count = f"{stats.handled}/{stats.total} {stats.handled / stats.total:4.0%}"
-        else:
-            cells.append(self._spinner)
-        cells.append(Text(count))
-        cells.append(Text(per_second(rate) if rate else "-/s", "cyan"))
+        cells = [
+            Text(count),
+            Text(f"{stats.failed} failed", "bold red" if stats.failed else "green"),
+            Text(per_second(rate) if rate else "-/s", "cyan"),
+        ]
         if stats.total:
             left = self._meter.seconds_left(stats.total - stats.handled)
-            cells.append(Text(f"ETA {'-:--:--' if left is None else _clock(left)}", "magenta"))
-        cells.append(Text(f"{stats.failed} failed", "bold red" if stats.failed else "green"))
+            cells.append(Text(f"ETA {'-:--:--' if left is None else clock(left)}", "magenta"))
+        if (longest := self._longest()) is not None and longest[1] > LONG:
+            given, seconds = longest
+            cells.append(Text(f"longest: {shown(given)} {duration(seconds)}", "dim"))
+        return self._fit(cells)
+
+    def _fit(self, cells: list[Text]) -> RenderableType:
+        """One line, with as many of the cells as there is room for; what is left is the bar's."""
+        stats = self.stats
+        room = self._console.width - 1
         row = Table.grid(padding=(0, 1))
-        row.add_row(*cells)
+        fitting: list[RenderableType] = []
+        for cell in cells:
+            if cell.cell_len >= room:
+                break
+            fitting.append(cell)
+            room -= cell.cell_len + 1
+        if not stats.total:
+            fitting.insert(0, self._spinner)
+        elif room > SHORTEST_BAR:
+            width = min(room - 1, LONGEST_BAR)
+            fitting.insert(0, ProgressBar(stats.total, min(stats.handled, stats.total), width))
+        row.add_row(*fitting)
         return row
 
     def next_tick(self) -> float | None:
@@ -294,19 +386,3 @@ class Bar:
     def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(OSError):
             self._console.print(Text(text, style))
-
-
-def per_second(rate: float) -> str:
-    """For people: "0.4/s", "1234/s"."""
-    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
-def duration(seconds: float) -> str:
-    """For people: "0.4 s", "75 s", "1:02:03"."""
-    if seconds < 600:
-        return f"{seconds:.1f} s" if seconds < 60 else f"{seconds:.0f} s"
-    return _clock(seconds)

@@ -142,6 +142,21 @@ class Earlier:
     def _of(self, ok: bool) -> dict[bytes, int]:
         return self._done if ok else self._failed
 
+    @property
+    def failed(self) -> int:
+        """How many inputs it holds that have failed."""
+        return sum(self._failed.values())
+
+    def forget_failures(self) -> None:
+        """They are to be run again."""
+        self._failed.clear()
+
+    @staticmethod
+    def lines_that_came_through(path: str) -> Iterator[bytes]:
+        """Of a file that `read` has found to be good."""
+        with open(path, "rb") as file:
+            yield from (line for line in file if _parse(line)[1])
+
     def add(self, value: object, ok: bool) -> None:
         counts, key = self._of(ok), digest(value)
         counts[key] = counts.get(key, 0) + 1
@@ -157,8 +172,6 @@ class Earlier:
         """
         earlier = cls()
         with open(path, "r+b") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ResumeError(f"{path} is not a file that can be resumed")
             for number, start, line in _lines(file):
                 try:
                     earlier.add(*_parse(line))

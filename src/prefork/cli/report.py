@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 
+from prefork.cli.inputs import PAUSE, BadInput, Inputs
+from prefork.cli.jsontext import to_json
 from prefork.cli.progress import Stats, duration, per_second
 from prefork.cli.records import Earlier
 from prefork.cli.run import Ending, Plan
 
-__all__ = ["closing", "headline"]
+__all__ = ["closing", "headline", "preview"]
+
+LISTED_KINDS = 10
+PREVIEWED = 10  # inputs
 
 
 def headline(plan: Plan, stats: Stats, earlier: Earlier) -> str:
@@ -22,14 +28,26 @@ def headline(plan: Plan, stats: Stats, earlier: Earlier) -> str:
     return text
 
 
+def preview(plan: Plan, inputs: Inputs) -> Iterator[str]:
+    """What a run would do."""
+    yield headline(plan, Stats(inputs.total), Earlier())
+    values = (value for value in inputs if value is not PAUSE)
+    for value in itertools.islice(values, PREVIEWED):
+        yield f"  {value.reason}" if isinstance(value, BadInput) else f"  {to_json(value).decode()}"
+    if next(values, None) is not None:
+        yield "  …"
+
+
 def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[str, str]]:
     """What has come of it: lines with their styles. `path` is the output file's."""
     if stats.failed:
         yield f"{_count(stats.failed, 'input')} failed:", "bold red"
-        for failure in stats.failures:
-            yield f"  {failure}", ""
-        if more := stats.failed - len(stats.failures):
-            yield f"  ... and {more} more", ""
+        kinds = sorted(stats.kinds.values(), key=lambda kind: -kind.count)
+        for kind in kinds[:LISTED_KINDS]:
+            yield f"  {kind.count} x {kind.example.reason}, with {kind.example.input}", ""
+        if rest := kinds[LISTED_KINDS:]:
+            more = sum(kind.count for kind in rest)
+            yield f"  {more} for {_count(len(rest), 'other reason')}", ""
     if stats.skipped:
         text = f"skipped {_count(stats.skipped, 'input')} that {path} held already"
         if stats.skipped_failed:
@@ -40,11 +58,13 @@ def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[st
     totals, style = _totals(stats), "yellow" if stats.all_failed else "bold green"
     if ending.problem is not None:
         style = "bold red"
+    if ending.failed:
+        totals, style = f"stopped after {_count(stats.failed, 'failure')}: {totals}", "bold red"
     if ending.signum is not None:
         totals, style = f"stopped by {signal.Signals(ending.signum).name}: {totals}", "bold yellow"
     if not ending.unwritten:
         yield f"{totals}; results in {path}" if path else totals, style
-    if path and (ending.signum is not None or ending.problem is not None):
+    if path and (ending.signum is not None or ending.problem is not None or ending.failed):
         yield f"{path} keeps what is done: the same command with --resume does the rest", ""
 
 

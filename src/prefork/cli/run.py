@@ -13,20 +13,20 @@ import itertools
 import logging
 import multiprocessing
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from prefork._system.locks import Lock
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
-from prefork.cli.interrupts import Signals, Stopped
+from prefork.cli.interrupts import ASKING, Signals, Stopped
 from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
-from prefork.cli.progress import Progress
+from prefork.cli.progress import Progress, duration
 from prefork.cli.records import Earlier, OutputError, Sink, record
 from prefork.cli.target import Target
-from prefork.cli.work import Call, Work, describe, start_worker
+from prefork.cli.work import PLAIN, Call, Calling, Work, describe, describe_text, start_worker
 from prefork.errors import (
     PoolBrokenError,
     SoftTimeLimitExceeded,
@@ -47,10 +47,10 @@ BATCH = 1 << 16  # bytes of records written at once, at most about
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for; times in seconds."""
+    """What is asked for; times in seconds, memory in KiB."""
 
     target: Target
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     processes: int
     timeout: float | None = None
     soft_timeout: float | None = None
@@ -58,6 +58,11 @@ class Plan:
     chunksize: int = 1
     ordered: bool = False
     start_method: str | None = None
+    calling: Calling = PLAIN
+    initializer: Target | None = None
+    max_memory: int | None = None  # of a worker while it runs one input
+    max_tasks: int | None = None  # of one worker
+    max_failures: int | None = None  # after so many, it is stopped
 
     @property
     def window(self) -> int:
@@ -72,6 +77,7 @@ class Ending(NamedTuple):
     problem: str | None = None
     unwritten: bool = False  # records were lost: the output takes no more
     closed: bool = False  # since nobody reads it any more
+    failed: bool = False  # too many inputs have failed
 
 
 @dataclass(slots=True)
@@ -94,11 +100,20 @@ class Exhausted(NamedTuple):
     reason: Exception | None
 
 
+class Rejected(NamedTuple):
+    item: Item
+    reason: str
+
+
 class Signalled(NamedTuple):
     signum: int
 
 
-Event = Finished | Exhausted | Signalled
+Event = Finished | Exhausted | Rejected | Signalled
+
+
+class TooManyFailures(Exception):
+    """Not an error: as many inputs have failed as were to be borne with."""
 
 
 class Submitter:
@@ -108,16 +123,17 @@ class Submitter:
         self._pool = pool
         self._call = call
         self._report = report
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._numbers = itertools.count(1)
         self._fresh_slots = itertools.count()
         self._free_slots: list[int] = []
+        self._open: dict[int, Job] = {}  # by their slots
 
     def __call__(self, items: list[Item]) -> None:
         """Raises PoolBrokenError; ValueError if the pool was terminated."""
         with self._lock:
             slot = heapq.heappop(self._free_slots) if self._free_slots else next(self._fresh_slots)
-            job = Job(next(self._numbers), slot, items)
+            job = self._open[slot] = Job(next(self._numbers), slot, items)
         many = len(items) > 1
         work = [Work(slot, job.number, i, many, item.value) for i, item in enumerate(items)]
 
@@ -132,10 +148,15 @@ class Submitter:
         else:
             self._pool.apply_async(self._call, (work[0],), callback=done, error_callback=failed)
 
+    def open_jobs(self) -> list[Job]:
+        with self._lock:
+            return list(self._open.values())
+
     def release(self, job: Job) -> None:
         """The logbook's page of this job is not needed any more."""
         with self._lock:
             heapq.heappush(self._free_slots, job.slot)
+            del self._open[job.slot]
 
 
 class Run:
@@ -162,6 +183,7 @@ class Run:
             plan.chunksize,
             plan.window,
             self._submit_input,
+            lambda item, reason: self._events.put(Rejected(item, reason)),
             lambda submitted, reason: self._events.put(Exhausted(submitted, reason)),
         )
         self._book = Logbook()
@@ -183,6 +205,7 @@ class Run:
             except (OSError, PoolBrokenError) as exc:
                 return Ending(problem=f"cannot start the workers: {exc}")
             self._submit = Submitter(self._pool, Call(self._plan.function), self._events.put)
+            self._progress.watch(self._longest)
             try:
                 return self._run()
             finally:
@@ -197,9 +220,11 @@ class Run:
         return Pool(
             plan.processes,
             start_worker,
-            (plan.target, self._book),
+            (plan.target, plan.calling, plan.initializer, self._book),
+            plan.max_tasks,
             timeout=plan.timeout,
             soft_timeout=plan.soft_timeout,
+            max_memory_per_task=plan.max_memory,
             context=multiprocessing.get_context(plan.start_method),
         )
 
@@ -220,6 +245,9 @@ class Run:
         except Stopped:
             self._stop()
             return Ending(signum=self.signals.received)
+        except TooManyFailures:
+            self._stop()
+            return Ending(failed=True)
         except PoolBrokenError as exc:
             self._stop()
             return Ending(problem=str(exc))
@@ -256,8 +284,35 @@ class Run:
                 self._settle_failed(job, error)
             case Exhausted(submitted, reason):
                 self._end_input(submitted, reason)
+            case Rejected(item, reason):
+                self._conclude(item, Outcome(FAILED, describe_text("InputError", reason), 0.0, 0))
+            case Signalled(signum) if signum in ASKING:
+                self._tell_how_it_is()
             case Signalled():
                 raise Stopped
+
+    def running(self) -> dict[int, tuple[str, float]]:
+        """The inputs that are being run, as JSON, and for how many seconds; by process ids."""
+        found = {}
+        now = time.monotonic()
+        for job in self._submit.open_jobs():
+            if (note := self._book.note(job.slot, job.number)) is not None:
+                index, pid, started = note
+                found[pid] = job.items[index].text.decode(), now - started
+        return found
+
+    def _longest(self) -> tuple[str, float] | None:
+        return max(self.running().values(), key=lambda each: each[1], default=None)
+
+    def _tell_how_it_is(self) -> None:
+        """What each worker does, with its stack."""
+        running = self.running()
+        for pid, stack in self._pool.dump_stacks().items():
+            what = "has nothing to do"
+            if pid in running:
+                given, seconds = running[pid]
+                what = f"{given}, for {duration(seconds)}"
+            self._progress.say(f"worker {pid}: {what}\n{stack}".rstrip())
 
     def _end_input(self, submitted: int, reason: Exception | None) -> None:
         self._expected = submitted
@@ -316,15 +371,18 @@ class Run:
         line = record(item.text, key, outcome.text, outcome.seconds, outcome.pid, item.tries + 1)
         if outcome.kind == DONE:
             self._stats.count()
+        elif (failure := self._stats.count_failure(item.text, outcome.text)) is not None:
+            self._progress.say(f"failed: {failure}", "red")
+        if self._plan.ordered:
+            self._held[item.index] = line
+            while (next_line := self._held.pop(self._next_index, None)) is not None:
+                self._lines.append(next_line)
+                self._next_index += 1
         else:
-            self._stats.count_failure(item.text, outcome.text)
-        if not self._plan.ordered:
             self._lines.append(line)
-            return
-        self._held[item.index] = line
-        while (next_line := self._held.pop(self._next_index, None)) is not None:
-            self._lines.append(next_line)
-            self._next_index += 1
+        most = self._plan.max_failures
+        if most is not None and self._stats.failed >= most and not self._stopping:
+            raise TooManyFailures
 
     # ---- writing
 

@@ -56,6 +56,8 @@ class Target:
             )
         if module.endswith(".py") or os.sep in module:
             path = Path(module).absolute()
+            if (path.parent / "__init__.py").exists():
+                return cls(*_in_package(path, attribute))
             return cls(str(path), attribute, str(path.parent))
         return cls(module, attribute, os.getcwd())
 
@@ -69,7 +71,7 @@ class Target:
             module = min(module, os.path.relpath(module), key=len)
         return f"{module}:{self.attribute}"
 
-    def load(self) -> Callable[[Any], Any]:
+    def load(self) -> Callable[..., Any]:
         """Import it.
 
         Raises:
@@ -121,6 +123,17 @@ class Target:
         likely = difflib.get_close_matches(name, [n for n in dir(owner) if n[0] != "_"], n=1)
         hint = f"; did you mean {likely[0]!r}?" if likely else ""
         raise TargetError(f"{what} {label!r} has no {name!r}{hint}")
+
+
+def _in_package(path: Path, attribute: str) -> tuple[str, str, str]:
+    """The file of a package is imported as what it is there, so that it may import its neighbours
+    relatively: `a/b/c.py` as `b.c`, if `a` is no package."""
+    names = [] if path.stem == "__init__" else [path.stem]
+    folder = path.parent
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(names), attribute, str(folder)
 
 
 def import_file(path: str) -> ModuleType:

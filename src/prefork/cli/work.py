@@ -22,7 +22,7 @@ from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.target import Target
 from prefork.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
-__all__ = ["Call", "Work", "describe", "describe_text", "start_worker"]
+__all__ = ["PLAIN", "Call", "Calling", "Work", "describe", "describe_text", "start_worker"]
 
 
 class Work(NamedTuple):
@@ -54,17 +54,53 @@ class Call:
 _runner: Runner | None = None
 
 
-def start_worker(target: Target, book: Logbook) -> None:
+class Calling(NamedTuple):
+    """How the function is called with an input.
+
+    Attributes:
+        star: a list is its arguments, an object its keywords; anything else its only argument.
+        keywords: that it always gets.
+    """
+
+    star: bool
+    keywords: dict[str, Any]
+
+    def bind(self, function: Callable[..., Any]) -> Callable[[Any], Any]:
+        """The function of an input."""
+        star, keywords = self
+        if not star and not keywords:
+            return function
+
+        def call(value: Any) -> Any:
+            if star and isinstance(value, list):
+                return function(*value, **keywords)
+            if star and isinstance(value, dict):
+                return function(**{**keywords, **value})
+            return function(value, **keywords)
+
+        return call
+
+
+PLAIN = Calling(star=False, keywords={})
+
+
+def start_worker(
+    target: Target, calling: Calling, initializer: Target | None, book: Logbook
+) -> None:
     """The workers' initializer.
 
     Raises:
-        TargetError: the function cannot be imported here.
+        TargetError: a function cannot be imported here.
+        Exception: what the user's initializer raises.
     """
     global _runner  # noqa: PLW0603 (one process, one runner; tasks find it by this name)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the function prints should not wait, nor go down with a worker that is killed.
         sys.stdout.reconfigure(line_buffering=True)
-    _runner = Runner(target.load(), book)
+    function = target.load()
+    if initializer is not None:
+        initializer.load()()
+    _runner = Runner(calling.bind(function), book)
 
 
 def _get_runner() -> Runner:
@@ -108,8 +144,7 @@ class Runner:
         try:
             text = to_json(self._function(value))
         except BaseException as exc:
-            cause = exc.__traceback__
-            return self._failure(exc, cause.tb_next if cause else None, started)
+            return self._failure(exc, _users_frames(exc), started)
         return Outcome(DONE, text, time.monotonic() - started, self._pid)
 
     def _failure(self, exc: BaseException, frames: TracebackType | None, started: float) -> Outcome:
@@ -127,6 +162,14 @@ class Runner:
             except OSError:
                 self._gave_up = True
         return outcome
+
+
+def _users_frames(exc: BaseException) -> TracebackType | None:
+    """Without those of this module, which have called the user's function."""
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return frames
 
 
 # ---- errors as JSON: type, message, and where there is one, the traceback

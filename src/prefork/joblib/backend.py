@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from multiprocessing import process
@@ -16,6 +15,7 @@ from joblib.parallel import (
     SequentialBackend,
 )
 
+from prefork._system.locks import Lock
 from prefork._worker.environment import depth
 from prefork.joblib.arrays import Arrays
 from prefork.joblib.batch import Batch, Terms
@@ -54,7 +54,7 @@ class PreforkBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         super().__init__(
             nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options
         )
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._users = 0  # calls of `Parallel` that are going on
         self._lease: Lease | None = None
         self._terms: Terms | None = None

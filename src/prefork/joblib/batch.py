@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from prefork._system.locks import Lock
 from prefork.errors import LimitExceeded, WorkerLostError
 from prefork.joblib import search
 from prefork.joblib.arrays import Reducers
@@ -53,7 +53,7 @@ class Batch:
     def __init__(self, calls: Callable[[], Any], done: Done, parallel: Any = None) -> None:
         self.parallel = parallel
         self._done = done
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._error: BaseException | None = None
         self._is_over = False
         items: list[search.Item] = getattr(calls, "items", [])

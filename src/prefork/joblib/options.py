@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
+from prefork._arguments import check_callables, check_iterable, seconds, some_count
+from prefork._policy.retry import Retry, retry_of
 
 __all__ = ["Options"]
 
@@ -15,7 +16,8 @@ class Options(NamedTuple):
     Attributes:
         timeout: the hard time limit of each task, in seconds (int or float); its worker is killed.
         soft_timeout: the soft limit, likewise; `SoftTimeLimitExceeded` is raised in the task.
-        retries: how often a task is run again after its worker was lost, an int.
+        retries: how often a task is run again after its worker was lost, an int; or a
+            `prefork.Retry`.
         max_memory_per_task, max_memory_per_child, maxtasksperchild: as in `prefork.Pool`.
         initializer, initargs: a function and its arguments, called in each worker when it starts.
         idle_worker_timeout: for how many seconds workers are kept, when nobody uses them.
@@ -23,7 +25,7 @@ class Options(NamedTuple):
 
     timeout: float | None = None
     soft_timeout: float | None = None
-    retries: int = 0
+    retries: int | Retry = 0
     max_memory_per_task: int | None = None
     max_memory_per_child: int | None = None
     maxtasksperchild: int | None = None
@@ -50,7 +52,7 @@ class Options(NamedTuple):
         check_callables(initializer=self.initializer)
         idle = self.idle_worker_timeout
         return self._replace(
-            retries=count("retries", self.retries, least=0),
+            retries=retry_of(self.retries) or 0,
             initargs=check_iterable("initargs", self.initargs),
             idle_worker_timeout=(
                 None if idle is None else seconds("idle_worker_timeout", idle, zero=True)
@@ -61,4 +63,4 @@ class Options(NamedTuple):
     def concern_tasks(self) -> bool:
         """Whether something is asked of each single task, so that it has to be a job of its own."""
         limits = self.timeout, self.soft_timeout, self.max_memory_per_task
-        return self.retries > 0 or any(limit is not None for limit in limits)
+        return self.retries != 0 or any(limit is not None for limit in limits)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from prefork._system.locks import RLock
 from prefork._system.own_server import OwnServerContext
 from prefork._worker.environment import begin, depth
 from prefork.adapters import AdapterPool
@@ -56,11 +57,12 @@ class WorkerSettings(NamedTuple):
         return _Pool(
             self.processes,
             begin,
-            (depth() + 1, dict(self.environment), call),
+            (depth() + 1, call),
             self.maxtasksperchild,
             context=OwnServerContext(),
             max_memory_per_child=self.max_memory_per_child,
             max_memory_per_task=self.max_memory_per_task,
+            env=dict(self.environment),
         )
 
 
@@ -87,7 +89,7 @@ class _Kept:
         self.pool.terminate()
 
 
-_lock = threading.RLock()
+_lock = RLock()
 _now: _Kept | None = None  # what there is for the next call
 
 
@@ -172,7 +174,7 @@ def shutdown() -> None:
 def _after_in_child() -> None:
     """The workers are the parent's."""
     global _lock, _now
-    _lock, _now = threading.RLock(), None
+    _lock, _now = RLock(), None
 
 
 atexit.register(shutdown)

@@ -28,7 +28,9 @@ from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.options import Options
+from prefork._engine.retrier import Retrier
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator
@@ -42,7 +44,9 @@ from prefork._ipc.wire import LEAVE, TICKET, Kind, Report, Ticket
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._policy.job import Job, Wakes
 from prefork._policy.limits import NO_LIMITS, Limits
+from prefork._policy.retry import Retry
 from prefork._policy.scheduler import BATCH_SECONDS
+from prefork._policy.terms import make_job
 from prefork._policy.timers import Timers
 from prefork._system.child import NO_TIES, Child, Ties
 from prefork._system.condition import Condition
@@ -58,6 +62,7 @@ TIMED = [
     "supervisor",
     "spawner",
     "observer",
+    "retrier",
     "roles",
 ]
 """The modules of the engine that look at the clock; and the drivers."""
@@ -614,6 +619,17 @@ def fork_options(processes: int = 2, **options: Any) -> Options:
     return Options(processes, multiprocessing.get_context("fork"), **options)
 
 
+def limits_of(
+    retries: int | Retry | None = None,
+    priority: int | None = None,
+    deadline: float | None = None,
+    **limits: Any,
+) -> Limits:
+    """Those of a job that asks for this."""
+    found = Limits(**limits) if limits else NO_LIMITS
+    return found.override(retries=retries).with_terms(priority, deadline)
+
+
 class FakePool:
     """The parts of one pool, wired as `Engine` wires them, on fakes.
 
@@ -648,14 +664,26 @@ class FakePool:
         state.scheduler.mean_seconds = BATCH_SECONDS
         self.timers = timers = Timers(memory_interval, options.accept_delay)
         self.dispatcher = Dispatcher(state, timers, self._rearm, self._wait, self._call_soon)
-        self.collector = Collector(state, timers, self.dispatcher)
+        self.retrier = Retrier(state, timers, self.dispatcher)
+        self.collector = Collector(state, timers, self.dispatcher, self.retrier)
         self.lifecycle = Lifecycle(state, self.collector, self._call_soon)
         self.terminator = Terminator(state, self.dispatcher, self.collector)
         self.time_limits = TimeLimits(
-            state, timers, self.dispatcher, self.terminator, options.max_memory_per_task
+            state,
+            timers,
+            self.dispatcher,
+            self.terminator,
+            self.retrier,
+            options.max_memory_per_task,
         )
         self.spawner = Spawner(
-            options, state, self.dispatcher, self.lifecycle, in_background, pausing
+            options,
+            state,
+            self.dispatcher,
+            self.lifecycle,
+            in_background,
+            pausing,
+            on_generation=lambda generation: None,
         )
         self.supervisor = WorkerSupervisor(
             options.processes,
@@ -744,7 +772,7 @@ class FakePool:
     # ---- jobs
 
     def job(self, *, size: int = 1, mode: int = 0, **limits: Any) -> Job:
-        job = Job(self.told, "fakes.task", mode, Limits(**limits) if limits else NO_LIMITS)
+        job = make_job(self.told, "fakes.task", mode, limits_of(**limits))
         job.pickled = b"a call"
         job.size = size
         return job

@@ -14,7 +14,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fakes import Clock, FakeChannel, FakeChild, Told
 from prefork._engine import worker_handle
 from prefork._engine.worker_handle import WORKER_LIFE, Phase, WorkerHandle
-from prefork._policy.job import JOB_LIFE, QUEUED, RESOLVED, SENT, Job, WorkerSlot
+from prefork._ipc.wire import CALL
+from prefork._policy.job import (
+    JOB_LIFE,
+    QUEUED,
+    RESOLVED,
+    SENT,
+    WAITING,
+    Job,
+    WorkerSlot,
+)
+from prefork._policy.limits import NO_LIMITS, Terms
+from prefork._policy.retry import Retry
+from prefork._policy.terms import JobOnTerms
 from prefork._system.process import Process
 
 Arrow = Callable[[WorkerHandle], object]
@@ -170,7 +182,7 @@ class JobLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.job = Job(Told(), "task")
+        self.job = JobOnTerms(Told(), "task", CALL, NO_LIMITS, Terms(Retry(100, on=KeyError)))
         self.slots = [WorkerSlot(), WorkerSlot()]
         self.before = QUEUED
 
@@ -192,12 +204,19 @@ class JobLife(RuleBasedStateMachine):
 
     @precondition(lambda self: self.job.phase == SENT)
     @rule()
-    def is_retried(self) -> None:
+    def fails(self) -> None:
         self.job.note_run(42, 1.0, 2.0)
-        attempts = self.job.attempts
-        self.step(QUEUED, self.job.retry)
-        assert self.job.attempts == attempts + 1
+        self.step(WAITING, self.job.suspend)
+
+    @precondition(lambda self: self.job.phase == WAITING)
+    @rule()
+    def is_retried(self) -> None:
+        retried, error = self.job.retried(), KeyError("own")
+        self.job.note_failure(error)
+        assert self.job.retried() == retried + 1
+        assert self.job.attempts()[-1].error is error
         assert (self.job.pid, self.job.started, self.job.seconds) == (None, 0.0, 0.0)
+        self.step(QUEUED, self.job.resume)
 
     @precondition(lambda self: RESOLVED in JOB_LIFE[self.job.phase])
     @rule()
@@ -219,7 +238,8 @@ class JobLife(RuleBasedStateMachine):
 
     @invariant()
     def its_repr_says_where_it_is(self) -> None:
-        assert ("queued", "sent to", "resolved")[self.job.phase] in repr(self.job)
+        where = ("queued", "sent to", "resolved", "waiting")[self.job.phase]
+        assert where in repr(self.job)
 
 
 TestJobLife = JobLife.TestCase

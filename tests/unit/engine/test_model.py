@@ -11,18 +11,34 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fakes import TIMED, Clock, FakePool, FakeWorker, Nursery, fork_options
+from fakes import TIMED, Clock, FakePool, FakeWorker, Nursery, fork_options, limits_of
 from prefork._engine.worker_handle import Phase
 from prefork._ipc.wire import ACCEPT, LEAVE, Kind
-from prefork._policy.job import JOB_LIFE, QUEUED, SENT, Job
-from prefork._policy.limits import Limits
+from prefork._policy.job import JOB_LIFE, QUEUED, SENT, WAITING, Job
+from prefork._policy.limits import NO_TERMS
+from prefork._policy.retry import Retry
+from prefork._policy.terms import JobOnTerms
 from prefork._system.stacks import LAST_WORDS
-from prefork.errors import PoolBrokenError, Terminated, TimeLimitExceeded, WorkerLostError
+from prefork.errors import (
+    DeadlineExceeded,
+    PoolBrokenError,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 
 numbers = st.integers(0, 1000)
+errors = st.sampled_from([(WorkerLostError,), (WorkerLostError, KeyError), (TimeLimitExceeded,)])
 
 
-class WatchedJob(Job):
+def retrying(times: int, on: tuple[type[BaseException], ...], backoff: float) -> Retry:
+    return Retry(times, on, backoff)
+
+
+retries = st.builds(retrying, st.integers(1, 3), errors, st.sampled_from([0.0, 1.0]))
+
+
+class WatchedJob(JobOnTerms):
     """One that never leaves its table."""
 
     __slots__ = ("_phase",)
@@ -70,7 +86,9 @@ class Model(RuleBasedStateMachine):
 
     @rule(
         count=st.integers(1, 4),
-        retries=st.integers(0, 1),
+        retries=st.integers(0, 1) | retries,
+        priority=st.sampled_from([None, -1, 0, 1]),
+        deadline=st.sampled_from([None, 2.0]),
         soft=st.sampled_from([None, 1.0]),
         hard=st.sampled_from([None, 3.0]),
         tells=st.booleans(),
@@ -79,7 +97,9 @@ class Model(RuleBasedStateMachine):
     def submit(
         self,
         count: int,
-        retries: int,
+        retries: int | Retry,
+        priority: int | None,
+        deadline: float | None,
         soft: float | None,
         hard: float | None,
         tells: bool,
@@ -88,11 +108,20 @@ class Model(RuleBasedStateMachine):
         """`tells`: its start is to be told."""
         flags = ACCEPT if tells and self.accept_delay is None else 0
         for _ in range(count):
-            job = WatchedJob(self.pool.told, "fakes.task", flags, Limits(hard, soft, lost, retries))
+            limits = limits_of(
+                retries,
+                priority,
+                deadline,
+                timeout=hard,
+                soft_timeout=soft,
+                lost_worker_timeout=lost,
+            )
+            terms = limits.terms or NO_TERMS
+            job = WatchedJob(self.pool.told, "fakes.task", flags, limits, terms)
             job.pickled = b"a call"
             job.start_unreported = tells and self.accept_delay is not None
             self.jobs[job.id] = job
-            self.may_start[job.id] = 1 + retries
+            self.may_start[job.id] = 1 + job.left
             try:
                 self.pool.dispatcher.submit(job)
             except PoolBrokenError:
@@ -104,7 +133,7 @@ class Model(RuleBasedStateMachine):
         job = self.pick(list(self.jobs.values()), number)
         has_begun = self.starts(job.id)
         if self.pool.terminator.cancel(job):
-            assert not has_begun or job.attempts
+            assert not has_begun or job.retried() or job.phase == WAITING
             self.wished_away.add(job.id)
 
     @precondition(lambda self: self.jobs)
@@ -278,7 +307,17 @@ class Model(RuleBasedStateMachine):
         sent = [job for worker in state.workers for job in worker.sent.values()]
         assert len(sent) == len(set(sent))
         assert all(job.phase == SENT for job in sent)
-        assert {*queued, *sent} == {*state.open_jobs.by_id.values()}
+        waiting = [job for job in state.open_jobs.by_id.values() if job.phase == WAITING]
+        assert len(waiting) == state.open_jobs.waiting
+        assert {*queued, *sent, *waiting} == {*state.open_jobs.by_id.values()}
+        for job in waiting:
+            assert isinstance(job, JobOnTerms)
+            assert job.due is not None or state.outcomes, "nobody will run it"
+
+    @invariant()
+    def the_most_urgent_is_first(self) -> None:
+        queue = self.pool.state.scheduler.queue
+        assert not queue or queue[0].priority() == min(job.priority() for job in queue)
 
     @invariant()
     def what_is_reaped_is_closed(self) -> None:
@@ -290,7 +329,8 @@ class Model(RuleBasedStateMachine):
         told = self.pool.told
         assert told.done.keys() == self.jobs.keys()
         told_of = [job for job, _, _ in told.started]
-        assert len(told_of) == len(set(told_of)) or any(job.attempts for job in self.jobs.values())
+        again = any(job.retried() for job in self.jobs.values())
+        assert len(told_of) == len(set(told_of)) or again
         lost_by: list[int] = []
         for number, (ok, value) in told.done.items():
             job = self.jobs[number]
@@ -306,11 +346,15 @@ class Model(RuleBasedStateMachine):
             elif isinstance(value, TimeLimitExceeded):
                 assert job.timeout is not None
                 assert self.starts(number)
+            elif isinstance(value, DeadlineExceeded):
+                assert self.clock.now >= value.limit
+                assert bool(self.starts(number)) or not value.pid
+                assert value.pid or not self.starts(number) or job.retried()
             elif isinstance(value, Terminated):
                 assert number in self.wished_away
             elif isinstance(value, OSError):
                 assert self.could_not_send
-                assert not self.starts(number) or job.attempts
+                assert not self.starts(number) or job.retried()
             elif isinstance(value, PoolBrokenError):
                 assert self.pool.state.broken is not None
             else:

@@ -114,7 +114,7 @@ class Waited:
     def waiters(self) -> Waited:
         return self
 
-    def notify_all(self) -> None:
+    def wake_threads(self) -> None:
         self.log.append("woken")
 
 

@@ -43,6 +43,9 @@ class Bell:
     def notify_all(self) -> None:
         self.log.append("notified")
 
+    def wake_threads(self) -> None:
+        self.log.append("threads notified")
+
 
 class Payload:
     """A large call's file."""

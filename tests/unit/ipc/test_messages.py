@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import MaybeEncodingError, errors
-from prefork._describe import function_name
+from prefork._describe import function_name, trim_notes
 from prefork._ipc.outcome import PickledError, decode, encode_failure, encode_result
 from prefork._ipc.pickling import OUT_OF_BAND, dumps, load, pack, unpack
 from prefork._ipc.wire import Kind
@@ -204,3 +204,17 @@ def test_functions_are_named_as_their_users_know_them():
     assert function_name(functools.partial(pickle.dumps)) == "_pickle.dumps"
     assert function_name(Callable().method).endswith("Callable.method")
     assert function_name(Callable()).endswith("Callable object")
+
+
+@pytest.mark.parametrize("count", [0, 3, 9, 10, 50_000])
+def test_notes_of_an_exception_are_kept_within_bounds(count):
+    exc = ValueError()
+    before = [f"note {i}" for i in range(count)]
+    for note in before:
+        exc.add_note(note)
+    trim_notes(exc)
+    notes = getattr(exc, "__notes__", [])
+    if count < 10:
+        assert notes == before
+    else:
+        assert notes == [*before[:4], f"... and {count - 8} notes more", *before[-4:]]

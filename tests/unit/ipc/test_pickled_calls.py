@@ -54,7 +54,12 @@ def test_a_function_is_pickled_once(monkeypatch):
     pickler = CallPickler()
     packed = []
     pack = pickling.pack
-    monkeypatch.setattr(pickling, "pack", lambda obj, *fds: packed.append(obj) or pack(obj, *fds))
+
+    def note(obj, *args, **options):
+        packed.append(obj)
+        return pack(obj, *args, **options)
+
+    monkeypatch.setattr(pickling, "pack", note)
     sizes = {pickler.pickle(double, (n,))[1] for n in range(3)}
     assert packed == [double, (0,), (1,), (2,)]
     assert len(sizes) == 1

@@ -23,6 +23,9 @@ class Pool:
     def _engine(self):
         return self
 
+    def check_loop(self, needed=None):
+        pass
+
     def wait_for(self, signal, condition, timeout=None) -> bool:
         return signal.wait(condition, timeout)
 

@@ -17,7 +17,7 @@ from prefork._ipc.pickling import CallPickler
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, STARMAP, Kind, Report
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._worker import main as worker
-from prefork._worker.options import Initializer, WorkerOptions
+from prefork._worker.options import Hook, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
 
 
@@ -203,7 +203,7 @@ initialised: list[object] = []
 def test_its_initializer_comes_first(desk: Desk) -> None:
     initialised.clear()
     desk.put(len, (initialised,))
-    initializer = Initializer(initialised.append, ("done",))
+    initializer = Hook(initialised.append, ("done",))
     (_, (ok, _)), *_ = outcomes(desk.run(WorkerOptions(initializer)))
     assert ok
     assert initialised == ["done"]
@@ -211,7 +211,7 @@ def test_its_initializer_comes_first(desk: Desk) -> None:
 
 def test_one_whose_initializer_fails_is_never_ready(desk: Desk) -> None:
     unread = desk.put(len, ("abc",))
-    ((kind, _, _, _, payload),) = desk.run(WorkerOptions(Initializer(int, ("seven",))))
+    ((kind, _, _, _, payload),) = desk.run(WorkerOptions(Hook(int, ("seven",))))
     assert kind == Kind.BROKEN
     ok, error = decode(kind, payload)
     assert not ok
@@ -221,9 +221,9 @@ def test_one_whose_initializer_fails_is_never_ready(desk: Desk) -> None:
 
 def test_an_initializer_travels_as_a_pickle_of_its_own() -> None:
     initialised.clear()
-    arrived = pickle.loads(pickle.dumps(Initializer(mark, ("there",))))
+    arrived = pickle.loads(pickle.dumps(Hook(mark, ("there",))))
     assert initialised == []
-    arrived()
+    arrived.load()()
     assert initialised == ["there"]
 
 
