@@ -342,10 +342,15 @@ class Worker:
     # ---- time limits: they are each item's, so the clock starts anew for each
 
     def _restart_clock(self) -> None:
-        """From here on the soft limit raises; to be called where that will be caught."""
-        self._end.clock[1] = started = time.monotonic()
+        """From here on the soft limit raises; to be called where that will be caught.
+
+        The pool sends its signal once, when the clock that it sees here has run out. However long
+        this process is kept from running in between, the signal must find the deadline set.
+        """
+        started = time.monotonic()
         if self._soft_timeout:
             self._soft_deadline = started + self._soft_timeout
+        self._end.clock[1] = started
 
     def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:

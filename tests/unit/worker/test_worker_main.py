@@ -15,6 +15,7 @@ from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode, decode_exit, decode_reason
 from prefork._ipc.pickling import CallPickler
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, STARMAP, Kind, Report
+from prefork._ipc.worker_end import WorkerEnd
 from prefork._worker import main as worker
 from prefork._worker.options import Hook, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
@@ -234,3 +235,35 @@ def test_options_are_plain() -> None:
     options = WorkerOptions()
     assert options.max_memory is None
     assert options.soft_limit is SoftTimeLimitExceeded
+
+
+def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool sends its signal once. The worker may be kept from running, at whatever moment, from
+    when it has told what its clock says until that signal is there."""
+    handlers: list[Callable[..., object]] = []
+    monkeypatch.setattr(worker, "set_action", lambda signum, call: handlers.append(call))
+
+    class Clock:
+        def __init__(self, clock: Any) -> None:
+            self._clock = clock
+
+        def __setitem__(self, place: int, value: float) -> None:
+            self._clock[place] = value
+            if place == 1 and value > self._clock[2]:  # the task's own time runs
+                monkeypatch.setattr(time, "monotonic", lambda: value + 61.0)
+                handlers[-1](0, None)
+
+    open_end = WorkerEnd.open
+
+    def opened(end: WorkerEnd) -> Any:
+        black_box = open_end(end)
+        end.clock = Clock(end.clock)  # type: ignore[assignment]
+        return black_box
+
+    monkeypatch.setattr(WorkerEnd, "open", opened)
+    job = desk.put(len, ("abc",), CALL | LIMITED)
+    ((found, (ok, error)),) = outcomes(desk.run())
+    assert (found, ok) == (job, False)
+    assert isinstance(error, SoftTimeLimitExceeded)
