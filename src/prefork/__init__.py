@@ -18,6 +18,7 @@ The rooms, from the top; a module imports only from its own room and those below
     _results              the same, as the pool fills them
     _engine               one running pool: `engine` makes the parts, `drivers` have them work
     _policy, _worker      what decides; what runs in a worker process
+    _observe              what is seen of tasks while they run: progress, log records, output
     _ipc                  what travels between them, and the channel that it goes through
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from prefork._compat.broken import BrokenProcessPool
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._observe.lines import OutputLine
     from prefork._policy.retry import Attempt, Retry
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
@@ -115,6 +117,7 @@ __all__ = [
     "MaybeEncodingError",
     "MemoryLimitExceeded",
     "Outcome",
+    "OutputLine",
     "Pool",
     "PoolBrokenError",
     "PoolExecutor",
@@ -147,6 +150,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork._observe.lines": ["OutputLine"],
     "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],

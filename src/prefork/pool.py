@@ -6,9 +6,10 @@ import math
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self
+from typing import TYPE_CHECKING, Any, Literal, Never, Self
 
 from prefork import errors
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
@@ -30,6 +31,9 @@ from prefork._system.uninterrupted import uninterrupted
 from prefork._verbs.view import Verbs
 from prefork._worker.options import Hook
 from prefork.statistics import PoolStatistics
+
+if TYPE_CHECKING:
+    from prefork._observe.lines import OutputLine
 
 __all__ = ["Pool"]
 
@@ -86,6 +90,17 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         inner_max_num_threads: how many threads BLAS and OpenMP may have in each worker, an int;
             infinity: as many as they like. None: a fair share of the CPUs, unless the environment
             says something else (see docs/workers.md).
+        forward_logs: True: log records of the workers go to the handlers of this process, with the
+            attributes `process`, `processName`, `job` (int) and `function` (str; both None outside
+            of tasks), and warnings are shown here, once for each place. The name of a logger: only
+            records of that and of those below it. Levels are those of the worker's loggers, which
+            has those of this process.
+        context_vars: context variables (`contextvars.ContextVar`) that are globals of modules: what
+            is set where a call is handed in, is set in the task; it is pickled like arguments. The
+            context of OpenTelemetry goes along in any case, if that has been imported.
+        capture_output: what tasks, and what they call or start, write to descriptors 1 and 2.
+            "prefix": it is written to where this process prints, line by line, with the worker and
+            the job. A function: it is called with each line, a `prefork.OutputLine`.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range, or there is no such
@@ -144,6 +159,9 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         env: Environment | None = None,
         cpu_affinity: Affinity | None = None,
         inner_max_num_threads: float | None = None,
+        forward_logs: bool | str = False,
+        context_vars: Iterable[ContextVar[Any]] = (),
+        capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -169,6 +187,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             cpu_affinity=cpu_affinity,
             inner_max_num_threads=inner_max_num_threads,
         )
+        options = self._observing(options, forward_logs, capture_output, context_vars)
         limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._begin(options, limits, threads)
 
@@ -234,6 +253,25 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             places=places,
             cpus=cpus,
         )
+
+    @staticmethod
+    def _observing(
+        options: Options,
+        forward_logs: object,
+        capture_output: object,
+        context_vars: Iterable[ContextVar[Any]],
+    ) -> Options:
+        """The same options, with what goes along with calls, and what comes from the workers beside
+        results."""
+        if variables := check_iterable("context_vars", context_vars):
+            from prefork._observe.context import Carrier
+
+            options = options._replace(capture=Carrier(variables).capture)
+        if forward_logs is not False or capture_output is not None:
+            from prefork._observe.settings import observing
+
+            options = options._replace(observing=observing(forward_logs, capture_output))
+        return options
 
     @classmethod
     def _make(cls, options: Options, limits: Limits) -> Self:

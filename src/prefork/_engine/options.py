@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefork._engine.places import Places
 from prefork._system.process import Process
 from prefork._worker.environment import Place
 from prefork._worker.options import Hook, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._observe.settings import Observing
 
 __all__ = ["Options"]
 
@@ -34,6 +38,8 @@ class Options(NamedTuple):
     finalizer: Hook | None = None
     places: Places | None = None  # what each worker has of its own
     cpus: int = 0  # that there are to be used; 0: it is not known yet
+    observing: Observing | None = None  # log records and output of the workers
+    capture: Callable[[], object] | None = None  # see `JobFactory`
 
     @property
     def start_method(self) -> str:
@@ -47,6 +53,7 @@ class Options(NamedTuple):
             self.soft_limit,
             self.load_seconds,
             self.finalizer,
+            None if self.observing is None else self.observing.workers,
         )
 
     def at_place(self, index: int) -> Place | None:

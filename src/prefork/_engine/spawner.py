@@ -27,6 +27,7 @@ from prefork._engine.options import Options
 from prefork._engine.places import free_places
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.taps import TAP_DESCRIPTORS, Taps
 from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
@@ -71,6 +72,7 @@ class Spawner:
         in_background: workers are started on a thread of their own.
         pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
         on_generation: called with the number of the workers' next generation, before they are made.
+        taps: what each worker is given for what it sends beside its results; None: nothing.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -85,8 +87,11 @@ class Spawner:
         in_background: bool,
         pausing: Callable[[float], AbstractContextManager[object]],
         on_generation: Callable[[int], object],
+        taps: Taps | None = None,
     ) -> None:
         self._on_generation = on_generation
+        self._taps = taps
+        self._descriptors = START_DESCRIPTORS + (0 if taps is None else TAP_DESCRIPTORS)
         self.generation = 0
         self._options = options
         self._processes = options.processes
@@ -130,7 +135,7 @@ class Spawner:
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        needed = count * START_DESCRIPTORS + SPARE_DESCRIPTORS
+        needed = count * self._descriptors + SPARE_DESCRIPTORS
         try:
             self._spawn(count)
         except OSError as exc:
@@ -157,7 +162,7 @@ class Spawner:
             first, *others = self._free_places(count)
             uninterrupted(lambda: pending.append(self._prepare(first)))
             top = pending[0].highest_descriptor
-            resources.raise_descriptor_limit(top + count * START_DESCRIPTORS + SPARE_DESCRIPTORS)
+            resources.raise_descriptor_limit(top + count * self._descriptors + SPARE_DESCRIPTORS)
             for place in reversed(others):
                 uninterrupted(lambda: pending.appendleft(self._prepare(place)))  # noqa: B023
             with self._quiet(pending):
@@ -182,9 +187,13 @@ class Spawner:
         self._spawned += 1
         name = f"{self._options.process_class.kind}-{self._spawned}"
         origin = self._templates.origin(self.generation)
+        tap = None
         try:
-            return PendingWorker(self._options, self._run, name, place, origin)
+            tap = None if self._taps is None else self._taps.tap(name)
+            return PendingWorker(self._options, self._run, name, place, origin, tap)
         except BaseException:
+            if tap is not None:
+                tap.close()
             self._templates.has_failed(origin)
             raise
 

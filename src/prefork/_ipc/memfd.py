@@ -58,6 +58,17 @@ def above_stdio(fd: int) -> int:
         os.close(fd)
 
 
+def pipe(reader_side: at_fork.Descriptors, writer_side: at_fork.Descriptors) -> tuple[int, int]:
+    """A pipe whose ends have these owners; to be called inside of `at_fork.creating`."""
+    reader, writer = os.pipe()
+    try:
+        reader = reader_side.add(above_stdio(reader))
+    except OSError:
+        os.close(writer)
+        raise
+    return reader, writer_side.add(above_stdio(writer))
+
+
 def memory_file(name: str, size: int, transport: Transport, owner: at_fork.Descriptors) -> int:
     """An anonymous file that lives as long as somebody has it open or mapped.
 

@@ -30,6 +30,7 @@ WITH_FDS: Final = 256  # descriptors come with it; their number is in the length
 UNIT: Final = 64  # bytes
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
+CONTEXT: Final = 512  # they are a pair of the arguments and of what is set in the task's context
 
 # How to apply the function to the arguments: one of these is among the flags, too.
 CALL: Final = 0  # func(*args)

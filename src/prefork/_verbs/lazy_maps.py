@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sized
 from typing import Any, TypeVar, Unpack, overload
 
 from prefork._arguments import check_can_iterate, count, some_count
@@ -77,8 +77,10 @@ class LazyMapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not; or an async iterable is given
                 where no event loop of asyncio runs.
         """
-        limits, seed = self._map_options("imap", options, lost_worker_timeout)
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits, seed)
+        limits, seed, progress = self._map_options("imap", options, lost_worker_timeout)
+        return self._imap(
+            IMapIterator, func, iterable, chunksize, buffersize, limits, seed, progress
+        )
 
     @overload
     def imap_unordered(
@@ -113,9 +115,9 @@ class LazyMapFamily(Family):
         **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]:
         """Like `imap`, but the results come as they become ready, in any order."""
-        limits, seed = self._map_options("imap_unordered", options, lost_worker_timeout)
+        limits, seed, progress = self._map_options("imap_unordered", options, lost_worker_timeout)
         return self._imap(
-            IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits, seed
+            IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits, seed, progress
         )
 
     # ---- how
@@ -129,6 +131,7 @@ class LazyMapFamily(Family):
         buffersize: int | None,
         limits: Limits,
         seed: int | None,
+        progress: object,
     ) -> Iterator:
         engine = self._engine
         check_function(func)
@@ -139,14 +142,16 @@ class LazyMapFamily(Family):
         items = Items(self, name, buffersize, chunksize, workers, ordered)
         items.on_cancel = engine.state.check_done
         result = iterator_class(items)  # which cancels them if this is interrupted
-        if isinstance(iterable, Iterable) or not isinstance(iterable, AsyncIterable):
-            check_can_iterate(iterable)  # only that: to begin may already take long
-            jobs = engine.factory.items(items, func, iterable, chunksize, limits, seed)
-            engine.feed(jobs, items)
-        else:
-            from prefork._verbs.async_inputs import AsyncInput, Handed
+        total = len(iterable) if isinstance(iterable, Sized) else None
+        with self._drawing(progress, items, total, name):
+            if isinstance(iterable, Iterable) or not isinstance(iterable, AsyncIterable):
+                check_can_iterate(iterable)  # only that: to begin may already take long
+                jobs = engine.factory.items(items, func, iterable, chunksize, limits, seed)
+                engine.feed(jobs, items)
+            else:
+                from prefork._verbs.async_inputs import AsyncInput, Handed
 
-            handed = Handed()
-            jobs = engine.factory.items(items, func, handed, chunksize, limits, seed)
-            AsyncInput(iterable, handed, jobs, items, engine.dispatcher)
+                handed = Handed()
+                jobs = engine.factory.items(items, func, handed, chunksize, limits, seed)
+                AsyncInput(iterable, handed, jobs, items, engine.dispatcher)
         return result

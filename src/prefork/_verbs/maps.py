@@ -44,6 +44,12 @@ class MapFamily(Family):
         position alone, those of `random`, `numpy.random` and `current_worker().rng`; so they are
         the same whatever the number of workers, the order and the chunks. docs/workers.md has the
         formulas. None: they are different each time.
+    progress: shows how far the call is, on a thread of its own. True, or a label: by tqdm, in a
+        notebook as there, or by a line of text if that is not installed. Or what shows it: tqdm,
+        rich's `Progress`, or a bar that you have made with one of these; a function that is called
+        with `total` (int; None if nobody knows) and returns an object with an `update(n)`, and
+        perhaps a `close()`. What its making raises, the call raises; what it raises later is
+        logged, and then it is not drawn any more. None, False: nothing is shown.
     """
 
     @overload
@@ -86,8 +92,8 @@ class MapFamily(Family):
         Raises:
             Exception: what `MapResult.get` raises, and `map_async`.
         """
-        limits, seed = self._map_options("map", options)
-        result = self._map(MAP, func, iterable, chunksize, limits, seed, wait=True)
+        limits, seed, progress = self._map_options("map", options)
+        result = self._map(MAP, func, iterable, chunksize, limits, seed, progress, wait=True)
         return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
@@ -133,8 +139,10 @@ class MapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not.
             Exception: what `iterable` raises.
         """
-        limits, seed = self._map_options("map_async", options)
-        return self._map(MAP, func, iterable, chunksize, limits, seed, callback, error_callback)
+        limits, seed, progress = self._map_options("map_async", options)
+        return self._map(
+            MAP, func, iterable, chunksize, limits, seed, progress, callback, error_callback
+        )
 
     @overload
     def starmap(
@@ -192,8 +200,8 @@ class MapFamily(Family):
         **options: Unpack[MapOptions],
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
-        limits, seed = self._map_options("starmap", options)
-        result = self._map(STARMAP, func, iterable, chunksize, limits, seed, wait=True)
+        limits, seed, progress = self._map_options("starmap", options)
+        result = self._map(STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True)
         return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
@@ -266,8 +274,10 @@ class MapFamily(Family):
         **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
-        limits, seed = self._map_options("starmap_async", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, seed, callback, error_callback)
+        limits, seed, progress = self._map_options("starmap_async", options)
+        return self._map(
+            STARMAP, func, iterable, chunksize, limits, seed, progress, callback, error_callback
+        )
 
     # ---- how
 
@@ -279,6 +289,7 @@ class MapFamily(Family):
         chunksize: int | None,
         limits: Limits,
         seed: int | None,
+        progress: object,
         callback: Callback[Any] = None,
         error_callback: Callback[Any] = None,
         wait: bool = False,
@@ -304,9 +315,12 @@ class MapFamily(Family):
             result.limit(LEAST_AHEAD * workers)
         latest = limits.latest(time.monotonic())
         jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest, seed)
-        try:
-            engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
-        except KeyboardInterrupt:
-            result.terminate()  # nobody will have it
-            raise
+        with self._drawing(progress, result, len(items), name, until_end=wait):
+            try:
+                engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+                if wait:
+                    result.wait()
+            except KeyboardInterrupt:
+                result.terminate()  # nobody will have it
+                raise
         return result

@@ -92,6 +92,8 @@ class MapOptions(TaskLimits, total=False):
     seed: int | None
     """At least 0: each item gets random numbers that depend on this and on its position, and on
     nothing else; see `prefork._worker.seeding`. None: they are different each time."""
+    progress: Any
+    """Shows how far it is: True, a label, tqdm, rich's `Progress`, or a class like one of these."""
 
 
 class CallOptions(TaskLimits, Generic[R], total=False):

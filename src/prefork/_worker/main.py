@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import traceback
 from collections import deque
@@ -28,7 +29,18 @@ from prefork._ipc.outcome import (
     format_traceback,
 )
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
-from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
+from prefork._ipc.wire import (
+    ACCEPT,
+    CALL,
+    CONTEXT,
+    EACH,
+    KEYWORDS,
+    LIMITED,
+    MAP,
+    MODE,
+    Kind,
+    Ticket,
+)
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork, orderly_end, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
@@ -47,20 +59,25 @@ MOST_TEXT: Final = 10_000  # characters of a traceback that is only logged
 
 
 def main(
-    options: WorkerOptions, end: WorkerEnd, max_tasks: int | None, place: Place | None = None
+    options: WorkerOptions,
+    end: WorkerEnd,
+    max_tasks: int | None,
+    place: Place | None = None,
+    tap: Any = None,
 ) -> None:
     """
     Args:
         options: the same for all workers of a pool.
         max_tasks: after so many it leaves, to be replaced by another one.
         place: what it has of its own; None: nothing.
+        tap: where what it sends beside its results goes (a `TapEnd`), if anything does.
     """
     global running  # noqa: PLW0603
     # Right before the standard library would wait for what the tasks have left behind.
     util.Finalize(None, orderly_end.part, exitpriority=0)
     stacks.install(end.open())
     try:
-        running = Worker(options, end, max_tasks)
+        running = Worker(options, end, max_tasks, _attach(options, tap))
         running.run(place)
     finally:
         running = None
@@ -74,6 +91,15 @@ def _exit_code(exc: BaseException) -> int:
     return 0 if code is None else code if isinstance(code, int) else 1
 
 
+def _attach(options: WorkerOptions, tap: Any) -> Any:
+    settings = options.observing
+    if settings is None:
+        return None
+    from prefork._observe.attachment import Attachment
+
+    return Attachment(settings, tap, options.soft_limit)
+
+
 class Worker:
     """One worker, in its own process.
 
@@ -82,8 +108,11 @@ class Worker:
         data: whatever tasks want to keep.
     """
 
-    def __init__(self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+    def __init__(
+        self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None, attachment: Any
+    ) -> None:
         self._options = options
+        self._attachment = attachment  # an `Attachment`, if anything is sent beside results
         self._end = end
         self._max_tasks = max_tasks
         self._calls = CallUnpickler()
@@ -154,6 +183,10 @@ class Worker:
 
     def _initialise(self, place: Place | None) -> None:
         random_state.renew()
+        if "opentelemetry.context" in sys.modules:  # inherited, with a span that is not ours
+            from prefork._observe.context import forget_trace
+
+            forget_trace()
         options = self._options
         try:
             if place is not None:
@@ -198,6 +231,8 @@ class Worker:
             finally:
                 self._soft_deadline = 0.0
                 self._func = None
+                if self._attachment is not None:
+                    self._attachment.end()
         except BaseException as exc:
             if isinstance(exc, _EXITS):
                 if not end.closed:
@@ -213,9 +248,17 @@ class Worker:
         """The arguments are gone when this returns, unless the task, or its result, keeps them."""
         func, arguments = self._load(ticket)
         self._job, self._flags, self._func = ticket[0], ticket[-1], func
+        if self._attachment is not None:
+            self._attachment.begin(ticket[0], func)
         if self._limited:
             self._restart_clock()  # what unpickling took is not the task's own time
-        return self._call(ticket[-1], func, arguments)
+        flags = ticket[-1]
+        if flags & CONTEXT:
+            from prefork._observe.context import call_in
+
+            arguments, context = arguments
+            return call_in(context, self._call, flags, func, arguments)
+        return self._call(flags, func, arguments)
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:

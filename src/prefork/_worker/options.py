@@ -6,12 +6,15 @@ import functools
 import signal
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd, ForkingPickler
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from prefork._ipc.payload import FilePayload
 from prefork._ipc.pickling import is_unknown_name, load, load_by_value
 from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._observe.settings import WorkerSettings
 
 __all__ = ["SOFT_SIGNAL", "Hook", "WorkerOptions"]
 
@@ -104,3 +107,4 @@ class WorkerOptions(NamedTuple):
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
     load_seconds: float = 0.0  # how long a call may take to be unpickled, beside its limits
     finalizer: LoadsHook | None = None  # called at the end with what the initializer has returned
+    observing: WorkerSettings | None = None  # what it sends beside its results
