@@ -89,7 +89,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             or a function of its index that returns that.
         inner_max_num_threads: how many threads BLAS and OpenMP may have in each worker, an int;
             infinity: as many as they like. None: a fair share of the CPUs, unless the environment
-            says something else (see docs/workers.md).
+            says something else (see docs/howto/worker-state.md).
         forward_logs: True: log records of the workers go to the handlers of this process, with the
             attributes `process`, `processName`, `job` (int) and `function` (str; both None outside
             of tasks), and warnings are shown here, once for each place. The name of a logger: only
