@@ -42,8 +42,8 @@ class MapFamily(Family):
         finished are then run again, too.
     seed: an int of at least 0: the random numbers of each item depend on it and on the item's
         position alone, those of `random`, `numpy.random` and `current_worker().rng`; so they are
-        the same whatever the number of workers, the order and the chunks. The page
-        docs/howto/worker-state.md has the formulas. None: they are different each time.
+        the same whatever the number of workers, the order and the chunks. The formulas are
+        in docs/howto/worker-state.md. None: they are different each time.
     progress: shows how far the call is, on a thread of its own. True, or a label: by tqdm, in a
         notebook as there, or by a line of text if that is not installed. Or what shows it: tqdm,
         rich's `Progress`, or a bar that you have made with one of these; a function that is called
