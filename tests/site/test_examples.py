@@ -95,7 +95,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=heed_interrupts,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509 (it calls one function in C)
         )
         try:
             out, err = process.communicate(timeout=seconds)
