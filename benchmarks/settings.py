@@ -108,7 +108,7 @@ class Threads(Setting):
     Workers that are started later must not find it held for ever, since they are copies of the
     program as it was when the pool was made; the threads begin after that. `restart()` makes copies
     of the program as it is, so from the middle of the storm on, with restarts, no task takes the
-    lock that only the program knows of.
+    locks that only the program and sqlite know of.
     """
 
     conducts = ORDINARY | {Conduct.LOG, Conduct.IMPORT, Conduct.QUERY, Conduct.LOCK}
@@ -146,7 +146,7 @@ class Threads(Setting):
     def begin_round(self, progress: float) -> None:
         if progress > 0.5:
             self._may_restart = True
-            self.conducts = Threads.conducts - {Conduct.LOCK}
+            self.conducts = Threads.conducts - {Conduct.LOCK, Conduct.QUERY}
 
     def may_do(self, deed: str) -> bool:
         if deed == "kill template":  # workers would be copies of the program as it is
