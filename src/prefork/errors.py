@@ -223,10 +223,14 @@ class MaybeDecodingError(PreforkError):
         return f"{text}\nThe task's own traceback:\n{self.traceback}" if self.traceback else text
 
 
-def remote_traceback(traceback: str) -> RemoteTraceback:
+def remote_traceback(traceback: str) -> Exception:
     """The `__cause__` of an exception from elsewhere: its traceback there, as text."""
-    error: type[RemoteTraceback] = __getattr__("RemoteTraceback")
-    return error(f'\n"""\n{traceback}"""')
+    text = f'\n"""\n{traceback}"""'
+    try:
+        error: type[RemoteTraceback] = __getattr__("RemoteTraceback")
+    except OSError:  # no descriptor is left to read its module with
+        return Exception(text)
+    return error(text)
 
 
 if TYPE_CHECKING:

@@ -45,19 +45,16 @@ PROGRAMS = [block for block in all_blocks("python") if block.remark("not run") i
 CONSOLES = sorted({block.page for block in all_blocks("console")})
 
 SITE = """\
-import multiprocessing
+import multiprocessing, signal
 multiprocessing.set_start_method({method!r}, force=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 """
+"""The last, as a shell has what it runs in the background ignore interrupts."""
 
 SHIM = """\
 #!/bin/sh
 exec {python} {arguments} "$@"
 """
-
-
-def heed_interrupts() -> None:
-    """A shell has what it runs in the background ignore them, and so would the examples."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Run:
@@ -81,6 +78,7 @@ class Run:
             "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join([str(tools), source]),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "",
             "COLUMNS": "100",
         }
 
@@ -95,7 +93,6 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=heed_interrupts,  # noqa: PLW1509 (it calls one function in C)
         )
         try:
             out, err = process.communicate(timeout=seconds)
