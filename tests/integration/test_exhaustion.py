@@ -16,7 +16,7 @@ from gate import enter
 from helpers import DEADLINE, METHODS, children, eventually
 from prefork import Pool
 from prefork._engine import starts
-from prefork._ipc import channel
+from prefork._ipc import channel, memfd
 from prefork._system import child, log, resources, selector
 
 # --- descriptors
@@ -311,8 +311,14 @@ def test_a_pool_that_cannot_be_made_leaves_nothing(monkeypatch, where, name, err
     assert possessions() == before
 
 
-@pytest.mark.parametrize("at", range(1, 7))
-def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
+WATCHED = {"forward_logs": True, "capture_output": print}  # with three pipes more
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [*(({}, at) for at in range(1, 7)), *((WATCHED, at) for at in range(1, 13))],
+)
+def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, options, at):
     numbers = itertools.count(1)
 
     def above_stdio(fd):
@@ -321,10 +327,11 @@ def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
         os.close(fd)
         raise OSError(errno.EMFILE, "no descriptor is left")
 
-    monkeypatch.setattr(channel, "above_stdio", above_stdio)
+    for module in (channel, memfd):
+        monkeypatch.setattr(module, "above_stdio", above_stdio)
     before = possessions()
     with pytest.raises(OSError, match=r"Too many open files: the pool needs .*hard limit"):
-        Pool(2, context="fork")
+        Pool(2, context="fork", **options)
     assert possessions() == before
 
 
