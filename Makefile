@@ -17,7 +17,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full docs docs-links clean
+.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full docs docs-links changelog clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -123,6 +123,8 @@ bench: $(BENCH_INSTALLED) compiled ## Measure beside other pools: two minutes (a
 bench-full: ## All workloads, in full size
 	@$(MAKE) --no-print-directory bench FULL=1
 
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
 # Warnings are errors, and so are links between pages that lead nowhere.
 SPHINX = $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs auto --doctree-dir build/site-doctrees
 
@@ -132,6 +134,11 @@ docs: $(DOCS_INSTALLED) ## Build the site into build/site: open build/site/index
 
 docs-links: $(DOCS_INSTALLED) ## Look whether the site's links to other sites work
 	@$(SPHINX) --builder linkcheck docs build/site-links
+
+changelog: $(INSTALLED) ## Move the news fragments into CHANGELOG.md, as those of the version that is set
+	@grep -qx 'version: $(VERSION)' CITATION.cff && grep -qx '__version__ = "$(VERSION)"' src/prefork/__init__.py || { \
+	  echo 'prefork: pyproject.toml says $(VERSION): CITATION.cff and src/prefork/__init__.py must, too' >&2; exit 1; }
+	$(BIN)/towncrier build --yes --version '$(VERSION)'
 
 clean: ## Remove all that the other targets made
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

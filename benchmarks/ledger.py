@@ -107,7 +107,14 @@ class Ledger:
         if len(started) > allowed or told.callbacks not in (None, 1):
             self.doubled += 1
             self.breaches.append(f"{what}: {told.callbacks} callbacks, {allowed} starts allowed")
-        elif DESERVED[task.conduct] is not Fate.LOST and not deeds.killed.issuperset(started[:-1]):
+        elif told.fate is Fate.RAISED and allowed - len(started) > len(deeds.killed - {*started}):
+            self.wrong += 1  # a run that is missing was lost with a worker that had not begun it
+            self.breaches.append(f"{what}: it was to be run {allowed} times")
+        elif (
+            DESERVED[task.conduct] is not Fate.LOST
+            and not task.conduct.is_retried
+            and not deeds.killed.issuperset(started[:-1])
+        ):
             self.doubled += 1
             self.breaches.append(f"{what}: again, though nobody had killed its worker")
 

@@ -52,6 +52,11 @@ class Conduct(enum.StrEnum):
         return self in MISDEEDS
 
     @property
+    def is_retried(self) -> bool:
+        """Whether a pool that can do so is to run it again for what it has raised."""
+        return self is Conduct.RAISE
+
+    @property
     def needs_limit(self) -> bool:
         return self in (Conduct.ENDLESS, Conduct.DEAF, Conduct.FROZEN)
 

@@ -18,8 +18,8 @@ The rooms, from the top; a module imports only from its own room and those below
     _results              the same, as the pool fills them
     _engine               one running pool: `engine` makes the parts, `drivers` have them work
     _policy, _worker      what decides; what runs in a worker process
-    _observe              what is seen of tasks while they run: progress, log records, output
     _ipc                  what travels between them, and the channel that it goes through
+    _observe              what is seen of tasks while they run: progress, log records, output
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
     buildinfo             whether this is compiled
@@ -33,7 +33,7 @@ A job, from `apply_async` to `get()` (each name is a method, in the module of it
                                                        the queue, until `Dispatcher.hand_out`
                             Channel.stage, send        the pickle, then the ticket
     the worker          WorkerEnd.receive            who reads the ticket owns the job
-                          _Worker._run_task          unpickle, call, pickle
+                          Worker._run_task           unpickle, call, pickle
                           WorkerEnd.report
     the pool's thread   ResultHandler                its outbox is readable
                           Collector.collect          reads reports; sends more
@@ -46,8 +46,9 @@ A worker's death, from the signal to the error:
                           WorkerSupervisor.supervise
                             Collector.isolate          sends it nothing more, takes back what it
                                                        has not read, reads its last reports
-                            Collector.lose_job         what is left was running: it fails, or is
-                                                       retried; the rest goes to other workers
+                            Collector.lose_job         what is left was running
+                              Retrier.fail               it fails, or is run again, now or later;
+                                                         the rest goes to other workers
                             Spawner.fill_up            starts a successor
 
 A time limit: `Timers` know when to look, `TimeLimits` look at the worker's board, `Terminator`
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
     from prefork._verbs.view import PoolView
+    from prefork._worker.current import CurrentJob, CurrentWorker, current_worker
     from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
@@ -103,6 +105,8 @@ __all__ = [
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "CurrentJob",
+    "CurrentWorker",
     "DeadlineExceeded",
     "Future",
     "IMapIterator",
@@ -133,6 +137,7 @@ __all__ = [
     "WorkerState",
     "WorkerStatistics",
     "build_info",
+    "current_worker",
     "get_context",
     "install",
     "uninstall",
@@ -154,6 +159,7 @@ _HOMES = {
     "prefork._verbs.executors": ["PoolExecutor"],
     "prefork._verbs.futures": ["Future"],
     "prefork._verbs.view": ["PoolView"],
+    "prefork._worker.current": ["CurrentJob", "CurrentWorker", "current_worker"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

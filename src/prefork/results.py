@@ -6,6 +6,7 @@ it, so that none must be made; and a compiled finalizer forgets the exception th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -24,6 +25,14 @@ else:
     standard = LATER
 
 
+@functools.cache
+def _awaiting() -> Any:
+    """Imported when somebody awaits."""
+    from prefork._results import awaiting
+
+    return awaiting
+
+
 @public
 @stands_for("ApplyResult")
 class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T], standard.ApplyResult[T]):
@@ -35,9 +44,8 @@ class ApplyResult(apply.ApplyResult, ApplyNames, Generic[T], standard.ApplyResul
         def get(self, timeout: float | None = None) -> T: ...
 
     def __await__(self) -> Generator[Any, None, T]:
-        from prefork._results import awaiting
-
-        return awaiting.outcome_of(self)
+        outcome: Generator[Any, None, T] = _awaiting().outcome_of(self)
+        return outcome
 
 
 @public
@@ -50,9 +58,8 @@ class MapResult(map.MapResult, MapNames, Generic[T], standard.MapResult[T]):
         def get(self, timeout: float | None = None) -> list[T]: ...
 
     def __await__(self) -> Generator[Any, None, list[T]]:
-        from prefork._results import awaiting
-
-        return awaiting.outcome_of(self)
+        outcome: Generator[Any, None, list[T]] = _awaiting().outcome_of(self)
+        return outcome
 
 
 @public
@@ -78,16 +85,13 @@ class IMapIterator(imap.IMapIterator, IMapNames, Generic[T], standard.IMapIterat
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, T]:
-        from prefork._results import awaiting
-
-        return awaiting.next_of(self)
+        result: Coroutine[Any, Any, T] = _awaiting().next_of(self)
+        return result
 
     async def aclose(self) -> None:
         """Take no more results, and end what was handed in: what has not been started never runs,
         and what runs is killed. So does a task that is cancelled while it waits here."""
-        from prefork._results import awaiting
-
-        awaiting.end(self.items)
+        _awaiting().end(self.items)
 
 
 @public

@@ -570,7 +570,7 @@ def test_other_tasks_get_their_turn_while_all_results_are_there(pool, run):
     async def main():
         await driven(pool)
         results = pool.imap(square, range(500), buffersize=500)
-        await until(lambda: len(results.items._ready) == 500)
+        await until(lambda: results.items.arrived == 500)
         turns = []
 
         async def count():
@@ -890,4 +890,4 @@ def test_nothing_is_kept_of_what_was_awaited(pool, run):
         assert not handle.is_waited_for()
 
     run(main())
-    eventually(lambda: not pool._engine.state.open_jobs.by_id, "all jobs have ended")
+    eventually(lambda: "unfinished" not in repr(pool), "all jobs have ended")

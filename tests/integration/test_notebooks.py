@@ -21,7 +21,7 @@ pytest.importorskip("ipykernel")
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
-PAGE = Path(__file__).parents[2] / "docs" / "notebooks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "notebooks.md"
 pytestmark = pytest.mark.filterwarnings("default")  # jupyter's own
 
 

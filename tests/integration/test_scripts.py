@@ -57,10 +57,7 @@ def main():
         except Problem as exc:
             assert exc.args == (1, 2), exc.args
             assert "in fail" in str(exc.__cause__)
-        try:
-            pool.apply(lambda: 0)
-        except Exception as exc:
-            print(type(exc).__name__, exc, *exc.__notes__, sep="|")
+        assert pool.apply(lambda: 0) == 0
 
 if __name__ == "__main__":
     main()
@@ -71,13 +68,12 @@ if __name__ == "__main__":
 def test_functions_of_the_main_module(run, method):
     code, out, err = run(FUNCTIONS, method).finish()
     assert err == ""
-    assert code == 0
-    assert "while pickling" in out
-    assert "main.<locals>.<lambda>" in out
+    assert (code, out) == (0, "")
 
 
 LATE = """
 import sys
+sys.modules["cloudpickle"] = None  # as if it were not installed
 from prefork import Pool
 
 pool = Pool(1, context="fork")
@@ -87,7 +83,7 @@ def late():
 
 try:
     pool.apply(late)
-except AttributeError as exc:
+except Exception as exc:
     print(exc, *exc.__notes__)
 """
 
@@ -95,8 +91,8 @@ except AttributeError as exc:
 def test_a_function_defined_after_the_pool_is_unknown_to_its_workers(run):
     code, out, err = run(LATE).finish()
     assert (code, err) == (0, "")
-    assert "attribute 'late'" in out
-    assert "what was defined when the pool was made" in out
+    assert out.startswith("__main__.late, or what it uses, was defined after the workers")
+    assert "pip install prefork[notebook]" in out
 
 
 UNGUARDED = """

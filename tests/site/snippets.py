@@ -22,6 +22,8 @@ A comment before a block, `<!-- example: … -->`, tells what is special about i
     seconds 60      it may take that long
     warns X         what it writes to standard error contains X
     not run: …      it cannot be, for this reason
+
+`<!-- examples: run by tests/… -->` says that this test runs the examples of the page, together.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+)(?P<info>[^\n`]*)$")
+RUN_BY = re.compile(r"<!-- examples: run by (\S+) -->")
 DIRECTIVE = re.compile(r"<!-- example: (.*?) -->")
-LOGGED = re.compile(r"worker \d+ \(|the initializer failed in a worker: ")
+LOGGED = re.compile(
+    r"worker \d+ \(|worker process \d+ could not start: |the initializer failed in a worker: "
+)
 
 
 class Block(NamedTuple):
@@ -207,6 +212,15 @@ def only_log(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if LOGGED.match(line))
 
 
+def run_by(page: Path) -> str | None:
+    """The test that runs all examples of a page together, if there is one."""
+    match = RUN_BY.search(page.read_text())
+    return match[1] if match else None
+
+
 def all_blocks(*languages: str) -> Iterator[Block]:
+    """Of the pages whose examples are programs by themselves."""
     for page in pages():
+        if run_by(page) is not None:
+            continue
         yield from (block for block in blocks(page) if block.language in languages)

@@ -14,6 +14,7 @@ import pytest
 
 import prefork
 from snippets import (
+    ROOT,
     Block,
     all_blocks,
     blocks,
@@ -21,6 +22,7 @@ from snippets import (
     differences,
     only_log,
     pages,
+    run_by,
     without_log,
 )
 
@@ -53,6 +55,11 @@ exec {python} {arguments} "$@"
 """
 
 
+def heed_interrupts() -> None:
+    """A shell has what it runs in the background ignore them, and so would the examples."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """A directory with the files of a page, in which its examples are run."""
 
@@ -74,7 +81,6 @@ class Run:
             "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join([str(tools), source]),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
             "COLUMNS": "100",
         }
 
@@ -89,6 +95,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509 (it calls one function in C)
         )
         try:
             out, err = process.communicate(timeout=seconds)
@@ -169,3 +176,9 @@ def test_what_is_not_run_has_a_reason():
     left_out = [b for b in all_blocks("python", "console") if b.remark("not run") is not None]
     assert all(block.remark("not run") for block in left_out)
     assert len(left_out) < 0.05 * len(PROGRAMS), [block.name for block in left_out]
+
+
+def test_what_another_test_runs_is_run_there():
+    for page in pages():
+        if (test := run_by(page)) is not None:
+            assert page.name in (ROOT / test).read_text(), f"{test} does not run {page.name}"

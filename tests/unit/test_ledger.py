@@ -19,11 +19,11 @@ def book(monkeypatch, tmp_path):
     import ledger
     import misdeeds
 
-    def book(lines, killed, fate="value", retries=2):
+    def book(lines, killed, fate="value", retries=2, conduct="good"):
         path = tmp_path / "log"
         path.write_text("".join(f"{what} 1 {pid}\n" for what, pid in lines))
         log = misdeeds.Log(str(path))
-        task = misdeeds.Task(1, misdeeds.Conduct.GOOD, 0.0, b"", 0, False, retries)
+        task = misdeeds.Task(1, misdeeds.Conduct(conduct), 0.0, b"", 0, False, retries)
         books = ledger.Ledger(strict=True)
         deeds = ledger.Deeds(killed=set(killed))
         books.book([ledger.Told(task, ledger.Fate(fate), callbacks=1)], log, deeds)
@@ -63,3 +63,18 @@ def test_other_histories_of_a_value_are_wrong(book, lines, killed):
 
 def test_a_task_without_retries_is_not_run_again(book):
     assert book(whole(FIRST, LAST), killed=[FIRST], retries=0)
+
+
+def starts(*pids):
+    return [("start", pid) for pid in pids]
+
+
+def test_a_task_that_raises_is_run_as_often_as_it_may(book):
+    raising = {"fate": "raised", "conduct": "raise"}
+    assert book(starts(FIRST, FIRST, LAST), killed=[], **raising) == []
+    assert book(starts(FIRST, FIRST, LAST), killed=[FIRST], **raising) == []
+    assert book(starts(FIRST, LAST), killed=[SECOND], **raising) == []
+    assert book(starts(FIRST, LAST), killed=[], **raising)
+    assert book(starts(FIRST, LAST), killed=[FIRST], **raising)
+    assert book(starts(FIRST, FIRST, FIRST, FIRST), killed=[], **raising)
+    assert book(starts(FIRST), killed=[], retries=0, **raising) == []

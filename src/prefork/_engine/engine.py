@@ -11,6 +11,7 @@ driver, is made first: its ways to wait and to be woken are given to the parts.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.options import Options
 from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
@@ -32,7 +34,7 @@ from prefork._engine.roles import (
     TaskHandler,
     TimeoutHandler,
 )
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.taps import Taps
@@ -97,11 +99,12 @@ class Engine:
         self.limits = limits
         self.options = options
         self._classes = classes
+        self._growing = threading.RLock()
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
         self.callbacks = classes.callbacks(self.driver.on_call, log)
-        self.state = state = PoolState(log, max(2, available_cpus()))
+        self.state = state = PoolState(log, max(2, options.cpus or available_cpus()))
         if not threads:
             state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         measures = options.max_memory_per_task is not None
@@ -225,6 +228,18 @@ class Engine:
             self.dispatcher.end_input(reader)
             raise
 
+    def grow(self, number: int) -> None:
+        """So many more workers are wanted.
+
+        Raises:
+            Exception: what the user's functions raise that say what the new ones are to have.
+        """
+        with self._growing:  # not the pool's lock: these are called here
+            if (places := self.options.places) is not None:
+                self.state.check_running()
+                places.make(self.supervisor.processes + number)
+            self.supervisor.resize(+number)
+
     @property
     def reports_starts(self) -> bool:
         """Whether workers report the starts of jobs themselves; else they are looked for."""
@@ -307,7 +322,7 @@ class Engine:
         """As `terminate`, and other tasks of the event loop run meanwhile."""
         self.serve_loop()
         self.supervisor.request_termination()
-        await event_loops.wait(self.supervisor.end, self.supervisor.has_ended)
+        await event_loops.Until(self.supervisor.end, self.supervisor.has_ended)
         self._log.flush(0.0)
 
     async def join_in_loop(self) -> None:
@@ -315,9 +330,9 @@ class Engine:
         self.serve_loop()
         self.dispatcher.read_on()
         self.state.wake_supervisor()
-        await event_loops.wait(self.supervisor.end, self.supervisor.has_ended)
+        await event_loops.Until(self.supervisor.end, self.supervisor.has_ended)
         for end, has_ended in self.driver.last_threads():
-            await event_loops.wait(end, has_ended)
+            await event_loops.Until(end, has_ended)
         self.driver.join()
         self._log.flush(0.0)
 

@@ -17,6 +17,7 @@ from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
+from prefork._worker.seeding import Seeded
 from prefork.errors import remote_traceback
 
 if TYPE_CHECKING:
@@ -98,12 +99,15 @@ class JobFactory:
         chunks: Iterable[list[Any]],
         limits: Limits,
         latest: float | None = None,
+        seed: int | None = None,
     ) -> Generator[Job, None, None]:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason.
 
-        `latest` is the deadline of all of them (monotonic), which were handed in together.
+        Args:
+            latest: the deadline of all of them (monotonic), which were handed in together.
+            seed: of the random numbers of each item, see `seeding.py`; None: it has none.
         """
-        return self._chunks(owner, mode, func, chunks, limits, latest, self._context())
+        return self._chunks(owner, mode, func, chunks, limits, latest, seed, self._context())
 
     def _chunks(
         self,
@@ -113,11 +117,13 @@ class JobFactory:
         chunks: Iterable[list[Any]],
         limits: Limits,
         latest: float | None,
+        seed: int | None,
         context: Any,
     ) -> Generator[Job, None, None]:
         position = 0
         for chunk in chunks:
-            job = self._make(owner, func, mode, chunk, limits, context, len(chunk), position)
+            call = _seeded(func, seed, position)
+            job = self._make(owner, call, mode, chunk, limits, context, len(chunk), position)
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
@@ -132,9 +138,10 @@ class JobFactory:
         iterable: Iterable[Any],
         chunksize: int,
         limits: Limits,
+        seed: int | None = None,
     ) -> Generator[Job, None, None]:
-        """The jobs of an `imap`."""
-        return self._items(owner, func, iterable, chunksize, limits, self._context())
+        """The jobs of an `imap`. `seed`: as above."""
+        return self._items(owner, func, iterable, chunksize, limits, seed, self._context())
 
     def _items(
         self,
@@ -143,14 +150,17 @@ class JobFactory:
         iterable: Iterable[Any],
         chunksize: int,
         limits: Limits,
+        seed: int | None,
         context: Any,
     ) -> Generator[Job, None, None]:
         if chunksize == 1:
             for index, item in enumerate(iterable):
-                yield self._make(owner, func, CALL, (item,), limits, context, 1, index)
+                call = _seeded(func, seed, index)
+                yield self._make(owner, call, CALL, (item,), limits, context, 1, index)
         else:
             for index, chunk in enumerate(fixed_chunks(iterable, chunksize)):
-                yield self._make(owner, func, EACH, chunk, limits, context, len(chunk), index)
+                call = _seeded(func, seed, index * chunksize)
+                yield self._make(owner, call, EACH, chunk, limits, context, len(chunk), index)
 
     def _make(
         self,
@@ -194,3 +204,8 @@ class JobFactory:
                 pass  # no descriptor is left now, or no memory for a file
         payload.keep()
         return payload
+
+
+def _seeded(func: Callable[..., Any], seed: int | None, position: int) -> Callable[..., Any]:
+    """What is called for the items from this position on."""
+    return func if seed is None else Seeded(func, seed, position)

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.options import Options
+from prefork._engine.places import free_places
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.taps import TAP_DESCRIPTORS, Taps
@@ -36,17 +36,11 @@ from prefork._system import resources
 from prefork._system.child import announce, give_up
 from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
-from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
-from prefork._worker.options import Initializer, WorkerOptions
-from prefork.errors import SoftTimeLimitExceeded
 
-if TYPE_CHECKING:
-    from prefork._observe.settings import Observing
-
-__all__ = ["FailedStart", "Options", "Spawner"]
+__all__ = ["FailedStart", "Spawner"]
 
 T = TypeVar("T")
 
@@ -62,50 +56,6 @@ SPARE_DESCRIPTORS = 64
 
 QUIET_SECONDS = 0.1
 """How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
-
-
-class Options(NamedTuple):
-    """What a pool's workers are made with."""
-
-    processes: int
-    context: BaseContext
-    initializer: Initializer | None = None
-    process_class: type[Process] = Process
-    max_tasks: int | None = None  # of one worker
-    tasks_jitter: int = 0  # so many fewer, at most, by chance
-    max_memory: int | None = None  # of a worker after a task, KiB
-    max_memory_per_task: int | None = None  # while it runs one, KiB
-    max_restarts: int = 10  # failed starts in a row
-    start_timeout: float | None = None  # seconds
-    first_start_timeout: float | None = None  # of the first workers, instead of that
-    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
-    accept_delay: float | None = None  # see `StartTimer`
-    load_seconds: float = 0.0  # see `WorkerOptions`
-    observing: Observing | None = None  # log records and output of the workers
-    capture: Callable[[], object] | None = None  # see `JobFactory`
-
-    @property
-    def start_method(self) -> str:
-        return self.context.get_start_method()
-
-    def for_workers(self) -> WorkerOptions:
-        """What all workers are to know."""
-        return WorkerOptions(
-            self.initializer,
-            self.max_memory,
-            self.soft_limit,
-            self.load_seconds,
-            None if self.observing is None else self.observing.workers,
-        )
-
-    def tasks_of_next(self) -> int | None:
-        """Of the next worker."""
-        tasks = self.max_tasks
-        if tasks is not None and self.tasks_jitter:
-            import random  # has a hook of its own run in each forked child
-
-            tasks -= random.randint(0, self.tasks_jitter)
-        return tasks
 
 
 class FailedStart(NamedTuple):
@@ -144,6 +94,7 @@ class Spawner:
         self._descriptors = START_DESCRIPTORS + (0 if taps is None else TAP_DESCRIPTORS)
         self.generation = 0
         self._options = options
+        self._processes = options.processes
         self._run = functools.partial(main, options.for_workers())
         self._templates = Templates(options.context, state.log)
         self._state = state
@@ -311,13 +262,11 @@ class Spawner:
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
-            staying = [w for w in self._state.workers if w.holds_place]
-        taken = {worker.process.index for worker in staying}
-        free = (index for index in itertools.count() if index not in taken)
-        return list(itertools.islice(free, count))
+            return free_places(self._state.workers, count, self.generation, self._processes)
 
-    def fill_up(self, is_short: Callable[[], bool]) -> None:
-        """Start workers while there are too few."""
+    def fill_up(self, is_short: Callable[[], bool], processes: int) -> None:
+        """Start workers while there are too few, which are to be so many."""
+        self._processes = processes
         self._see_start_end()
         while self._start is None and is_short() and time.monotonic() >= self._pause_until:
             try:

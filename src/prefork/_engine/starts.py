@@ -11,10 +11,13 @@ from prefork._engine.taps import Tap
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._system import std_internals
 from prefork._system.child import Child, fork_server_pid
 from prefork._system.condition import Condition
+from prefork._system.newborn import SettingName
 from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
+from prefork._worker.environment import Place
 
 __all__ = ["BackgroundStart", "PendingWorker", "persist"]
 
@@ -35,6 +38,8 @@ class WorkerSettings(Protocol):
     def process_class(self) -> type[Process]: ...
 
     def tasks_of_next(self) -> int | None: ...
+
+    def at_place(self, index: int) -> Place | None: ...
 
 
 class PendingWorker:
@@ -62,7 +67,10 @@ class PendingWorker:
         self._tap = tap
         self._channel = Channel()
         self._end = self._channel.take_worker_end()
-        args: tuple[Any, ...] = (self._end, self._tasks)
+        own = options.at_place(place)
+        if own is not None and not std_internals.is_forking(options.context):
+            name = SettingName(name, own.variables)
+        args: tuple[Any, ...] = (self._end, self._tasks, own)
         fds: tuple[int, ...] = self._end.fds()
         if tap is not None:
             self._tap_end = tap.take_worker_end()

@@ -140,7 +140,7 @@ class WorkerSupervisor:
         failed, self._failed_starts = self._failed_starts, []
         for start in failed:
             self._spawner.judge(start)
-        self._spawner.fill_up(self._is_short_of_workers)
+        self._spawner.fill_up(self._is_short_of_workers, self.processes)
         if state.phase is PoolPhase.TERMINATE or state.is_done():
             self._spawner.no_more()
         with state.lock:
@@ -256,7 +256,8 @@ class WorkerSupervisor:
         self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
         left = worker.has_been(Phase.LEAVING) or worker.quota <= 0
         expected = left and (exitcode == 0 or lost is None)
-        is_quiet = expected or self._state.phase is PoolPhase.TERMINATE
+        is_wanted = worker.kill_reason is not None and worker.kill_reason.is_wanted
+        is_quiet = expected or is_wanted or self._state.phase is PoolPhase.TERMINATE
         text = f"{how}: {why}" if why else how
         level = DEBUG if is_quiet else WARNING
         self._log.note(level, "worker %d (%s) %s", worker.pid, worker.name, text)

@@ -148,7 +148,7 @@ class Terminator:
     def _terminate_running(self, worker: WorkerHandle, job: Job, signum: int | None) -> None:
         why = f"job {job.id} ({job.function}) was terminated"
         text = f"{why} while it ran in worker process {worker.pid}"
-        reason = KillReason(job, lambda stack: Terminated(text), is_final=True)
+        reason = KillReason(job, lambda stack: Terminated(text), is_final=True, is_wanted=True)
         self._condemn(worker, reason, why)
         if signum is None or signum == signal.SIGKILL:
             worker.kill(why)

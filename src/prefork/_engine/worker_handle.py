@@ -67,6 +67,7 @@ class KillReason(NamedTuple):
     error: Callable[[str], Exception]  # what the job fails with, given the worker's last stack
     expiry: Expiry | None = None  # to be told then
     is_final: bool = False  # it is not run again, in any case
+    is_wanted: bool = False  # the caller has asked for it, and need not be told
 
 
 class WorkerHandle(WorkerSlot):

@@ -39,6 +39,9 @@ STARMAP: Final = 64  # [func(*item) for item in items]; the same
 EACH: Final = 96  # like MAP, but each item has an outcome of its own
 MODE: Final = 96  # these bits
 
+AGAIN: Final = 1 << 16  # this and all above: how often the task was run before
+MOST_AGAIN: Final = (1 << 16) - 1
+
 
 class Kind:
     """What a report says. Those of DONE, FAILED and OUTCOMES end a job."""
@@ -51,7 +54,8 @@ class Kind:
     EXITING: Final = 5  # the task has the process exit: its exit code, and why, as text
     BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
     LEAVING: Final = 7  # the worker leaves of itself: why, as text
-    CORRUPTED: Final = 8  # is never sent: something came here that is no report
+    FINALIZER_FAILED: Final = 8  # it leaves all the same: a traceback, as text
+    CORRUPTED: Final = 9  # is never sent: something came here that is no report
 
 
 Report = tuple[int, int, float, float, Any]

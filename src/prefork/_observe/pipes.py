@@ -10,7 +10,6 @@ import os
 from multiprocessing import reduction
 from typing import Any
 
-from prefork._ipc.memfd import pipe
 from prefork._system import at_fork
 
 __all__ = ["Pipes", "TapEnd"]
@@ -28,7 +27,7 @@ class Pipes:
         with at_fork.creating():
             try:
                 for _ in range(count):
-                    reader, _ = pipe(self.fds, theirs)
+                    reader, _ = at_fork.pipe(self.fds, theirs)
                     os.set_blocking(reader, False)
             except BaseException:
                 self.fds.close()

@@ -45,7 +45,7 @@ def outcome_of(handle: Handle) -> Generator[Any, None, Any]:
         engine, condition = pending
         engine.serve_loop()
         try:
-            yield from event_loops.wait(condition, handle.ready).__await__()
+            yield from event_loops.Until(condition, handle.ready).__await__()
         except BaseException:  # its task was cancelled, or is dropped
             if not handle.is_waited_for():
                 engine.do_outside(handle.terminate)
@@ -73,7 +73,7 @@ async def next_of(iterator: IMapIterator) -> Any:
                 break
             engine, condition = pending
             engine.serve_loop()
-            await event_loops.wait(condition, items.has_news)
+            await event_loops.Until(condition, items.has_news)
     except BaseException:  # its task was cancelled, or is dropped
         if not items.arrivals.has_waiters():
             end(items)

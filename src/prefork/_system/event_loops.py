@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Inbox",
+    "Until",
     "asyncio_loop",
     "checkpoint",
     "here",
     "is_any_running",
-    "wait",
     "warn_of_blocking",
 ]
 
@@ -119,7 +119,9 @@ class Inbox:
         """In the loop. What comes from here on posts this again."""
         self._is_posted = False
         try:
-            for _ in range(len(self._calls)):
+            count = len(self._calls)
+            while count and self._calls:  # a task may run the loop in itself, and so empty this
+                count -= 1
                 self._calls.popleft()()
         finally:
             if self._calls and not self._is_posted:  # a task has ended the loop, as by sys.exit()
@@ -233,7 +235,7 @@ class _AsyncioWaiter(Waiter):
             return False
         error: type[BaseException] = sys.modules["asyncio"].CancelledError
         self._cancelled = error() if msg is None else error(msg)
-        self._loop.call_soon(resume, self, context=self._context)
+        self._loop.call_soon(resume, self)
         return True
 
     def result(self) -> None:
@@ -296,21 +298,32 @@ def here() -> Inbox:
 # ---- for its tasks
 
 
-async def wait(condition: Condition, predicate: Callable[[], bool]) -> None:
-    """Let other tasks run until `predicate()`, which the condition is notified of.
+class Until:
+    """`await Until(condition, predicate)` lets other tasks run until `predicate()`, which the
+    condition is notified of.
 
     Raises:
         RuntimeError: this is no task of asyncio or trio.
         BaseException: how the loop ends a wait: the task was cancelled, or is dropped.
     """
-    waiter = here().waiter(predicate)
-    condition.listen(waiter)
-    try:
-        # Looked at after it has begun to listen: whoever makes it true does so before it notifies.
-        if not predicate():
-            await waiter.sleep()
-    finally:
-        condition.listen_no_more(waiter)
+
+    __slots__ = ("_condition", "_predicate")
+
+    def __init__(self, condition: Condition, predicate: Callable[[], bool]) -> None:
+        self._condition = condition
+        self._predicate = predicate
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        condition, predicate = self._condition, self._predicate
+        waiter = here().waiter(predicate)
+        condition.listen(waiter)
+        try:
+            # Looked at after it has begun to listen: whoever makes it true does so before it
+            # notifies.
+            if not predicate():
+                yield from waiter.sleep().__await__()
+        finally:
+            condition.listen_no_more(waiter)
 
 
 async def checkpoint() -> None:

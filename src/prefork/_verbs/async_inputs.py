@@ -105,7 +105,7 @@ class AsyncInput:
     async def _read_all(self, iterator: AsyncIterator[Any]) -> None:
         items, handed = self._items, self._handed
         while True:
-            await event_loops.wait(items.room, self._can_go_on)
+            await event_loops.Until(items.room, self._can_go_on)
             if self._is_over():
                 return
             try:

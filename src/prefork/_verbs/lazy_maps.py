@@ -77,9 +77,10 @@ class LazyMapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not; or an async iterable is given
                 where no event loop of asyncio runs.
         """
-        progress = options.pop("progress", None)
-        limits = self._limits("imap", options, lost_worker_timeout)
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits, progress)
+        limits, seed, progress = self._map_options("imap", options, lost_worker_timeout)
+        return self._imap(
+            IMapIterator, func, iterable, chunksize, buffersize, limits, seed, progress
+        )
 
     @overload
     def imap_unordered(
@@ -114,10 +115,9 @@ class LazyMapFamily(Family):
         **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]:
         """Like `imap`, but the results come as they become ready, in any order."""
-        progress = options.pop("progress", None)
-        limits = self._limits("imap_unordered", options, lost_worker_timeout)
+        limits, seed, progress = self._map_options("imap_unordered", options, lost_worker_timeout)
         return self._imap(
-            IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits, progress
+            IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits, seed, progress
         )
 
     # ---- how
@@ -130,6 +130,7 @@ class LazyMapFamily(Family):
         chunksize: int,
         buffersize: int | None,
         limits: Limits,
+        seed: int | None,
         progress: object,
     ) -> Iterator:
         engine = self._engine
@@ -145,11 +146,12 @@ class LazyMapFamily(Family):
         with self._drawing(progress, items, total, name):
             if isinstance(iterable, Iterable) or not isinstance(iterable, AsyncIterable):
                 check_can_iterate(iterable)  # only that: to begin may already take long
-                engine.feed(engine.factory.items(items, func, iterable, chunksize, limits), items)
+                jobs = engine.factory.items(items, func, iterable, chunksize, limits, seed)
+                engine.feed(jobs, items)
             else:
                 from prefork._verbs.async_inputs import AsyncInput, Handed
 
                 handed = Handed()
-                jobs = engine.factory.items(items, func, handed, chunksize, limits)
+                jobs = engine.factory.items(items, func, handed, chunksize, limits, seed)
                 AsyncInput(iterable, handed, jobs, items, engine.dispatcher)
         return result

@@ -40,6 +40,10 @@ class MapFamily(Family):
         none.
     retries: how often a chunk is run again after its worker was lost; its calls that had
         finished are then run again, too.
+    seed: an int of at least 0: the random numbers of each item depend on it and on the item's
+        position alone, those of `random`, `numpy.random` and `current_worker().rng`; so they are
+        the same whatever the number of workers, the order and the chunks. The formulas are
+        in docs/howto/worker-state.md. None: they are different each time.
     progress: shows how far the call is, on a thread of its own. True, or a label: by tqdm, in a
         notebook as there, or by a line of text if that is not installed. Or what shows it: tqdm,
         rich's `Progress`, or a bar that you have made with one of these; a function that is called
@@ -88,9 +92,8 @@ class MapFamily(Family):
         Raises:
             Exception: what `MapResult.get` raises, and `map_async`.
         """
-        progress = options.pop("progress", None)
-        limits = self._limits("map", options)
-        result = self._map(MAP, func, iterable, chunksize, limits, progress, wait=True)
+        limits, seed, progress = self._map_options("map", options)
+        result = self._map(MAP, func, iterable, chunksize, limits, seed, progress, wait=True)
         return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
@@ -136,9 +139,10 @@ class MapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not.
             Exception: what `iterable` raises.
         """
-        progress = options.pop("progress", None)
-        limits = self._limits("map_async", options)
-        return self._map(MAP, func, iterable, chunksize, limits, progress, callback, error_callback)
+        limits, seed, progress = self._map_options("map_async", options)
+        return self._map(
+            MAP, func, iterable, chunksize, limits, seed, progress, callback, error_callback
+        )
 
     @overload
     def starmap(
@@ -196,9 +200,8 @@ class MapFamily(Family):
         **options: Unpack[MapOptions],
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
-        progress = options.pop("progress", None)
-        limits = self._limits("starmap", options)
-        result = self._map(STARMAP, func, iterable, chunksize, limits, progress, wait=True)
+        limits, seed, progress = self._map_options("starmap", options)
+        result = self._map(STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True)
         return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
@@ -271,10 +274,9 @@ class MapFamily(Family):
         **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
-        progress = options.pop("progress", None)
-        limits = self._limits("starmap_async", options)
+        limits, seed, progress = self._map_options("starmap_async", options)
         return self._map(
-            STARMAP, func, iterable, chunksize, limits, progress, callback, error_callback
+            STARMAP, func, iterable, chunksize, limits, seed, progress, callback, error_callback
         )
 
     # ---- how
@@ -286,7 +288,8 @@ class MapFamily(Family):
         iterable: Iterable[Any],
         chunksize: int | None,
         limits: Limits,
-        progress: object = None,
+        seed: int | None,
+        progress: object,
         callback: Callback[Any] = None,
         error_callback: Callback[Any] = None,
         wait: bool = False,
@@ -311,7 +314,7 @@ class MapFamily(Family):
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         latest = limits.latest(time.monotonic())
-        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest, seed)
         with self._drawing(progress, result, len(items), name, until_end=wait):
             try:
                 engine.feed(jobs, result, here=wait, at_once=len(items) <= few)

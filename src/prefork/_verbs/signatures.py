@@ -89,6 +89,9 @@ class TaskLimits(TypedDict, total=False):
 class MapOptions(TaskLimits, total=False):
     """Keyword arguments of the map family."""
 
+    seed: int | None
+    """At least 0: each item gets random numbers that depend on this and on its position, and on
+    nothing else; see `prefork._worker.seeding`. None: they are different each time."""
     progress: Any
     """Shows how far it is: True, a label, tqdm, rich's `Progress`, or a class like one of these."""
 
