@@ -348,8 +348,14 @@ def test_a_pool_that_cannot_be_made_leaves_nothing(monkeypatch, where, name, err
     assert possessions() == before
 
 
-@pytest.mark.parametrize("at", range(1, 7))
-def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
+WATCHED = {"forward_logs": True, "capture_output": print}  # with three pipes more
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [*(({}, at) for at in range(1, 7)), *((WATCHED, at) for at in range(1, 13))],
+)
+def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, options, at):
     numbers = itertools.count(1)
 
     def above_stdio(fd):
@@ -361,7 +367,7 @@ def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
     monkeypatch.setattr(at_fork, "above_stdio", above_stdio)
     before = possessions()
     with pytest.raises(OSError, match=r"Too many open files: the pool needs .*hard limit"):
-        Pool(2, context="fork")
+        Pool(2, context="fork", **options)
     assert possessions() == before
 
 

@@ -207,6 +207,8 @@ def maps(pool: Pool) -> None:
     assert_type(pool.map(double, [1, 2]), list[int])
     assert_type(pool.map(double, (1, 2)), list[int])
     assert_type(pool.map(double, range(3), 2), list[int])
+    assert_type(pool.map(double, range(3), progress=True), list[int])
+    assert_type(pool.options(timeout=3).imap(double, range(3), progress="all"), IMapIterator[int])
     assert_type(pool.map(double, {1: "a"}, chunksize=1), list[int])
     assert_type(pool.map(double, (x for x in range(3)), timeout=9, retries=1), list[int])
     assert_type(pool.map(double, []), list[int])

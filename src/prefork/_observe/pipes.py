@@ -41,6 +41,12 @@ class Pipes:
         assert end is not None
         return end
 
+    def close(self) -> None:
+        """Close this side; and the other one, if nobody has taken it."""
+        self.fds.close()
+        if self._end is not None:
+            self._end.close()
+
 
 class TapEnd:
     """The worker's side, with the descriptors that it writes to."""

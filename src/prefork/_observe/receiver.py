@@ -115,7 +115,7 @@ class Tap:
 
     def free(self) -> None:
         """Nothing is read any more."""
-        self._pipes.fds.close()
+        self._pipes.close()
 
     def _take_line(self, stream: str, line: bytes, job: int | None, function: str | None) -> None:
         text = line.decode("utf-8", "replace")
