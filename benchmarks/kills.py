@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from accounts import Batch, BrokenPromise, make_tasks, open_log, run
-from leftovers import HANG, worker_pids
+from leftovers import HANG, still_ours
 
-from prefork import Pool, TimeoutError, WorkerLostError
+from prefork import Pool, TimeoutError, WorkerLostError, WorkerState
 
 NEVER = 3600.0
 """For `lost_worker_timeout`: no task here leaves a process that could still answer, so that a
@@ -84,8 +84,7 @@ LOADS: list[Callable[[Pool, Batch], None]] = [
 
 class Killer(threading.Thread):
     """Sends SIGKILL to one worker after another, in bursts too: several victims within the time
-    that it takes to replace one. Now and then it hits what the workers are forked from; those go
-    on, as children of somebody else, and it is the pool that knows them.
+    that it takes to replace one.
 
     Args:
         pause: the seconds between two kills, on average.
@@ -103,8 +102,11 @@ class Killer(threading.Thread):
         while len(self.killed) < self._kills:
             pause = self._rng.choice([0.0, 1.0, 2.0]) * self._pause
             time.sleep(self._rng.expovariate(1.0) * pause)
-            known = {worker.pid for worker in self._pool.statistics().workers}
-            victims = list((worker_pids() | known) - set(self.killed[-100:]))
+            workers = self._pool.statistics().workers
+            if all(worker.state is WorkerState.STARTING for worker in workers):
+                continue  # on a busy machine there would never be one that works
+            known = still_ours(worker.pid for worker in workers)
+            victims = sorted(known - set(self.killed[-100:]))
             multiprocessing.active_children()  # polls all children, as user code may at any time
             if victims:
                 victim = self._rng.choice(victims)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Running(NamedTuple):
     state: str  # as in ps: R, S, Z (a zombie), ...
     parent: int
     group: int
+    session: int
 
 
 def running() -> list[Running]:
@@ -39,17 +41,18 @@ def running() -> list[Running]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has gone
             with open(f"/proc/{name}/stat") as stat:
-                state, parent, group, *_ = stat.read().rpartition(") ")[2].split()
-            found.append(Running(int(name), state, int(parent), int(group)))
+                state, *numbers = stat.read().rpartition(") ")[2].split()
+            found.append(Running(int(name), state, *map(int, numbers[:3])))
     return found
 
 
-def worker_pids() -> set[int]:
-    """The workers of this process's pools: its children and a fork server's that lead a group."""
-    processes = running()
-    families = {os.getpid()} | {p.pid for p in processes if p.parent == os.getpid()}
-    alive = [p for p in processes if p.parent in families and p.state != "Z"]
-    return {p.pid for p in alive if p.group == p.pid}
+def still_ours(pids: Iterable[int]) -> set[int]:
+    """Of these workers, those that are still there. One that is not a child of this process may be
+    reaped before its pool knows of its end, and its number be another process's; but hardly one
+    that leads a group in this session."""
+    own = os.getsid(0)
+    leaders = {p.pid for p in running() if p.group == p.pid and p.session == own}
+    return leaders & set(pids)
 
 
 # --- owners --------------------------------------------------------------------------------------

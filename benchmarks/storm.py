@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from interrupts import Interrupts
 from ledger import Deeds, Fate, Ledger, Told
-from leftovers import Possessions, running, settle
+from leftovers import Possessions, running, settle, still_ours
 from misdeeds import ORDINARY, Log, Task, answer, make_tasks
 from rivals import RIVALS, Rival
 from settings import SETTINGS, Setting, remove_files
@@ -213,7 +213,7 @@ class Storm:
 
     def victim(self) -> int | None:
         """A worker."""
-        workers = list(self.pool.workers())
+        workers = sorted(still_ours(self.pool.workers()))
         if not self.kind.strict:  # who has run a task
             self.log.read()
             processes = running()

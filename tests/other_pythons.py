@@ -33,11 +33,11 @@ DEFAULT_METHODS = {"3.15": "forkserver", "3.14": "forkserver"}  # before: fork
 LAZY = "3.15"
 """The first version that can have all imports be lazy."""
 
-LAZY_TESTS = [
-    f"tests/integration/test_{name}.py"
-    for name in ("calls", "death", "imap", "recycling", "task_pool", "templates", "time_limits")
-]
-"""They are run once more, so."""
+LAZY_TESTS = ["WithProcessesTestPool", "WithProcessesTestPoolWorkerErrors", "TestInitializers"]
+"""Of CPython's own tests of pools, which are run so; pytest cannot be imported lazily."""
+
+NEEDS_COMPILED = "tests/integration/test_benchmarks.py::test_a_run_makes_samples_and_tables"
+"""What is compiled is another version's."""
 
 STUCK_MINUTES = 40.0
 """A run of tests that takes longer is ended: each test has a deadline, so this is not one's."""
@@ -166,35 +166,28 @@ def install_from_debian(version: str) -> None:
 # --- its tests
 
 
-class Run(NamedTuple):
-    """Some tests in a version of Python."""
-
-    methods: str
-    tests: list[str]
-    variables: str = ""
-
-    def command(self, jobs: int) -> str:
-        # Bytecode is kept in the version's own place: here are other users, and other versions.
-        return (
-            f"PREFORK_TEST_METHODS='{self.methods}' PYTHONPATH=$PWD/src "
-            f'PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$venv/bytecode" {self.variables} '
-            f'"$venv/bin/python" -m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal '
-            f"-m 'not serial' {shlex.join(self.tests)}"
-        )
+# Bytecode is kept in the version's own place: here are other users, and other versions.
+ENVIRONMENT = (
+    'PYTHONPATH=$PWD/src PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$venv/bytecode" '
+    "PREFORK_TEST_METHODS='{methods}'"
+)
 
 
-def runs_of(version: str, is_full: bool, chosen: list[str]) -> list[Run]:
+def commands(version: str, jobs: int, is_full: bool, chosen: list[str]) -> list[str]:
+    """What runs its tests."""
     methods = "fork forkserver spawn"
     tests = ["tests/unit", "tests/integration", "tests/cli", "tests/standard"]
     if not is_full:
         methods = DEFAULT_METHODS.get(version, "fork")
         tests = ["tests/unit", "tests/integration"]
-    if chosen:
-        return [Run(methods, chosen)]
-    runs = [Run(methods, tests)]
-    if version == LAZY:
-        runs.append(Run(methods, LAZY_TESTS, "PYTHON_LAZY_IMPORTS=all"))
-    return runs
+    tests = chosen or [*tests, "--deselect", NEEDS_COMPILED]
+    start = f'{ENVIRONMENT.format(methods=methods)} {{}}"$venv/bin/python" '
+    run = start.format("") + (
+        f"-m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal "
+        f"-m 'not serial' {shlex.join(tests)}"
+    )
+    lazily = start.format("PYTHON_LAZY_IMPORTS=all ") + "tests/standard/runner.py forkserver "
+    return [run, *(lazily + name for name in LAZY_TESTS if version == LAZY and not chosen)]
 
 
 def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
@@ -213,9 +206,11 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     extra = project["project"]["optional-dependencies"]["cli"]
     needed = shlex.join([*project["dependency-groups"]["test"], *extra])
     install = f'"$venv/bin/python" -m pip install -qq --only-binary :all: {needed} || exit 99'
-    commands = [run.command(jobs) for run in runs_of(version, is_full, chosen)]
     # All are run, whatever comes of the first.
-    tests = "; ".join(f"echo {shlex.quote(each)}; {each} || code=$?" for each in commands)
+    tests = "; ".join(
+        f"echo {shlex.quote(each)}; {each} || code=$?"
+        for each in commands(version, jobs, is_full, chosen)
+    )
     began = time.monotonic()
     outcome = enter(f'{venv}; {install}; "$venv/bin/python" -VV; code=0; {tests}; exit $code')
     need(outcome._replace(code=outcome.code == 99), "what the tests need cannot be installed")
@@ -223,8 +218,9 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     if not outcome.code:
         return f"passed, in {minutes}"
     options = f"{'--full ' if is_full else ''}{version}"
-    again = " ".join([options, *(["--tests", *outcome.failed] if outcome.failed else [])])
-    return f"FAILED, in {minutes}; run it again with\n  make test-pythons PYTHONS='{again}'"
+    tests = outcome.failed or chosen
+    again = " ".join([options, *(["--tests", *tests] if tests else [])])
+    return f"FAILED, in {minutes}; to run it again:\n  make test-pythons PYTHONS='{again}'"
 
 
 def main() -> int:

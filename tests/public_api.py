@@ -31,9 +31,9 @@ HANDED_OUT = {
 """Programs get these from a pool, and make none."""
 
 OF_THE_POOL = {
-    "begin_wait", "end", "failure", "give", "has_room", "is_waited_for", "items", "job_added",
-    "job_done", "job_started", "limit", "limit_passed", "note_added", "note_done", "number", "room",
-    "title", "waiters",
+    "begin_wait", "end", "expected", "failure", "give", "has_ended", "has_room",
+    "is_waited_for", "items", "job_added", "job_done", "job_started", "limit", "limit_passed",
+    "note_added", "note_done", "number", "room", "title", "waiters", "watch",
 }  # fmt: skip
 """What the pool itself uses of them."""
 

@@ -29,6 +29,7 @@ METRICS = {
     "bytes": ", memory",
     "growth": ", time for a job / for one of the first 10,000",
     "wakeups": ", wake-ups",
+    "ratio": "",
 }
 """In the order of the lines; what each adds to the workload's title."""
 

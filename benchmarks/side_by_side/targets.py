@@ -121,5 +121,14 @@ TARGETS = [
     Target("CPU per task, 256 workers / 2", _workers(256), 1.3, False),
     Target("1,000,000 queued jobs: seconds a job / 10,000's", _own("queued", "growth"), 1.3, False),
     Target("bytes of a queued job beyond its pickle", _own("queued", "bytes"), 600, False),
+    Target(
+        "`map`, 100,000 items, with a progress bar / without",
+        _own("progress", "ratio"),
+        1.05,
+        False,
+    ),
+    Target(
+        "10,000 log records: forwarded / to a worker's own file", _own("logs", "ratio"), 3, False
+    ),
     Target("wake-ups of an idle pool in a second", _own("idle", "wakeups"), 0, False),
 ]

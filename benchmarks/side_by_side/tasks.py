@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any, TypeVar
@@ -31,6 +32,12 @@ def burn(loops: int) -> None:
 def touch(array: Any) -> float:
     """Read one number of each page of an array of float64: it must really be there."""
     return float(array[::512].sum())
+
+
+def log(records: int) -> None:
+    logger = logging.getLogger("benchmark")
+    for number in range(records):
+        logger.warning("item %d of %s", number, "all")
 
 
 def own_pid(seconds: float) -> int:

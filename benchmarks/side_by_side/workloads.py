@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.side_by_side import floors, measures, tasks
+from benchmarks.side_by_side import floors, measures, observing, tasks
 from benchmarks.side_by_side.floors import Metrics
 from benchmarks.side_by_side.measures import Bench
 from benchmarks.side_by_side.peers import Peer
@@ -254,4 +254,22 @@ _POOLS = {
     "idle": Workload(title="a second of idleness", measure=measures.idle, steady=True),
 }
 
-WORKLOADS: dict[str, Workload] = {**_CALLS, **_TASKS, **_PAYLOADS, **_POOLS}
+_OURS = ("prefork", "not compiled")
+_WATCHED = {
+    "progress": Workload(
+        title="`map` with a progress bar / without",
+        measure=observing.progress,
+        full=100_000,
+        quick=20_000,
+        only=_OURS,
+    ),
+    "logs": Workload(
+        title="10,000 log records forwarded / to the worker's own standard error",
+        measure=observing.logs,
+        full=10_000,
+        quick=1_000,
+        only=_OURS,
+    ),
+}
+
+WORKLOADS: dict[str, Workload] = {**_CALLS, **_TASKS, **_PAYLOADS, **_POOLS, **_WATCHED}

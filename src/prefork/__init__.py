@@ -19,6 +19,7 @@ The rooms, from the top; a module imports only from its own room and those below
     _engine               one running pool: `engine` makes the parts, `drivers` have them work
     _policy, _worker      what decides; what runs in a worker process
     _ipc                  what travels between them, and the channel that it goes through
+    _observe              what is seen of tasks while they run: progress, log records, output
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
     buildinfo             whether this is compiled
@@ -32,7 +33,7 @@ A job, from `apply_async` to `get()` (each name is a method, in the module of it
                                                        the queue, until `Dispatcher.hand_out`
                             Channel.stage, send        the pickle, then the ticket
     the worker          WorkerEnd.receive            who reads the ticket owns the job
-                          _Worker._run_task          unpickle, call, pickle
+                          Worker._run_task           unpickle, call, pickle
                           WorkerEnd.report
     the pool's thread   ResultHandler                its outbox is readable
                           Collector.collect          reads reports; sends more
@@ -68,10 +69,12 @@ if TYPE_CHECKING:
     from prefork._compat.broken import BrokenProcessPool
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._observe.lines import OutputLine
     from prefork._policy.retry import Attempt, Retry
     from prefork._verbs.executors import PoolExecutor
     from prefork._verbs.futures import Future
     from prefork._verbs.view import PoolView
+    from prefork._worker.current import CurrentJob, CurrentWorker, current_worker
     from prefork.buildinfo import BuildInfo, build_info
     from prefork.contexts import get_context, install, uninstall
     from prefork.errors import (
@@ -102,6 +105,8 @@ __all__ = [
     "BrokenProcessPool",
     "BuildInfo",
     "Cancelled",
+    "CurrentJob",
+    "CurrentWorker",
     "DeadlineExceeded",
     "Future",
     "IMapIterator",
@@ -112,6 +117,7 @@ __all__ = [
     "MaybeEncodingError",
     "MemoryLimitExceeded",
     "Outcome",
+    "OutputLine",
     "Pool",
     "PoolBrokenError",
     "PoolExecutor",
@@ -131,6 +137,7 @@ __all__ = [
     "WorkerState",
     "WorkerStatistics",
     "build_info",
+    "current_worker",
     "get_context",
     "install",
     "uninstall",
@@ -143,6 +150,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork._observe.lines": ["OutputLine"],
     "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
@@ -151,6 +159,7 @@ _HOMES = {
     "prefork._verbs.executors": ["PoolExecutor"],
     "prefork._verbs.futures": ["Future"],
     "prefork._verbs.view": ["PoolView"],
+    "prefork._worker.current": ["CurrentJob", "CurrentWorker", "current_worker"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from prefork._engine import callbacks
 from prefork._engine.engine import Engine, RoleClasses
-from prefork._engine.spawner import Options
+from prefork._engine.options import Options
 from prefork._policy.limits import Limits
 from prefork.errors import PoolBrokenError
 from prefork.pool import Pool
@@ -33,6 +33,7 @@ class AdapterPool(Pool):
     CallbackRunner: type[callbacks.CallbackRunner] = callbacks.CallbackRunner
     first_start_timeout: float | None = None
     load_seconds: float = 0.0
+    _bounds_inner_threads = False  # what runs in its workers is the adapter's affair
 
     def _make_engine(
         self, options: Options, limits: Limits, classes: RoleClasses, threads: bool

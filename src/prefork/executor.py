@@ -18,19 +18,24 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from multiprocessing import util
 from multiprocessing.context import BaseContext
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prefork._arguments import check_callables, count, some_count
 from prefork._compat.names import ExecutorNames
 from prefork._engine.engine import Engine
+from prefork._engine.places import Affinity, Environment
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.protocols import PoolRef
 from prefork._system.locks import RLock
 from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
 from prefork.pool import Pool
+
+if TYPE_CHECKING:
+    from prefork._observe.lines import OutputLine
 
 __all__ = ["ProcessPoolExecutor"]
 
@@ -53,10 +58,10 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         initargs: its arguments.
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
-        max_tasks_per_child_jitter: as `maxtasksperchild_jitter` of `Pool`.
-        timeout, soft_timeout, lost_worker_timeout: as those of `Pool`.
-        max_memory_per_child, max_memory_per_task: likewise.
-        max_restarts, start_timeout: likewise.
+        timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
+        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout, finalizer, env,
+        cpu_affinity, inner_max_num_threads, forward_logs, context_vars, capture_output: as those of
+            `Pool`, whose `maxtasksperchild_jitter` is the fourth.
 
     Raises:
         ValueError: a number is out of range.
@@ -79,12 +84,19 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         max_memory_per_task: int | None = None,
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
+        finalizer: Callable[[Any], object] | None = None,
+        env: Environment | None = None,
+        cpu_affinity: Affinity | None = None,
+        inner_max_num_threads: float | None = None,
+        forward_logs: bool | str = False,
+        context_vars: Iterable[ContextVar[Any]] = (),
+        capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
     ) -> None:
         check_callables(initializer=initializer)
         if max_workers is not None:
             max_workers = count("max_workers", max_workers)
         self._defaults = Limits().override(timeout, soft_timeout, lost_worker_timeout)
-        self._options = Pool._check_options(
+        options = Pool._check_options(
             max_workers,
             initializer,
             initargs,
@@ -95,7 +107,12 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
             max_memory_per_task,
             max_restarts,
             start_timeout,
+            finalizer=finalizer,
+            env=env,
+            cpu_affinity=cpu_affinity,
+            inner_max_num_threads=inner_max_num_threads,
         )
+        self._options = Pool._observing(options, forward_logs, capture_output, context_vars)
         self._pool: Pool | None = None
         self._is_shut = False
 

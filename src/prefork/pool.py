@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self
+from typing import TYPE_CHECKING, Any, Literal, Never, Self
 
 from prefork import errors
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
@@ -18,7 +20,8 @@ from prefork._engine import roles
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
-from prefork._engine.spawner import Options
+from prefork._engine.options import Options
+from prefork._engine.places import Affinity, Environment, make_places
 from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._public import public
@@ -26,8 +29,11 @@ from prefork._system import process
 from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
 from prefork._verbs.view import Verbs
-from prefork._worker.options import Initializer
+from prefork._worker.options import Hook
 from prefork.statistics import PoolStatistics
+
+if TYPE_CHECKING:
+    from prefork._observe.lines import OutputLine
 
 __all__ = ["Pool"]
 
@@ -41,7 +47,8 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         processes: the number of workers, an int of at least 1. None: as many as this process may
             use CPUs, by its affinity and its control group's quota.
         initializer: a function, called in each worker as `initializer(*initargs)` when it starts.
-            If it raises, the pool fails with `PoolBrokenError`.
+            What it returns is `current_worker().state` in there. If it raises, the pool fails with
+            `PoolBrokenError`.
         initargs: its arguments, an iterable.
         maxtasksperchild: a worker is replaced after so many jobs (calls, or chunks of calls), an
             int; None: never.
@@ -70,13 +77,38 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             One that takes longer is killed; if none has ever been ready, the pool fails.
         accept_delay: an `accept_callback` may come so many seconds late, which makes short tasks
             cheaper. None: each start is reported at once.
+        finalizer: a function, called in each worker as `finalizer(state)` when it ends in order:
+            the pool is closed, or the worker is replaced or not wanted any more. A worker that is
+            killed does not call it, and one that takes more than 10 s for it is killed. What it
+            raises is logged.
+        env: variables for the environments of the workers, from their start: a mapping of strings,
+            or a function of the worker's index (see `CurrentWorker.index`) that returns one. It is
+            called here, once for each index.
+        cpu_affinity: True: each worker runs on a CPU of its own, or shares it with as few others as
+            possible. Or a sequence of what each may run on, the number of a CPU (int) or several;
+            or a function of its index that returns that.
+        inner_max_num_threads: how many threads BLAS and OpenMP may have in each worker, an int;
+            infinity: as many as they like. None: a fair share of the CPUs, unless the environment
+            says something else (see docs/howto/worker-state.md).
+        forward_logs: True: log records of the workers go to the handlers of this process, with the
+            attributes `process`, `processName`, `job` (int) and `function` (str; both None outside
+            of tasks), and warnings are shown here, once for each place. The name of a logger: only
+            records of that and of those below it. Levels are those of the worker's loggers, which
+            has those of this process.
+        context_vars: context variables (`contextvars.ContextVar`) that are globals of modules: what
+            is set where a call is handed in, is set in the task; it is pickled like arguments. The
+            context of OpenTelemetry goes along in any case, if that has been imported.
+        capture_output: what tasks, and what they call or start, write to descriptors 1 and 2.
+            "prefix": it is written to where this process prints, line by line, with the worker and
+            the job. A function: it is called with each line, a `prefork.OutputLine`.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range, or there is no such
-            start method.
+            start method, or CPU.
         TypeError: an argument is of the wrong type, or unknown.
         OSError: the system has no process, memory or descriptor left.
         RuntimeError: gevent or eventlet has patched what a pool needs.
+        NotImplementedError: this system cannot bind processes to CPUs (`cpu_affinity`).
 
     The types of calls follow the function's: `pool.apply(f, (1,))` is what `f` returns, and type
     checkers refuse arguments that `f` does not take.
@@ -103,6 +135,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         Supervisor = roles.Supervisor
         Process = process.Process
     SoftTimeLimitExceeded: type[BaseException] = errors.SoftTimeLimitExceeded
+    _bounds_inner_threads = True  # unless it is told otherwise
 
     def __init__(
         self,
@@ -122,6 +155,13 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         max_restarts: int = 10,
         start_timeout: float | None = 600.0,
         accept_delay: float | None = None,
+        finalizer: Callable[[Any], object] | None = None,
+        env: Environment | None = None,
+        cpu_affinity: Affinity | None = None,
+        inner_max_num_threads: float | None = None,
+        forward_logs: bool | str = False,
+        context_vars: Iterable[ContextVar[Any]] = (),
+        capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -142,7 +182,12 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             max_restarts,
             start_timeout,
             accept_delay,
+            finalizer=finalizer,
+            env=env,
+            cpu_affinity=cpu_affinity,
+            inner_max_num_threads=inner_max_num_threads,
         )
+        options = self._observing(options, forward_logs, capture_output, context_vars)
         limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._begin(options, limits, threads)
 
@@ -160,11 +205,15 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         max_restarts: int,
         start_timeout: float | None,
         accept_delay: float | None = None,
+        *,
+        finalizer: Callable[[Any], object] | None,
+        env: Environment | None,
+        cpu_affinity: Affinity | None,
+        inner_max_num_threads: float | None,
     ) -> Options:
         """What the workers are made with; it raises what the constructor does."""
-        if processes is None:
-            processes = available_cpus()
-        processes = count("processes", processes)
+        cpus = available_cpus()
+        processes = cpus if processes is None else count("processes", processes)
         try:
             maxtasksperchild = some_count("maxtasksperchild", maxtasksperchild)
         except TypeError as exc:
@@ -175,17 +224,21 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         if jitter and jitter >= (maxtasksperchild or 0):
             raise ValueError("maxtasksperchild_jitter must be less than maxtasksperchild")
         max_restarts = count("max_restarts", max_restarts, least=0)
-        check_callables(initializer=initializer)
+        check_callables(initializer=initializer, finalizer=finalizer)
         initargs = check_iterable("initargs", initargs)
         if context is None or isinstance(context, str):
             context = multiprocessing.get_context(context)
         elif not isinstance(context, BaseContext):
             raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
         check_environment()
+        if inner_max_num_threads is None and not cls._bounds_inner_threads:
+            inner_max_num_threads = math.inf
+        is_forking = context.get_start_method() == "fork"
+        places = make_places(processes, cpus, is_forking, env, cpu_affinity, inner_max_num_threads)
         return Options(
             processes,
             context,
-            Initializer(initializer, initargs) if initializer else None,
+            Hook(initializer, initargs) if initializer else None,
             cls.Process,
             maxtasksperchild,
             jitter,
@@ -196,7 +249,29 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             None,
             cls.SoftTimeLimitExceeded,
             None if accept_delay is None else seconds("accept_delay", accept_delay),
+            finalizer=Hook(finalizer, ()) if finalizer else None,
+            places=places,
+            cpus=cpus,
         )
+
+    @staticmethod
+    def _observing(
+        options: Options,
+        forward_logs: object,
+        capture_output: object,
+        context_vars: Iterable[ContextVar[Any]],
+    ) -> Options:
+        """The same options, with what goes along with calls, and what comes from the workers beside
+        results."""
+        if variables := check_iterable("context_vars", context_vars):
+            from prefork._observe.context import Carrier
+
+            options = options._replace(capture=Carrier(variables).capture)
+        if forward_logs is not False or capture_output is not None:
+            from prefork._observe.settings import observing
+
+            options = options._replace(observing=observing(forward_logs, capture_output))
+        return options
 
     @classmethod
     def _make(cls, options: Options, limits: Limits) -> Self:
@@ -247,7 +322,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             PoolBrokenError: the pool could not start its workers.
             TypeError: `n` is no int.
         """
-        self._engine.supervisor.resize(+count("n", n))
+        self._engine.grow(count("n", n))
 
     def shrink(self, n: int = 1) -> None:
         """Take workers away; busy ones finish their task first. This does not wait for them.

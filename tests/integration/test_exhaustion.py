@@ -16,8 +16,7 @@ from gate import enter
 from helpers import DEADLINE, METHODS, children, eventually
 from prefork import Pool
 from prefork._engine import starts
-from prefork._ipc import channel
-from prefork._system import child, log, resources, selector
+from prefork._system import at_fork, child, log, resources, selector
 
 # --- descriptors
 
@@ -225,6 +224,44 @@ except PoolBrokenError:
     assert process.leftovers() == {}
 
 
+@pytest.mark.promise(number=3)
+def test_a_fork_server_outlives_those_who_have_no_descriptors_left_to_ask_it_with(run):
+    run("""
+import logging, threading
+from multiprocessing import forkserver
+from helpers import eventually
+
+class Listener(logging.Handler):
+    def emit(self, record):
+        if "cannot start a worker process" in record.getMessage():
+            heard.set()
+
+def lose(pool):
+    heard.clear()
+    victim = pool.apply(os.getpid)
+    os.kill(victim, 9)
+    pids = lambda: {worker.pid for worker in pool.statistics().workers}
+    return lambda: heard.is_set() or pids() and victim not in pids()
+
+heard = threading.Event()
+
+def use(other):
+    logging.getLogger("prefork").addHandler(Listener())
+    pool = Pool(1, context="forkserver", max_restarts=100)
+    pool.apply(abs, (1,))
+    server = forkserver._forkserver._forkserver_pid
+    for spare in range(8):
+        is_over = lose(pool)
+        leave_descriptors(spare)
+        eventually(is_over, "a worker cannot be replaced, or is")
+        enough_descriptors()
+        pool.apply(abs, (1,))
+    assert forkserver._forkserver._forkserver_pid == server
+    pool.terminate()
+    assert pool.join(20)
+""")
+
+
 @pytest.mark.parametrize("spare", [-1, *range(25)])
 def test_a_pool_that_finds_no_descriptors_is_not_made(script, spare):
     source = (
@@ -321,7 +358,7 @@ def test_a_channel_that_cannot_be_made_leaves_nothing(monkeypatch, at):
         os.close(fd)
         raise OSError(errno.EMFILE, "no descriptor is left")
 
-    monkeypatch.setattr(channel, "above_stdio", above_stdio)
+    monkeypatch.setattr(at_fork, "above_stdio", above_stdio)
     before = possessions()
     with pytest.raises(OSError, match=r"Too many open files: the pool needs .*hard limit"):
         Pool(2, context="fork")

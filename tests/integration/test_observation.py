@@ -24,7 +24,7 @@ def fail():
 
 
 def stuck_in_c():
-    re.match(r"(?:a+)+$", "a" * 100 + "b")
+    re.fullmatch(r"(?:a+)+$", "a" * 100 + "b")
 
 
 def test_statistics_of_a_pool_at_work(make_pool, gate, context):
@@ -158,7 +158,7 @@ def test_stacks_of_all_workers(make_pool, gate, context):
     handles = [pool.apply_async(enter, (gate, 1)), pool.apply_async(stuck_in_c)]
     waiting = gate.arrival()
     busy = eventually(lambda: handles[1].pid, "the other task runs")
-    frames = {"in match", "in stuck_in_c"}  # an import may call match(), too
+    frames = {"in fullmatch", "in stuck_in_c"}  # an import may call fullmatch(), too
     eventually(
         lambda: all(frame in pool.dump_stacks()[busy] for frame in frames),
         "it has come to the C code",

@@ -188,7 +188,8 @@ def test_a_fork_server_that_is_killed_while_it_starts_the_only_worker(
 @pytest.mark.promise(number=1)
 def test_a_fork_server_that_is_stopped(script: Callable[..., Script]) -> None:
     program = script(STOPPED_SERVER)
-    assert program.finish()[:2] == (0, "lost\nbroken\nnot made\n")
+    code, out, err = program.finish()
+    assert (code, out) == (0, "lost\nbroken\nnot made\n"), err
     assert program.leftovers() == {}
 
 
@@ -215,4 +216,5 @@ def test_ctrl_c_ends_other_children_of_the_fork_server_as_ever(
 def test_a_pool_is_made_although_the_fork_server_is_just_dying(
     script: Callable[..., Script], threads: str
 ) -> None:
-    assert script(DYING_SERVER, threads).finish()[:2] == (0, "[1, 2]\n")
+    code, out, err = script(DYING_SERVER, threads).finish()
+    assert (code, out) == (0, "[1, 2]\n"), err

@@ -37,7 +37,7 @@ def innermost():
 
 
 def stuck_in_c():
-    re.match(r"(?:a+)+$", "a" * 100 + "b")
+    re.fullmatch(r"(?:a+)+$", "a" * 100 + "b")
 
 
 def stuck_beside_a_thread():
@@ -75,7 +75,7 @@ def stuck_with_a_child(path):
 
 PLACES = {
     stuck_in_python: "in innermost",
-    stuck_in_c: "in match",
+    stuck_in_c: "in fullmatch",
     stuck_beside_a_thread: "in another_thread",
     stuck_and_swallowing: "in innermost",
     stuck_and_stopped: "in stuck_and_stopped",
@@ -118,7 +118,7 @@ def test_a_task_in_each_start_method_tells_where_it_was(context, make_pool):
     pool.apply(import_this_module)
     with pytest.raises(TimeLimitExceeded) as caught:
         pool.apply(stuck_in_c, timeout=SOON)
-    assert "in match" in caught.value.stack
+    assert "in fullmatch" in caught.value.stack
     assert "in stuck_in_c" in caught.value.stack
 
 

@@ -44,7 +44,7 @@ def endless_sleep():
 
 def endless_c_code():
     """A regular expression that takes for ever and looks at no signal."""
-    re.match(r"(?:a+)+$", "a" * 100 + "b")
+    re.fullmatch(r"(?:a+)+$", "a" * 100 + "b")
 
 
 def endless_lock():

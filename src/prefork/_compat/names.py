@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefork._compat.classes import StandsIn
 from prefork._engine.engine import Engine
-from prefork._engine.spawner import Options
+from prefork._engine.options import Options
 from prefork._engine.state import PoolPhase
 
 __all__ = ["ApplyNames", "ExecutorNames", "IMapNames", "MapNames", "PoolNames"]

@@ -22,6 +22,7 @@ from prefork._ipc.wire import Kind
 from prefork._policy.job import Job
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
+from prefork._system.log import ERROR
 from prefork.errors import WorkerLostError
 
 __all__ = ["Collector"]
@@ -155,6 +156,9 @@ class Collector:
         elif kind == Kind.LEAVING:
             self._dispatcher.dismiss(worker, decode_reason(payload))
             self._state.wake_supervisor()
+        elif kind == Kind.FINALIZER_FAILED:
+            text = "the finalizer failed in worker %d (%s): %s"
+            self._state.log.note(ERROR, text, worker.pid, worker.name, decode_reason(payload))
         elif kind == Kind.CORRUPTED:
             self._quarantine(worker, "it sent bytes that are no report")
 

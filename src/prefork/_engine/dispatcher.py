@@ -277,8 +277,8 @@ class Dispatcher:
         scheduler = self._scheduler
         if not scheduler.has_waiting():
             return
-        if scheduler.queue:
-            self._relieve()
+        if scheduler.queue and self._relieve():
+            slots = None  # those that were held back may be needed now
         self._send_batches(slots)
         while plan := scheduler.steal():
             victim, count = plan
@@ -291,19 +291,22 @@ class Dispatcher:
         if self._hold_timer.next_due is None:
             self._hold()
 
-    def _relieve(self) -> None:
-        """Take back what waits behind a job that has turned out to be long: it is handed out before
-        what came later. (An idle worker would take it, but there is none while jobs are queued.)"""
+    def _relieve(self) -> bool:
+        """Take back what waits behind jobs that have turned out to be long: it is handed out before
+        what came later. (If nothing is queued, idle workers take it.) Whether there are such."""
         now = time.monotonic()
         if now < self._relieved + ALONE_SECONDS:
-            return
+            return False
         self._relieved = now
+        has_found = False
         for slot in self._scheduler.deep_slots():
             assert isinstance(slot, WorkerHandle)
             job, since = slot.running()
             if job and now > since + ALONE_SECONDS:
                 self._scheduler.note_slow(slot)
                 self.requeue_unread(slot)
+                has_found = True
+        return has_found
 
     def _send_batches(self, slots: Iterable[WorkerSlot] | None) -> None:
         """Again, if a job could not be sent and failed, so that its worker still has nothing."""

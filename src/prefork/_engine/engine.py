@@ -11,6 +11,7 @@ driver, is made first: its ways to wait and to be woken are given to the parts.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.options import Options
 from prefork._engine.retrier import Retrier
 from prefork._engine.roles import (
     LazyOutput,
@@ -32,9 +34,10 @@ from prefork._engine.roles import (
     TaskHandler,
     TimeoutHandler,
 )
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.supervisor import WorkerSupervisor
+from prefork._engine.taps import Taps
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
 from prefork._ipc.main_module import WorkersMain
@@ -96,18 +99,21 @@ class Engine:
         self.limits = limits
         self.options = options
         self._classes = classes
+        self._growing = threading.RLock()
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
         self.callbacks = classes.callbacks(self.driver.on_call, log)
-        self.state = state = PoolState(log, max(2, available_cpus()))
+        self.state = state = PoolState(log, max(2, options.cpus or available_cpus()))
         if not threads:
             state.scheduler.hold_no_more()  # timers on a loop cost more than that saves
         measures = options.max_memory_per_task is not None
         timers = Timers(MEMORY_SECONDS if measures else None, options.accept_delay)
         memfd_cache = MemfdCache(state.wake_supervisor)
         self._main = WorkersMain(options.start_method == "fork", state.oldest_generation)
-        self.factory = JobFactory(state.open_jobs.may_open_file, memfd_cache, self._main)
+        self.factory = JobFactory(
+            state.open_jobs.may_open_file, memfd_cache, self._main, options.capture
+        )
         self.dispatcher = dispatcher = Dispatcher(
             state, timers, self.driver.rearm, self.driver.wait, self.callbacks
         )
@@ -118,6 +124,7 @@ class Engine:
         time_limits = TimeLimits(
             state, timers, dispatcher, terminator, retrier, options.max_memory_per_task
         )
+        self._taps = self._make_taps()
         self._spawner = Spawner(
             options,
             state,
@@ -126,6 +133,7 @@ class Engine:
             in_background=threads and options.start_method != "fork",
             pausing=self._pausing(threads),
             on_generation=self._main.note,
+            taps=self._taps,
         )
         self.supervisor = supervisor = WorkerSupervisor(
             options.processes,
@@ -156,6 +164,14 @@ class Engine:
         )
         at_fork.register(self)
 
+    def _make_taps(self) -> Taps | None:
+        """What reads that which workers send beside their results; None: nobody has asked."""
+        if self.options.observing is None:
+            return None
+        from prefork._observe.receiver import Receiver
+
+        return Receiver(self.options.observing, self._log)
+
     def _pausing(self, threads: bool) -> Callable[[float], AbstractContextManager[object]]:
         """What a start waits for: with fork, that the thread of the callbacks is quiet."""
         if threads and self.options.start_method == "fork":
@@ -174,6 +190,8 @@ class Engine:
             # At the interpreter's exit, before multiprocessing waits for its children.
             self._finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
             self._spawner.spawn_first()
+            if self._taps is not None:
+                self._taps.start()
             self.driver.start(self._roles)
         except BaseException:
             self._undo()
@@ -209,6 +227,18 @@ class Engine:
             reader.stop()
             self.dispatcher.end_input(reader)
             raise
+
+    def grow(self, number: int) -> None:
+        """So many more workers are wanted.
+
+        Raises:
+            Exception: what the user's functions raise that say what the new ones are to have.
+        """
+        with self._growing:  # not the pool's lock: these are called here
+            if (places := self.options.places) is not None:
+                self.state.check_running()
+                places.make(self.supervisor.processes + number)
+            self.supervisor.resize(+number)
 
     @property
     def reports_starts(self) -> bool:
@@ -314,6 +344,8 @@ class Engine:
         self.supervisor.request_termination()
         if not self.is_busy_here():
             self.supervisor.wait_until_ended()
+            if self._taps is not None:
+                self._taps.flush()
             self._log.flush(LOG_SECONDS)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -328,6 +360,11 @@ class Engine:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not self.driver.join(left):
             return False
+        if self._taps is not None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            is_all = self._taps.flush(left)
+            if not is_all and deadline is not None and time.monotonic() >= deadline:
+                return False
         self._log.flush(LOG_SECONDS)
         return True
 
@@ -345,6 +382,8 @@ class Engine:
         """There are no workers any more."""
         if self._finalizer is not None:
             self._finalizer.cancel()
+        if self._taps is not None:
+            self._taps.stop()
         self._main.forget()
         self.driver.end()
         at_fork.unregister(self)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from prefork._describe import trim_notes
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import CallPickler
-from prefork._ipc.wire import CALL, EACH, INLINE, KEYWORDS
+from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork._policy.terms import JobOnTerms, make_job
 from prefork._system import at_fork
+from prefork._worker.seeding import Seeded
 from prefork.errors import remote_traceback
 
 if TYPE_CHECKING:
     from prefork._ipc.main_module import WorkersMain
 
 __all__ = ["JobFactory"]
+
+Capture = Callable[[], Any]
+"""What of the caller's context goes along with a call; None: nothing."""
+
+_TRACING: Final = "opentelemetry.context"
+_modules: Final = sys.modules
 
 
 class JobFactory:
@@ -32,6 +40,8 @@ class JobFactory:
             memory, so that descriptors are left.
         memfd_cache: files that can be used again.
         main: what the workers have as `__main__`.
+        capture: called for each call in the thread that hands it in; None: only OpenTelemetry's
+            context goes along, if that is there.
     """
 
     def __init__(
@@ -39,7 +49,9 @@ class JobFactory:
         may_open_file: Callable[[], bool],
         memfd_cache: MemfdCache,
         main: WorkersMain | None = None,
+        capture: Capture | None = None,
     ) -> None:
+        self._capture = capture
         self._may_open_file = may_open_file
         self._memfd_cache = memfd_cache
         self._calls = CallPickler(main)
@@ -53,15 +65,31 @@ class JobFactory:
         limits: Limits,
     ) -> Job:
         """One job of one call."""
+        context = None
+        if self._capture is not None or _TRACING in _modules:
+            context = self._captured()
         if kwds:
-            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits)
-        return self._make(owner, func, CALL, args, limits)
+            return self._make(owner, func, CALL | KEYWORDS, (args, kwds), limits, context)
+        return self._make(owner, func, CALL, args, limits, context)
+
+    def _context(self) -> Any:
+        if self._capture is not None or _TRACING in _modules:
+            return self._captured()
+        return None
+
+    def _captured(self) -> Any:
+        """What goes along with a call that is handed in now."""
+        if self._capture is None:
+            from prefork._observe.context import Carrier
+
+            self._capture = Carrier(()).capture
+        return self._capture()
 
     def each(
         self, owner: ResultSink, func: Callable[..., Any], items: list[Any], limits: Limits
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
-        return self._make(owner, func, EACH, items, limits, len(items))
+        return self._make(owner, func, EACH, items, limits, self._context(), len(items))
 
     def chunks(
         self,
@@ -71,14 +99,31 @@ class JobFactory:
         chunks: Iterable[list[Any]],
         limits: Limits,
         latest: float | None = None,
+        seed: int | None = None,
     ) -> Generator[Job, None, None]:
         """The jobs of a `map`; the first that cannot be pickled ends them with the reason.
 
-        `latest` is the deadline of all of them (monotonic), which were handed in together.
+        Args:
+            latest: the deadline of all of them (monotonic), which were handed in together.
+            seed: of the random numbers of each item, see `seeding.py`; None: it has none.
         """
+        return self._chunks(owner, mode, func, chunks, limits, latest, seed, self._context())
+
+    def _chunks(
+        self,
+        owner: ResultSink,
+        mode: int,
+        func: Callable[..., Any],
+        chunks: Iterable[list[Any]],
+        limits: Limits,
+        latest: float | None,
+        seed: int | None,
+        context: Any,
+    ) -> Generator[Job, None, None]:
         position = 0
         for chunk in chunks:
-            job = self._make(owner, func, mode, chunk, limits, len(chunk), position)
+            call = _seeded(func, seed, position)
+            job = self._make(owner, call, mode, chunk, limits, context, len(chunk), position)
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
@@ -93,14 +138,29 @@ class JobFactory:
         iterable: Iterable[Any],
         chunksize: int,
         limits: Limits,
+        seed: int | None = None,
     ) -> Generator[Job, None, None]:
-        """The jobs of an `imap`."""
+        """The jobs of an `imap`. `seed`: as above."""
+        return self._items(owner, func, iterable, chunksize, limits, seed, self._context())
+
+    def _items(
+        self,
+        owner: ResultSink,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        limits: Limits,
+        seed: int | None,
+        context: Any,
+    ) -> Generator[Job, None, None]:
         if chunksize == 1:
             for index, item in enumerate(iterable):
-                yield self._make(owner, func, CALL, (item,), limits, 1, index)
+                call = _seeded(func, seed, index)
+                yield self._make(owner, call, CALL, (item,), limits, context, 1, index)
         else:
             for index, chunk in enumerate(fixed_chunks(iterable, chunksize)):
-                yield self._make(owner, func, EACH, chunk, limits, len(chunk), index)
+                call = _seeded(func, seed, index * chunksize)
+                yield self._make(owner, call, EACH, chunk, limits, context, len(chunk), index)
 
     def _make(
         self,
@@ -109,9 +169,13 @@ class JobFactory:
         mode: int,
         arguments: Any,
         limits: Limits,
+        context: Any,
         size: int = 1,
         index: int = 0,
     ) -> Job:
+        if context is not None:
+            mode |= CONTEXT
+            arguments = arguments, context
         job = make_job(owner, self._calls.name(func), mode, limits, size, index)
         fds: list[int] = []
         try:
@@ -140,3 +204,8 @@ class JobFactory:
                 pass  # no descriptor is left now, or no memory for a file
         payload.keep()
         return payload
+
+
+def _seeded(func: Callable[..., Any], seed: int | None, position: int) -> Callable[..., Any]:
+    """What is called for the items from this position on."""
+    return func if seed is None else Seeded(func, seed, position)

@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from multiprocessing.context import BaseContext
 from typing import NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.options import Options
+from prefork._engine.places import free_places
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
+from prefork._engine.taps import TAP_DESCRIPTORS, Taps
 from prefork._engine.templates import Templates
 from prefork._engine.worker_handle import GIVE_UP_SECONDS, Phase, WorkerHandle
 from prefork._ipc.outcome import decode
@@ -35,14 +36,11 @@ from prefork._system import resources
 from prefork._system.child import announce, give_up
 from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
-from prefork._system.process import Process
 from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
-from prefork._worker.options import Initializer, WorkerOptions
-from prefork.errors import SoftTimeLimitExceeded
 
-__all__ = ["FailedStart", "Options", "Spawner"]
+__all__ = ["FailedStart", "Spawner"]
 
 T = TypeVar("T")
 
@@ -60,42 +58,6 @@ QUIET_SECONDS = 0.1
 """How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
 
 
-class Options(NamedTuple):
-    """What a pool's workers are made with."""
-
-    processes: int
-    context: BaseContext
-    initializer: Initializer | None = None
-    process_class: type[Process] = Process
-    max_tasks: int | None = None  # of one worker
-    tasks_jitter: int = 0  # so many fewer, at most, by chance
-    max_memory: int | None = None  # of a worker after a task, KiB
-    max_memory_per_task: int | None = None  # while it runs one, KiB
-    max_restarts: int = 10  # failed starts in a row
-    start_timeout: float | None = None  # seconds
-    first_start_timeout: float | None = None  # of the first workers, instead of that
-    soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what is raised in a task
-    accept_delay: float | None = None  # see `StartTimer`
-    load_seconds: float = 0.0  # see `WorkerOptions`
-
-    @property
-    def start_method(self) -> str:
-        return self.context.get_start_method()
-
-    def for_workers(self) -> WorkerOptions:
-        """What all workers are to know."""
-        return WorkerOptions(self.initializer, self.max_memory, self.soft_limit, self.load_seconds)
-
-    def tasks_of_next(self) -> int | None:
-        """Of the next worker."""
-        tasks = self.max_tasks
-        if tasks is not None and self.tasks_jitter:
-            import random  # has a hook of its own run in each forked child
-
-            tasks -= random.randint(0, self.tasks_jitter)
-        return tasks
-
-
 class FailedStart(NamedTuple):
     """A worker that has ended before it was ready."""
 
@@ -110,6 +72,7 @@ class Spawner:
         in_background: workers are started on a thread of their own.
         pausing: entered for each fork of the pool's own process, see `CallbackRunner.pausing`.
         on_generation: called with the number of the workers' next generation, before they are made.
+        taps: what each worker is given for what it sends beside its results; None: nothing.
 
     Attributes:
         generation: how often all workers were to be replaced.
@@ -124,10 +87,14 @@ class Spawner:
         in_background: bool,
         pausing: Callable[[float], AbstractContextManager[object]],
         on_generation: Callable[[int], object],
+        taps: Taps | None = None,
     ) -> None:
         self._on_generation = on_generation
+        self._taps = taps
+        self._descriptors = START_DESCRIPTORS + (0 if taps is None else TAP_DESCRIPTORS)
         self.generation = 0
         self._options = options
+        self._processes = options.processes
         self._run = functools.partial(main, options.for_workers())
         self._templates = Templates(options.context, state.log)
         self._state = state
@@ -168,7 +135,7 @@ class Spawner:
             Exception: the start method's own trouble, such as an initializer that cannot be
                 pickled for `spawn`.
         """
-        needed = count * START_DESCRIPTORS + SPARE_DESCRIPTORS
+        needed = count * self._descriptors + SPARE_DESCRIPTORS
         try:
             self._spawn(count)
         except OSError as exc:
@@ -195,7 +162,7 @@ class Spawner:
             first, *others = self._free_places(count)
             uninterrupted(lambda: pending.append(self._prepare(first)))
             top = pending[0].highest_descriptor
-            resources.raise_descriptor_limit(top + count * START_DESCRIPTORS + SPARE_DESCRIPTORS)
+            resources.raise_descriptor_limit(top + count * self._descriptors + SPARE_DESCRIPTORS)
             for place in reversed(others):
                 uninterrupted(lambda: pending.appendleft(self._prepare(place)))  # noqa: B023
             with self._quiet(pending):
@@ -220,9 +187,13 @@ class Spawner:
         self._spawned += 1
         name = f"{self._options.process_class.kind}-{self._spawned}"
         origin = self._templates.origin(self.generation)
+        tap = None
         try:
-            return PendingWorker(self._options, self._run, name, place, origin)
+            tap = None if self._taps is None else self._taps.tap(name)
+            return PendingWorker(self._options, self._run, name, place, origin, tap)
         except BaseException:
+            if tap is not None:
+                tap.close()
             self._templates.has_failed(origin)
             raise
 
@@ -291,13 +262,11 @@ class Spawner:
 
     def _free_places(self, count: int) -> list[int]:
         with self._state.lock:
-            staying = [w for w in self._state.workers if w.holds_place]
-        taken = {worker.process.index for worker in staying}
-        free = (index for index in itertools.count() if index not in taken)
-        return list(itertools.islice(free, count))
+            return free_places(self._state.workers, count, self.generation, self._processes)
 
-    def fill_up(self, is_short: Callable[[], bool]) -> None:
-        """Start workers while there are too few."""
+    def fill_up(self, is_short: Callable[[], bool], processes: int) -> None:
+        """Start workers while there are too few, which are to be so many."""
+        self._processes = processes
         self._see_start_end()
         while self._start is None and is_short() and time.monotonic() >= self._pause_until:
             try:

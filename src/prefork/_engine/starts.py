@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
-from typing import Protocol
+from typing import Any, Protocol
 
+from prefork._engine.taps import Tap
 from prefork._engine.templates import Origin
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import Channel
+from prefork._system import std_internals
 from prefork._system.child import Child, fork_server_pid
 from prefork._system.condition import Condition
+from prefork._system.newborn import SettingName
 from prefork._system.process import Process
 from prefork._system.threads import BackgroundThread
+from prefork._worker.environment import Place
 
 __all__ = ["BackgroundStart", "PendingWorker", "persist"]
 
@@ -35,6 +39,8 @@ class WorkerSettings(Protocol):
 
     def tasks_of_next(self) -> int | None: ...
 
+    def at_place(self, index: int) -> Place | None: ...
+
 
 class PendingWorker:
     """A worker that is being started.
@@ -52,21 +58,32 @@ class PendingWorker:
         name: str,
         place: int,
         origin: Origin,
+        tap: Tap | None = None,
     ) -> None:
         self.place = place
         self.origin = origin
         self.name = name
         self._tasks = options.tasks_of_next()
+        self._tap = tap
         self._channel = Channel()
         self._end = self._channel.take_worker_end()
+        own = options.at_place(place)
+        if own is not None and not std_internals.is_forking(options.context):
+            name = SettingName(name, own.variables)
+        args: tuple[Any, ...] = (self._end, self._tasks, own)
+        fds: tuple[int, ...] = self._end.fds()
+        if tap is not None:
+            self._tap_end = tap.take_worker_end()
+            args, fds = (*args, self._tap_end), (*fds, *self._tap_end.fds())
+        self._highest = max(fds)
         try:
             self._child = Child(
                 options.process_class,
                 options.context,
                 name,
                 run,
-                (self._end, self._tasks),
-                self._end.fds(),
+                args,
+                fds,
                 place,
                 origin.ties,
             )
@@ -77,7 +94,7 @@ class PendingWorker:
     @property
     def highest_descriptor(self) -> int:
         """Of this process, as far as this worker's are concerned."""
-        return max(self._end.fds())
+        return self._highest
 
     def start(self) -> None:
         self._child.start()
@@ -89,9 +106,12 @@ class PendingWorker:
             TemplateLostError: it is not known whether it has; it has to be discarded.
         """
         self._end.close()
+        if self._tap is not None:
+            self._tap_end.close()
         self._child.look_after()
         self._channel.open()
-        worker = WorkerHandle(self._channel, self._child, self.name, self.origin.generation)
+        generation = self.origin.generation
+        worker = WorkerHandle(self._channel, self._child, self.name, generation, self._tap)
         if self._tasks is not None:
             worker.limit_tasks(self._tasks)
         return worker
@@ -104,6 +124,9 @@ class PendingWorker:
     def _close(self) -> None:
         self._end.close()
         self._channel.close()
+        if self._tap is not None:
+            self._tap_end.close()
+            self._tap.close()
 
 
 class BackgroundStart:

@@ -140,7 +140,7 @@ class WorkerSupervisor:
         failed, self._failed_starts = self._failed_starts, []
         for start in failed:
             self._spawner.judge(start)
-        self._spawner.fill_up(self._is_short_of_workers)
+        self._spawner.fill_up(self._is_short_of_workers, self.processes)
         if state.phase is PoolPhase.TERMINATE or state.is_done():
             self._spawner.no_more()
         with state.lock:

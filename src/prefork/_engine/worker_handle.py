@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from prefork._engine.taps import Tap
 from prefork._ipc.channel import Channel
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Expiry
@@ -88,8 +89,16 @@ class WorkerHandle(WorkerSlot):
         tasks: how many it has finished.
     """
 
-    def __init__(self, channel: Channel, process: Child, name: str, generation: int = 0) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        process: Child,
+        name: str,
+        generation: int = 0,
+        tap: Tap | None = None,
+    ) -> None:
         super().__init__()
+        self._tap = tap
         self.ready = False
         self.channel = channel
         self.process = process
@@ -127,6 +136,8 @@ class WorkerHandle(WorkerSlot):
         """It has so many seconds from now to become ready."""
         self._began, self.start_limit = time.monotonic(), limit
         self.deadline = None if limit is None else self._began + limit
+        if self._tap is not None:
+            self._tap.begin(self.pid)
 
     def become_ready(self) -> float:
         """It has run its initializer; it may have been told to leave meanwhile. Returns how many
@@ -216,7 +227,8 @@ class WorkerHandle(WorkerSlot):
 
     def reap(self) -> None:
         """It is accounted for."""
-        self._move(Phase.REAPED)
+        if self._move(Phase.REAPED) and self._tap is not None:
+            self._tap.finish()
 
     # ---- what follows from that
 

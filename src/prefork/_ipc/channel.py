@@ -32,7 +32,7 @@ from typing import Any, Final
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
 from prefork._ipc.layout import BLACK_BOX, BOARD, CALLS, MEMORY, RESULTS, RING
-from prefork._ipc.memfd import BEST, Transport, above_stdio, memory_file
+from prefork._ipc.memfd import BEST, Transport, memory_file
 from prefork._ipc.outcome import Large
 from prefork._ipc.payload import (
     FdSocket,
@@ -75,16 +75,6 @@ _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 # Names that are final are found faster than attributes.
 _HEADER: Final = REPORT.size
 _unpack_header: Final = REPORT.unpack_from
-
-
-def _pipe(reader_side: at_fork.Descriptors, writer_side: at_fork.Descriptors) -> tuple[int, int]:
-    reader, writer = os.pipe()
-    try:
-        reader = reader_side.add(above_stdio(reader))
-    except OSError:
-        os.close(writer)
-        raise
-    return reader, writer_side.add(above_stdio(writer))
 
 
 class Ring:
@@ -162,8 +152,8 @@ class Channel:
         self.eof = False
 
     def _make(self, ours: at_fork.Descriptors, theirs: at_fork.Descriptors) -> None:
-        inbox, inbox_writer = _pipe(theirs, ours)
-        self._outbox, outbox = _pipe(ours, theirs)
+        inbox, inbox_writer = at_fork.pipe(theirs, ours)
+        self._outbox, outbox = at_fork.pipe(ours, theirs)
         kind = socket.SOCK_SEQPACKET if self.transport.seqpacket else socket.SOCK_DGRAM
         own, their = socket.socketpair(socket.AF_UNIX, kind)
         self._post = FdSocket(ours.add(own.detach()), blocking=False)
@@ -174,7 +164,7 @@ class Channel:
         os.set_blocking(self._outbox, False)
         try:  # one descriptor for both directions
             flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
-            both = ours.add(above_stdio(os.open(f"/proc/self/fd/{inbox}", flags)))
+            both = ours.add(at_fork.above_stdio(os.open(f"/proc/self/fd/{inbox}", flags)))
             ours.remove(inbox_writer)
             self._taken_back = inbox_writer = both
         except OSError:  # there is no /proc here

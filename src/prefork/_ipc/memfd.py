@@ -26,7 +26,6 @@ __all__ = [
     "MemfdCache",
     "MemoryFile",
     "Transport",
-    "above_stdio",
     "memory_file",
 ]
 
@@ -34,7 +33,6 @@ CACHE_SECONDS = 1.0
 """How long files are kept that nobody uses."""
 MOST_CACHED = 2  # one whose content may still be in use, while the other one is filled
 MOST_CACHED_BYTES = 3 << 26
-_STANDARD_STREAMS = 3
 _OPENED = "/proc/self/fd"  # opens what is already open
 
 
@@ -46,16 +44,6 @@ class Transport(NamedTuple):
 
 
 BEST = Transport()
-
-
-def above_stdio(fd: int) -> int:
-    """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
-    if fd >= _STANDARD_STREAMS:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
-    finally:
-        os.close(fd)
 
 
 def memory_file(name: str, size: int, transport: Transport, owner: at_fork.Descriptors) -> int:
@@ -72,8 +60,9 @@ def memory_file(name: str, size: int, transport: Transport, owner: at_fork.Descr
         fd, path = tempfile.mkstemp(prefix=name)
         owner.add(fd)
         os.unlink(path)
-    if fd < _STANDARD_STREAMS:
-        low, fd = fd, owner.make(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_STREAMS)
+    if fd < at_fork.STANDARD_STREAMS:
+        low = fd
+        fd = owner.make(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, at_fork.STANDARD_STREAMS)
         owner.remove(low)
     os.truncate(fd, size)
     return fd

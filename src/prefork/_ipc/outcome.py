@@ -94,6 +94,7 @@ def format_traceback(exc: BaseException) -> str:
 
 _OWN_MODULES: Final = (
     "prefork._worker.main",
+    "prefork._worker.seeding",
     "prefork._ipc.outcome",
     "prefork._ipc.pickling",
     "prefork._engine.job_factory",

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from prefork._ipc.file_memory import file_memory, read_into
-from prefork._ipc.memfd import BEST, MemfdCache, MemoryFile, Transport, above_stdio
+from prefork._ipc.memfd import BEST, MemfdCache, MemoryFile, Transport
 from prefork._system import at_fork
 from prefork._system.uninterrupted import uninterrupted
 
@@ -312,7 +312,7 @@ class FdSocket:
             if not data:
                 raise OSError("the other end closed before a large object had come")
             if data == _HEADER.pack(job, what, len(fds)) and fds and is_whole:
-                return [above_stdio(fd) for fd in fds]
+                return [at_fork.above_stdio(fd) for fd in fds]
             for fd in fds:
                 os.close(fd)
             if not is_whole and data[:10] == _HEADER.pack(job, what, 0)[:10]:

@@ -30,6 +30,7 @@ WITH_FDS: Final = 256  # descriptors come with it; their number is in the length
 UNIT: Final = 64  # bytes
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
+CONTEXT: Final = 512  # they are a pair of the arguments and of what is set in the task's context
 
 # How to apply the function to the arguments: one of these is among the flags, too.
 CALL: Final = 0  # func(*args)
@@ -37,6 +38,9 @@ MAP: Final = 32  # [func(item) for item in items]; the first exception fails the
 STARMAP: Final = 64  # [func(*item) for item in items]; the same
 EACH: Final = 96  # like MAP, but each item has an outcome of its own
 MODE: Final = 96  # these bits
+
+AGAIN: Final = 1 << 16  # this and all above: how often the task was run before
+MOST_AGAIN: Final = (1 << 16) - 1
 
 
 class Kind:
@@ -50,7 +54,8 @@ class Kind:
     EXITING: Final = 5  # the task has the process exit: its exit code, and why, as text
     BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
     LEAVING: Final = 7  # the worker leaves of itself: why, as text
-    CORRUPTED: Final = 8  # is never sent: something came here that is no report
+    FINALIZER_FAILED: Final = 8  # it leaves all the same: a traceback, as text
+    CORRUPTED: Final = 9  # is never sent: something came here that is no report
 
 
 Report = tuple[int, int, float, float, Any]

@@ -5,6 +5,7 @@ They are of a class of their own, so that all the others have nothing of it.
 
 from __future__ import annotations
 
+from prefork._ipc.wire import AGAIN, MOST_AGAIN
 from prefork._policy.job import QUEUED, WAITING, Job, ResultSink
 from prefork._policy.limits import Limits, Terms
 from prefork._policy.retry import Attempt
@@ -67,6 +68,8 @@ class JobOnTerms(Job):
         attempt = Attempt(len(self._attempts) + 1, self.pid, error, self.seconds)
         self._attempts = (*self._attempts, attempt)
         self.left -= 1
+        if attempt.number <= MOST_AGAIN:
+            self.flags += AGAIN
         self.result_bytes = 0
         self.forget_run()
 

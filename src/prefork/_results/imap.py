@@ -56,6 +56,9 @@ class Items:
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
         self.on_cancel: Callable[[], object] = lambda: None
+        self.done = 0  # items
+        self.failed = 0  # of these; counted only while somebody watches
+        self._note_progress: Callable[[], object] | None = None
         self.needed_loop: object = None  # the event loop that reads the input, if one does
         self._is_terminated = False  # what has been handed in is not to run, either
         self.room = Condition()
@@ -69,6 +72,18 @@ class Items:
     def taken(self) -> int:
         """How many items the consumer has taken."""
         return self.arrived - len(self._ready)
+
+    # ---- how far it is
+
+    def expected(self) -> int | None:
+        """How many items there are; None: the input has not ended."""
+        return self.sent if self.exhausted else None
+
+    def has_ended(self) -> bool:
+        return self._is_over()
+
+    def watch(self, note_progress: Callable[[], object]) -> None:
+        self._note_progress = note_progress
 
     # ---- the feeder's side
 
@@ -93,6 +108,8 @@ class Items:
             self.input_error = error
             self.exhausted = True
             self.arrivals.notify_all()
+            if self._note_progress is not None:
+                self._note_progress()
 
     def cancel(self) -> None:
         """The consumer has gone."""
@@ -100,6 +117,8 @@ class Items:
         self._pool = None
         self.room.notify_all()
         self.arrivals.notify_all()
+        if self._note_progress is not None:
+            self._note_progress()
         self.on_cancel()
 
     def terminate(self) -> None:
@@ -137,8 +156,13 @@ class Items:
             while self._next_job in self._early:
                 self._put(*self._early.pop(self._next_job))
                 self._next_job += 1
+        self.done += job.size
+        if self._note_progress is not None:
+            self.failed += sum(not ok for ok, _ in outcomes)
         self.finished_jobs += 1  # last: then the consumer finds what there is before the end
         self.finished_bytes += job.nbytes
+        if self._note_progress is not None:
+            self._note_progress()
         if job.nbytes > INLINE:
             self.room.notify_all()
         if self._workers:

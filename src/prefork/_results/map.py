@@ -30,12 +30,14 @@ class MapResult(Handle):
         "_bytes",
         "_done",
         "_error",
+        "_failed",
         "_function",
         "_items",
         "_jobs",
         "_lock",
         "_measured",
         "_most_jobs",
+        "_note_progress",
         "_values",
         "cancelled",
         "number",
@@ -53,6 +55,8 @@ class MapResult(Handle):
         self.number = 0  # of its first job
         self._items = length  # that are expected
         self._done = 0  # items
+        self._failed = 0  # of these
+        self._note_progress: Callable[[], object] | None = None
         self._jobs = 0  # on their way
         self._bytes = 0  # of these
         self._most_jobs = 1
@@ -93,6 +97,33 @@ class MapResult(Handle):
     def _terminated(self) -> Terminated:
         return Terminated(f"the map of {self._function} was terminated")
 
+    # ---- how far it is
+
+    @property
+    def done(self) -> int:
+        """How many items have finished, failed ones included (int). Those of a chunk do so
+        together."""
+        return self._done
+
+    @property
+    def failed(self) -> int:
+        """How many of them were in chunks that have failed (int)."""
+        return self._failed
+
+    @property
+    def remaining(self) -> int:
+        """How many items have not finished (int)."""
+        return self._items - self._done
+
+    def expected(self) -> int | None:
+        return self._items
+
+    def has_ended(self) -> bool:
+        return self._ok is not None
+
+    def watch(self, note_progress: Callable[[], object]) -> None:
+        self._note_progress = note_progress
+
     # ---- the feeder's side
 
     def limit(self, jobs: int, measured: Callable[[int, float], object] | None = None) -> None:
@@ -122,6 +153,8 @@ class MapResult(Handle):
             partial.clear()
             if signal is not None:
                 signal.notify_all()
+            if self._note_progress is not None:
+                self._note_progress()
 
     # ---- the pool's side
 
@@ -142,6 +175,8 @@ class MapResult(Handle):
             elif self._error is None:
                 self._values[job.index : job.index + job.size] = value
             self._done += job.size
+            if not ok:
+                self._failed += job.size
             self._jobs -= 1
             self._bytes -= job.nbytes
             if self._done == self._items and self._ok is None:
@@ -150,6 +185,8 @@ class MapResult(Handle):
                 else:
                     signal = self._finish(True, self._values)
         partial.clear()
+        if self._note_progress is not None:
+            self._note_progress()
         return signal
 
     def _fail(self, error: BaseException) -> list[Any]:

@@ -9,6 +9,7 @@ has more to let go than numbers is registered itself, to be *closed in the child
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import sys
@@ -24,17 +25,22 @@ from typing import Any, Protocol, TypeVar
 from prefork._system.locks import RLock
 
 __all__ = [
+    "STANDARD_STREAMS",
     "Descriptors",
     "ForkAware",
+    "above_stdio",
     "creating",
     "forget_imports",
     "holding_logging",
     "keeping",
+    "pipe",
     "register",
     "unregister",
 ]
 
 T = TypeVar("T")
+
+STANDARD_STREAMS = 3
 
 
 class ForkAware(Protocol):
@@ -123,6 +129,27 @@ class Descriptors:
                 fds, self.fds = self.fds, []
                 # In C: no signal handler that raises comes in between.
                 deque(chain(map(_open.discard, fds), map(os.close, fds)), 0)
+
+
+def above_stdio(fd: int) -> int:
+    """The same open file on a descriptor that no task takes for stdin, stdout or stderr."""
+    if fd >= STANDARD_STREAMS:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STANDARD_STREAMS)
+    finally:
+        os.close(fd)
+
+
+def pipe(reader_side: Descriptors, writer_side: Descriptors) -> tuple[int, int]:
+    """A pipe whose ends have these owners; to be called inside of `creating`."""
+    reader, writer = os.pipe()
+    try:
+        reader = reader_side.add(above_stdio(reader))
+    except OSError:
+        os.close(writer)
+        raise
+    return reader, writer_side.add(above_stdio(writer))
 
 
 def keeping(fds: Iterable[int], fork: Callable[[], T]) -> T:

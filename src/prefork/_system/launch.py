@@ -40,6 +40,29 @@ STATUS_SECONDS = 1.0
 
 STEP_SECONDS = 0.05
 
+ASKING = 6
+"""Descriptors that whoever asks a fork server for a child makes: a socket, two pipes, one more."""
+
+
+def _check_room() -> None:
+    """That many can be made.
+
+    A fork server ends when somebody connects to it and then has no descriptors left to send: it
+    does not expect that the connection is closed. Its children would be orphaned, which ends those
+    that are stopped, and nobody could tell how the others end.
+
+    Raises:
+        OSError: they cannot.
+    """
+    room = at_fork.Descriptors()
+    try:
+        with at_fork.creating():
+            for _ in range(ASKING // 2):
+                for fd in os.pipe():
+                    room.add(fd)
+    finally:
+        room.close()
+
 
 def peek(popen: Any, flag: int) -> int | None:
     """The exit code of a child that has ended, which stays a zombie: its number is its own until
@@ -238,6 +261,8 @@ class Foreign(Launch):
     def launch(self) -> None:
         try:
             with surviving_interrupts(self._method, self._server):
+                if self._server is not None:
+                    _check_room()
                 # All in C: nothing comes between the start and its being known.
                 self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
         except (ConnectionError, EOFError) as exc:

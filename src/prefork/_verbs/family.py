@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
+from prefork._arguments import count
 from prefork._compat.habits import check_keywords
 from prefork._engine.engine import Engine
 from prefork._policy.limits import Limits
 from prefork._results.apply import ApplyResult
 from prefork._results.map import MapResult
-from prefork._verbs.signatures import TaskLimits
+from prefork._verbs.signatures import MapOptions, TaskLimits
+
+if TYPE_CHECKING:
+    from prefork._observe.progress import Counts
 
 __all__ = ["Family"]
 
@@ -33,6 +38,18 @@ class Family:
         self._engine.state.check_running()
         return self._defaults.override(lost_worker_timeout=lost_worker_timeout, **options)
 
+    def _map_options(
+        self, name: str, options: MapOptions, lost_worker_timeout: float | None = None
+    ) -> tuple[Limits, int | None, object]:
+        """The limits for a call of the map family, its seed, and what shows its progress. Raises
+        the same."""
+        check_keywords(name, options, MapOptions.__optional_keys__)
+        seed = options.pop("seed", None)  # the dictionary is the call's own
+        if seed is not None:
+            seed = count("seed", seed, least=0)
+        progress = options.pop("progress", None)
+        return self._limits(name, options, lost_worker_timeout), seed, progress
+
     @staticmethod
     def _outcome(result: ApplyResult | MapResult) -> Any:
         """What `get` returns, or raises. The handle is nobody's: whoever interrupts this with
@@ -42,3 +59,18 @@ class Family:
         except KeyboardInterrupt:
             result.terminate()
             raise
+
+    def _drawing(
+        self,
+        progress: object,
+        counts: Counts,
+        total: int | None,
+        name: str,
+        until_end: bool = False,
+    ) -> AbstractContextManager[object]:
+        """What shows the progress of a call; see `Drawing`."""
+        if progress is None or progress is False:  # (a bar may have no truth value)
+            return nullcontext()
+        from prefork._observe.progress import Drawing
+
+        return Drawing(progress, counts, total, name, self._engine.state.log, until_end)

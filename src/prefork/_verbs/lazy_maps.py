@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sized
 from typing import Any, TypeVar, Unpack, overload
 
 from prefork._arguments import check_can_iterate, count, some_count
@@ -11,7 +11,7 @@ from prefork._describe import function_name
 from prefork._policy.limits import Limits
 from prefork._results.imap import Items
 from prefork._verbs.family import Family
-from prefork._verbs.signatures import A, AnyIterable, R, TaskLimits, X
+from prefork._verbs.signatures import A, AnyIterable, MapOptions, R, X
 from prefork.results import IMapIterator, IMapUnorderedIterator
 
 __all__ = ["LazyMapFamily"]
@@ -31,7 +31,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapIterator[R]: ...
     @overload
     def imap(
@@ -42,7 +42,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapIterator[R]: ...
     def imap(
         self,
@@ -52,7 +52,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapIterator[R]:
         """Like `map`, but lazy: an iterator over the results, in the order of the input.
 
@@ -77,8 +77,10 @@ class LazyMapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not; or an async iterable is given
                 where no event loop of asyncio runs.
         """
-        limits = self._limits("imap", options, lost_worker_timeout)
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, limits)
+        limits, seed, progress = self._map_options("imap", options, lost_worker_timeout)
+        return self._imap(
+            IMapIterator, func, iterable, chunksize, buffersize, limits, seed, progress
+        )
 
     @overload
     def imap_unordered(
@@ -89,7 +91,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]: ...
     @overload
     def imap_unordered(
@@ -100,7 +102,7 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]: ...
     def imap_unordered(
         self,
@@ -110,11 +112,13 @@ class LazyMapFamily(Family):
         lost_worker_timeout: float | None = None,
         *,
         buffersize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> IMapUnorderedIterator[R]:
         """Like `imap`, but the results come as they become ready, in any order."""
-        limits = self._limits("imap_unordered", options, lost_worker_timeout)
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits)
+        limits, seed, progress = self._map_options("imap_unordered", options, lost_worker_timeout)
+        return self._imap(
+            IMapUnorderedIterator, func, iterable, chunksize, buffersize, limits, seed, progress
+        )
 
     # ---- how
 
@@ -126,6 +130,8 @@ class LazyMapFamily(Family):
         chunksize: int,
         buffersize: int | None,
         limits: Limits,
+        seed: int | None,
+        progress: object,
     ) -> Iterator:
         engine = self._engine
         check_function(func)
@@ -136,13 +142,16 @@ class LazyMapFamily(Family):
         items = Items(self, name, buffersize, chunksize, workers, ordered)
         items.on_cancel = engine.state.check_done
         result = iterator_class(items)  # which cancels them if this is interrupted
-        if isinstance(iterable, Iterable) or not isinstance(iterable, AsyncIterable):
-            check_can_iterate(iterable)  # only that: to begin may already take long
-            engine.feed(engine.factory.items(items, func, iterable, chunksize, limits), items)
-        else:
-            from prefork._verbs.async_inputs import AsyncInput, Handed
+        total = len(iterable) if isinstance(iterable, Sized) else None
+        with self._drawing(progress, items, total, name):
+            if isinstance(iterable, Iterable) or not isinstance(iterable, AsyncIterable):
+                check_can_iterate(iterable)  # only that: to begin may already take long
+                jobs = engine.factory.items(items, func, iterable, chunksize, limits, seed)
+                engine.feed(jobs, items)
+            else:
+                from prefork._verbs.async_inputs import AsyncInput, Handed
 
-            handed = Handed()
-            jobs = engine.factory.items(items, func, handed, chunksize, limits)
-            AsyncInput(iterable, handed, jobs, items, engine.dispatcher)
+                handed = Handed()
+                jobs = engine.factory.items(items, func, handed, chunksize, limits, seed)
+                AsyncInput(iterable, handed, jobs, items, engine.dispatcher)
         return result

@@ -19,9 +19,9 @@ from prefork._verbs.signatures import (
     B,
     C,
     Callback,
+    MapOptions,
     OfOneType,
     R,
-    TaskLimits,
     Ts,
     Unchecked,
     X,
@@ -40,6 +40,16 @@ class MapFamily(Family):
         none.
     retries: how often a chunk is run again after its worker was lost; its calls that had
         finished are then run again, too.
+    seed: an int of at least 0: the random numbers of each item depend on it and on the item's
+        position alone, those of `random`, `numpy.random` and `current_worker().rng`; so they are
+        the same whatever the number of workers, the order and the chunks. The formulas are
+        in docs/howto/worker-state.md. None: they are different each time.
+    progress: shows how far the call is, on a thread of its own. True, or a label: by tqdm, in a
+        notebook as there, or by a line of text if that is not installed. Or what shows it: tqdm,
+        rich's `Progress`, or a bar that you have made with one of these; a function that is called
+        with `total` (int; None if nobody knows) and returns an object with an `update(n)`, and
+        perhaps a `close()`. What its making raises, the call raises; what it raises later is
+        logged, and then it is not drawn any more. None, False: nothing is shown.
     """
 
     @overload
@@ -48,7 +58,7 @@ class MapFamily(Family):
         func: Callable[[A], R],
         iterable: Iterable[A],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def map(
@@ -56,14 +66,14 @@ class MapFamily(Family):
         func: Callable[[A | X], R],
         iterable: Iterable[A | X],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     def map(
         self,
         func: Callable[[Any], R],
         iterable: Iterable[Any],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]:
         """`[func(item) for item in iterable]`, in the workers.
 
@@ -82,8 +92,8 @@ class MapFamily(Family):
         Raises:
             Exception: what `MapResult.get` raises, and `map_async`.
         """
-        limits = self._limits("map", options)
-        result = self._map(MAP, func, iterable, chunksize, limits, wait=True)
+        limits, seed, progress = self._map_options("map", options)
+        result = self._map(MAP, func, iterable, chunksize, limits, seed, progress, wait=True)
         return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
@@ -94,7 +104,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def map_async(
@@ -104,7 +114,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     def map_async(
         self,
@@ -113,7 +123,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `map`, but returns at once with a handle of the list.
 
@@ -129,8 +139,10 @@ class MapFamily(Family):
             RuntimeError: in a forked child, whose pool this is not.
             Exception: what `iterable` raises.
         """
-        limits = self._limits("map_async", options)
-        return self._map(MAP, func, iterable, chunksize, limits, callback, error_callback)
+        limits, seed, progress = self._map_options("map_async", options)
+        return self._map(
+            MAP, func, iterable, chunksize, limits, seed, progress, callback, error_callback
+        )
 
     @overload
     def starmap(
@@ -138,7 +150,7 @@ class MapFamily(Family):
         func: Callable[[*Ts], R],
         iterable: Iterable[tuple[*Ts]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -146,7 +158,7 @@ class MapFamily(Family):
         func: Callable[[A | X], R],
         iterable: Iterable[tuple[A | X]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -154,7 +166,7 @@ class MapFamily(Family):
         func: Callable[[A | X, B | Y], R],
         iterable: Iterable[tuple[A | X, B | Y]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -162,7 +174,7 @@ class MapFamily(Family):
         func: Callable[[A | X, B | Y, C | Z], R],
         iterable: Iterable[tuple[A | X, B | Y, C | Z]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -170,7 +182,7 @@ class MapFamily(Family):
         func: Callable[..., R],
         iterable: Iterable[Unchecked],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     @overload
     def starmap(
@@ -178,18 +190,18 @@ class MapFamily(Family):
         func: OfOneType[A, R],
         iterable: Iterable[Iterable[A]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]: ...
     def starmap(
         self,
         func: Callable[..., R],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
-        limits = self._limits("starmap", options)
-        result = self._map(STARMAP, func, iterable, chunksize, limits, wait=True)
+        limits, seed, progress = self._map_options("starmap", options)
+        result = self._map(STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True)
         return self._outcome(result)  # type: ignore[no-any-return]
 
     @overload
@@ -200,7 +212,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -210,7 +222,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -220,7 +232,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -230,7 +242,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -240,7 +252,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     @overload
     def starmap_async(
@@ -250,7 +262,7 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]: ...
     def starmap_async(
         self,
@@ -259,11 +271,13 @@ class MapFamily(Family):
         chunksize: int | None = None,
         callback: Callback[list[R]] = None,
         error_callback: Callback[Any] = None,
-        **options: Unpack[TaskLimits],
+        **options: Unpack[MapOptions],
     ) -> MapResult[R]:
         """Like `starmap`, but returns at once with a handle of the list; see `map_async`."""
-        limits = self._limits("starmap_async", options)
-        return self._map(STARMAP, func, iterable, chunksize, limits, callback, error_callback)
+        limits, seed, progress = self._map_options("starmap_async", options)
+        return self._map(
+            STARMAP, func, iterable, chunksize, limits, seed, progress, callback, error_callback
+        )
 
     # ---- how
 
@@ -274,6 +288,8 @@ class MapFamily(Family):
         iterable: Iterable[Any],
         chunksize: int | None,
         limits: Limits,
+        seed: int | None,
+        progress: object,
         callback: Callback[Any] = None,
         error_callback: Callback[Any] = None,
         wait: bool = False,
@@ -298,10 +314,13 @@ class MapFamily(Family):
             chunks = fixed_chunks(items, chunksize)
             result.limit(LEAST_AHEAD * workers)
         latest = limits.latest(time.monotonic())
-        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest)
-        try:
-            engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
-        except KeyboardInterrupt:
-            result.terminate()  # nobody will have it
-            raise
+        jobs = engine.factory.chunks(result, mode, func, chunks, limits, latest, seed)
+        with self._drawing(progress, result, len(items), name, until_end=wait):
+            try:
+                engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
+                if wait:
+                    result.wait()
+            except KeyboardInterrupt:
+                result.terminate()  # nobody will have it
+                raise
         return result

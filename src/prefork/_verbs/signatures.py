@@ -36,6 +36,7 @@ __all__ = [
     "C",
     "CallOptions",
     "Callback",
+    "MapOptions",
     "OfOneType",
     "P",
     "R",
@@ -83,6 +84,16 @@ class TaskLimits(TypedDict, total=False):
     infinity: likewise."""
     retries: int | Retry
     """How often a job is run again after its worker was lost, 0: never; or how, and after what."""
+
+
+class MapOptions(TaskLimits, total=False):
+    """Keyword arguments of the map family."""
+
+    seed: int | None
+    """At least 0: each item gets random numbers that depend on this and on its position, and on
+    nothing else; see `prefork._worker.seeding`. None: they are different each time."""
+    progress: Any
+    """Shows how far it is: True, a label, tqdm, rich's `Progress`, or a class like one of these."""
 
 
 class CallOptions(TaskLimits, Generic[R], total=False):

@@ -3,48 +3,84 @@
 main ─► lead a group ─► initializer ─► READY ─► ┌ receive a ticket
                                                 │ note it on the board
                                                 │ load, run              SIGUSR1: soft limit
-                                                └ report ─► … ─► leave
+                                                └ report ─► … ─► finalizer ─► leave
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import util
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prefork._describe import describe
 from prefork._ipc.descriptors import arriving
-from prefork._ipc.outcome import encode_exit, encode_failure, encode_reason, encode_result
+from prefork._ipc.outcome import (
+    encode_exit,
+    encode_failure,
+    encode_reason,
+    encode_result,
+    format_traceback,
+)
 from prefork._ipc.pickling import CallUnpickler, dumps, load, pack
-from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, MODE, Kind, Ticket
+from prefork._ipc.wire import (
+    ACCEPT,
+    CALL,
+    CONTEXT,
+    EACH,
+    KEYWORDS,
+    LIMITED,
+    MAP,
+    MODE,
+    Kind,
+    Ticket,
+)
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork, orderly_end, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
 from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
 from prefork._worker.sessions import allowing_sessions
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from prefork._worker.environment import Place
+
+__all__ = ["Worker", "main"]
 
 _EXITS: Final = (SystemExit, KeyboardInterrupt)  # a task that raises one of these ends its process
 
 
-def main(options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+MOST_TEXT: Final = 10_000  # characters of a traceback that is only logged
+
+
+def main(
+    options: WorkerOptions,
+    end: WorkerEnd,
+    max_tasks: int | None,
+    place: Place | None = None,
+    tap: Any = None,
+) -> None:
     """
     Args:
         options: the same for all workers of a pool.
         max_tasks: after so many it leaves, to be replaced by another one.
+        place: what it has of its own; None: nothing.
+        tap: where what it sends beside its results goes (a `TapEnd`), if anything does.
     """
+    global running  # noqa: PLW0603
     # Right before the standard library would wait for what the tasks have left behind.
     util.Finalize(None, orderly_end.part, exitpriority=0)
     stacks.install(end.open())
     try:
-        _Worker(options, end, max_tasks).run()
+        running = Worker(options, end, max_tasks, _attach(options, tap))
+        running.run(place)
     finally:
+        running = None
         stacks.uninstall()
         end.close()  # the pool need not wait for what else there is to clean up
 
@@ -55,9 +91,28 @@ def _exit_code(exc: BaseException) -> int:
     return 0 if code is None else code if isinstance(code, int) else 1
 
 
-class _Worker:
-    def __init__(self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None) -> None:
+def _attach(options: WorkerOptions, tap: Any) -> Any:
+    settings = options.observing
+    if settings is None:
+        return None
+    from prefork._observe.attachment import Attachment
+
+    return Attachment(settings, tap, options.soft_limit)
+
+
+class Worker:
+    """One worker, in its own process.
+
+    Attributes:
+        state: what the initializer has returned.
+        data: whatever tasks want to keep.
+    """
+
+    def __init__(
+        self, options: WorkerOptions, end: WorkerEnd, max_tasks: int | None, attachment: Any
+    ) -> None:
         self._options = options
+        self._attachment = attachment  # an `Attachment`, if anything is sent beside results
         self._end = end
         self._max_tasks = max_tasks
         self._calls = CallUnpickler()
@@ -66,15 +121,22 @@ class _Worker:
         self._limited = False  # the job that runs has time limits
         self._soft_timeout = 0.0
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
+        self._finalizer: Callable[..., object] | None = None
+        self._job = 0  # the one that runs, while there is a function
+        self._flags = 0  # of its ticket
+        self._func: Callable[..., Any] | None = None  # that it calls
+        self.state: object = None
+        self.data: dict[str, Any] = {}
 
-    def run(self) -> None:
+    def run(self, place: Place | None) -> None:
         at_fork.register(self)
         self._set_signals()
         try:
-            self._initialise()
+            self._initialise(place)
             set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
             self._end.report(Kind.READY)
             self._work()
+            self._finalise()
         except BrokenPipeError:
             # Nobody reads what it reports: the pool has gone, has not waited for it, or does not
             # know of it. (What its tasks raise does not come to here.)
@@ -96,14 +158,18 @@ class _Worker:
                 tasks_left -= 1
             if memory is not None and self._has_outgrown(memory.now()):
                 return
+        if self._finalizer is not None:  # which may take its time, and the pool does not know yet
+            self._say_that_it_leaves(f"it has run {self._max_tasks} tasks")
 
     def _has_outgrown(self, kib: int) -> bool:
         limit = self._options.max_memory
         if limit is None or kib <= limit:
             return False
-        why = f"{kib} KiB of memory, more than {limit} KiB"
-        self._end.report(Kind.LEAVING, pickled=encode_reason(why))
+        self._say_that_it_leaves(f"{kib} KiB of memory, more than {limit} KiB")
         return True
+
+    def _say_that_it_leaves(self, why: str) -> None:
+        self._end.report(Kind.LEAVING, pickled=encode_reason(why))
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
@@ -115,16 +181,37 @@ class _Worker:
         let_through()
         unblock(SOFT_SIGNAL, signal.SIGTERM)
 
-    def _initialise(self) -> None:
+    def _initialise(self, place: Place | None) -> None:
         random_state.renew()
-        if self._options.initializer is None:
-            return
+        if "opentelemetry.context" in sys.modules:  # inherited, with a span that is not ours
+            from prefork._observe.context import forget_trace
+
+            forget_trace()
+        options = self._options
         try:
-            with allowing_sessions():
-                self._options.initializer()
+            if place is not None:
+                place.take()
+            if options.finalizer is not None:
+                self._finalizer = options.finalizer.load()
+            if options.initializer is not None:
+                with allowing_sessions():
+                    self.state = options.initializer.load()()
         except BaseException as exc:
             self._end.report(Kind.BROKEN, pickled=dumps(encode_failure(exc)))
             raise SystemExit(1) from None
+
+    def _finalise(self) -> None:
+        """All is done, in order; the pool kills a worker that takes too long for it."""
+        if self._finalizer is None or self._end.closed:
+            return
+        try:
+            self._finalizer(self.state)
+        except BaseException as exc:
+            text = format_traceback(exc)[-MOST_TEXT:].strip()
+            try:
+                self._end.report(Kind.FINALIZER_FAILED, pickled=encode_reason(text))
+            except OSError:  # nobody hears it
+                traceback.print_exception(exc)
 
     # ---- one task
 
@@ -143,6 +230,9 @@ class _Worker:
                 kind, pickled, buffers = self._load_and_call(ticket)
             finally:
                 self._soft_deadline = 0.0
+                self._func = None
+                if self._attachment is not None:
+                    self._attachment.end()
         except BaseException as exc:
             if isinstance(exc, _EXITS):
                 if not end.closed:
@@ -157,9 +247,18 @@ class _Worker:
     def _load_and_call(self, ticket: Ticket) -> tuple[int, bytes, list[memoryview]]:
         """The arguments are gone when this returns, unless the task, or its result, keeps them."""
         func, arguments = self._load(ticket)
+        self._job, self._flags, self._func = ticket[0], ticket[-1], func
+        if self._attachment is not None:
+            self._attachment.begin(ticket[0], func)
         if self._limited:
             self._restart_clock()  # what unpickling took is not the task's own time
-        return self._call(ticket[-1], func, arguments)
+        flags = ticket[-1]
+        if flags & CONTEXT:
+            from prefork._observe.context import call_in
+
+            arguments, context = arguments
+            return call_in(context, self._call, flags, func, arguments)
+        return self._call(flags, func, arguments)
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
@@ -228,17 +327,30 @@ class _Worker:
             return True, [pickled, *map(bytearray, buffers)]
         return False, load(pickled)
 
+    def now(self) -> tuple[int, int, Callable[..., Any]] | None:
+        """The job that runs now: its number, the flags of its ticket, and what it calls."""
+        func = self._func
+        return None if func is None else (self._job, self._flags, func)
+
     def close_in_child(self) -> None:
-        """In a child that the task forks: the job is not its own, so there are no more items."""
+        """In a child that the task forks: the job is not its own, so there are no more items; and
+        it is no worker."""
+        global running  # noqa: PLW0603
+        running = None
         deque(self._items, 0)
 
     # ---- time limits: they are each item's, so the clock starts anew for each
 
     def _restart_clock(self) -> None:
-        """From here on the soft limit raises; to be called where that will be caught."""
-        self._end.clock[1] = started = time.monotonic()
+        """From here on the soft limit raises; to be called where that will be caught.
+
+        The pool sends its signal once, when the clock that it sees here has run out. However long
+        this process is kept from running in between, the signal must find the deadline set.
+        """
+        started = time.monotonic()
         if self._soft_timeout:
             self._soft_deadline = started + self._soft_timeout
+        self._end.clock[1] = started
 
     def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:
@@ -252,3 +364,6 @@ class _Worker:
             self._soft_deadline = 0.0
             limit = self._soft_timeout
             raise self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")
+
+
+running: Worker | None = None  # the worker that this process is

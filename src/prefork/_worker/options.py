@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd, ForkingPickler
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from prefork._ipc.payload import FilePayload
 from prefork._ipc.pickling import is_unknown_name, load, load_by_value
 from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
 
-__all__ = ["SOFT_SIGNAL", "Initializer", "WorkerOptions"]
+if TYPE_CHECKING:
+    from prefork._observe.settings import WorkerSettings
+
+__all__ = ["SOFT_SIGNAL", "Hook", "WorkerOptions"]
 
 SOFT_SIGNAL: Final = signal.SIGUSR1
 _SMALL: Final = (
@@ -20,8 +24,9 @@ _SMALL: Final = (
 )  # bytes of a pickle that fit into any pipe beside what else starts a process
 
 
-class Initializer:
-    """A function and its arguments, to be called once in each worker.
+class Hook:
+    """A function and its arguments, to be called once in each worker: its initializer, or its
+    finalizer.
 
     Where it has to be pickled (not with fork), the worker unpickles it itself, when it can report
     that this fails. A large pickle travels in a file: the pipe that starts a process takes little
@@ -36,26 +41,28 @@ class Initializer:
         # Anew for each worker: what can only be given to a child while it starts is in there, too.
         pickled = _pickle(self.func, self.args)
         if len(pickled) <= _SMALL:
-            return _PickledInitializer, (pickled,)
+            return _PickledHook, (pickled,)
         self._payload = FilePayload(pickled)  # the last worker's has been received
-        return _PickledInitializer, (DupFd(self._payload.fd),)
+        return _PickledHook, (DupFd(self._payload.fd),)
 
-    def __call__(self) -> None:
-        _call(self.func, self.args)
+    def load(self) -> Callable[..., object]:
+        """In the worker: what to call; its own arguments come first. May raise whatever unpickling
+        raises."""
+        return _bind(self.func, self.args)
 
 
-class _PickledInitializer:
+class _PickledHook:
     """The same, as it arrives in a worker."""
 
     def __init__(self, pickled: Any) -> None:
         self._pickled = pickled
 
-    def __call__(self) -> None:
+    def load(self) -> Callable[..., object]:
         pickled = self._pickled
         func, args = load(
             pickled if isinstance(pickled, bytes) else FilePayload.open(pickled.detach())
         )
-        _call(func, args)
+        return _bind(func, args)
 
 
 def _pickle(func: Callable[..., object], args: tuple[Any, ...]) -> bytes:
@@ -80,16 +87,24 @@ def _pickle(func: Callable[..., object], args: tuple[Any, ...]) -> bytes:
     return whole
 
 
-def _call(func: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _bind(func: Callable[..., object], args: tuple[Any, ...]) -> Callable[..., object]:
     if func is sessions.REAL:  # it was looked up before `allowing_sessions`
         func = sessions.setsid
-    func(*args)
+    return functools.partial(func, *args)
+
+
+class LoadsHook(Protocol):
+    """A `Hook`, or what has become of it on its way to a worker."""
+
+    def load(self) -> Callable[..., object]: ...
 
 
 class WorkerOptions(NamedTuple):
     """How the workers of a pool work."""
 
-    initializer: Callable[[], None] | None = None
+    initializer: LoadsHook | None = None
     max_memory: int | None = None  # KiB resident; with more after a task a worker leaves
     soft_limit: type[BaseException] = SoftTimeLimitExceeded  # what it raises in a task
     load_seconds: float = 0.0  # how long a call may take to be unpickled, beside its limits
+    finalizer: LoadsHook | None = None  # called at the end with what the initializer has returned
+    observing: WorkerSettings | None = None  # what it sends beside its results

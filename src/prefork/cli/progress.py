@@ -11,10 +11,8 @@ import json
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol, TextIO
 
 from rich.console import Console, RenderableType
@@ -23,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from prefork._observe.rates import Meter, clock, duration, line_due, per_second
 
 __all__ = [
     "STYLES",
@@ -42,7 +42,6 @@ SHOWN_FAILURES, SHOWN_OF_A_KIND = 20, 3
 LONG = 2.0  # seconds: what takes longer is named in the bar
 REDRAWS = 8  # of the bar, per second
 SHORTEST_BAR, LONGEST_BAR = 8, 40  # columns
-LOG_AFTER = (1, 2, 5, 10, 20, 30, 45, 60)  # seconds from the start; then every minute
 INPUT_WIDTH = 80
 REASON_WIDTH = 160
 
@@ -147,31 +146,6 @@ class Stats:
         return (time.monotonic() if self.ended is None else self.ended) - self.started
 
 
-class Meter:
-    """How fast it goes: inputs per second over about the last `window` seconds."""
-
-    def __init__(self, window: float = 30.0) -> None:
-        self._window = window
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def sample(self, now: float, done: int) -> None:
-        self._samples.append((now, done))
-        while len(self._samples) > 2 and self._samples[1][0] < now - self._window:
-            self._samples.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Per second; None: nothing has been done yet."""
-        if not self._samples:
-            return None
-        (since, before), (now, done) = self._samples[0], self._samples[-1]
-        return (done - before) / (now - since) if done > before and now > since else None
-
-    def seconds_left(self, left: int) -> float | None:
-        rate = self.rate
-        return left / rate if rate else None
-
-
 Longest = Callable[[], tuple[str, float] | None]
 """Tells an input, as JSON, and for how many seconds it has been running."""
 
@@ -236,8 +210,7 @@ class Log:
     @property
     def due(self) -> float:
         """When the next line comes, in seconds from the start."""
-        over = self._lines - len(LOG_AFTER)
-        return LOG_AFTER[self._lines] if over < 0 else LOG_AFTER[-1] + 60 * (over + 1)
+        return line_due(self._lines)
 
     def next_tick(self) -> float | None:
         return max(0.0, self.due - self.stats.seconds)
@@ -259,7 +232,7 @@ class Log:
         if stats.total:
             left = self._meter.seconds_left(stats.total - stats.handled)
             if left is not None:
-                text += f", {_clock(left)} left"
+                text += f", {clock(left)} left"
         self.say(text)
 
     def stop(self) -> None:
@@ -360,7 +333,7 @@ class Bar:
         ]
         if stats.total:
             left = self._meter.seconds_left(stats.total - stats.handled)
-            cells.append(Text(f"ETA {'-:--:--' if left is None else _clock(left)}", "magenta"))
+            cells.append(Text(f"ETA {'-:--:--' if left is None else clock(left)}", "magenta"))
         if (longest := self._longest()) is not None and longest[1] > LONG:
             given, seconds = longest
             cells.append(Text(f"longest: {shown(given)} {duration(seconds)}", "dim"))
@@ -413,19 +386,3 @@ class Bar:
     def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(OSError):
             self._console.print(Text(text, style))
-
-
-def per_second(rate: float) -> str:
-    """For people: "0.4/s", "1234/s"."""
-    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
-def duration(seconds: float) -> str:
-    """For people: "0.4 s", "75 s", "1:02:03"."""
-    if seconds < 600:
-        return f"{seconds:.1f} s" if seconds < 60 else f"{seconds:.0f} s"
-    return _clock(seconds)

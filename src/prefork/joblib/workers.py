@@ -57,11 +57,12 @@ class WorkerSettings(NamedTuple):
         return _Pool(
             self.processes,
             begin,
-            (depth() + 1, dict(self.environment), call),
+            (depth() + 1, call),
             self.maxtasksperchild,
             context=OwnServerContext(),
             max_memory_per_child=self.max_memory_per_child,
             max_memory_per_task=self.max_memory_per_task,
+            env=dict(self.environment),
         )
 
 

@@ -28,8 +28,9 @@ from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
+from prefork._engine.options import Options
 from prefork._engine.retrier import Retrier
-from prefork._engine.spawner import Options, Spawner
+from prefork._engine.spawner import Spawner
 from prefork._engine.state import PoolState
 from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.terminator import Terminator

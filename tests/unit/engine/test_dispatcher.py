@@ -9,7 +9,7 @@ import pytest
 from fakes import FakePool, FakeReader
 from prefork._engine.state import PoolPhase
 from prefork._policy.job import QUEUED, RESOLVED, SENT
-from prefork._policy.scheduler import ALONE_SECONDS, SHORT_SECONDS
+from prefork._policy.scheduler import ALONE_SECONDS, MAX_DEPTH, SHORT_SECONDS
 from prefork.errors import PoolBrokenError, Terminated
 
 Make = Callable[..., FakePool]
@@ -292,6 +292,23 @@ def test_what_waits_behind_a_long_job_is_run_before_what_came_later(pool: FakePo
     long.finish()
     pool.collect()
     assert long.waiting == [queued[1].id]
+
+
+def test_who_was_held_back_is_needed_once_all_that_are_at_work_have_long_jobs(make: Make) -> None:
+    pool = make(2, cpus=1)
+    busy, idle = pool.start(2)
+    if pool.submit(1)[0].slot is idle.handle:
+        busy, idle = idle, busy
+    pool.state.scheduler.mean_seconds = SHORT_SECONDS / 2
+    waiting = pool.submit(2 * MAX_DEPTH)  # so that some are queued
+    busy.run_next()  # this one was short
+    pool.collect()
+    busy.begin()
+    assert idle.waiting == []
+    pool.clock.passes(2 * ALONE_SECONDS)
+    pool.run_due()
+    assert waiting[1].id in idle.waiting
+    assert busy.waiting == []
 
 
 # ---- workers come and go

@@ -57,7 +57,7 @@ def test_each_worker_knows_what_it_may_do(make: Make, nursery: Nursery) -> None:
     assert quotas <= {4, 5, 6, 7}
     for worker in pool.state.workers:
         assert isinstance(worker.process, FakeChild)
-        assert worker.process.args[-1] == worker.quota
+        assert worker.process.args[1] == worker.quota
 
 
 def test_the_first_ones_raise_what_keeps_one_from_it(make: Make, nursery: Nursery) -> None:

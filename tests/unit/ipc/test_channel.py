@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork._ipc import channel
 from prefork._ipc.channel import MAX_TICKETS, Channel, Ring
 from prefork._ipc.layout import RING
 from prefork._ipc.memfd import Transport
@@ -226,7 +225,7 @@ def test_descriptors_are_above_those_that_a_task_may_take_for_the_standard_strea
     try:
         os.close(0)
         with contextlib.closing(at_fork.Descriptors()) as fds:
-            assert min(channel._pipe(fds, fds)) > 2
+            assert min(at_fork.pipe(fds, fds)) > 2
     finally:
         os.dup2(saved, 0)
         os.close(saved)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import prefork
 from helpers import DEADLINE
 from prefork._system import locks
 
@@ -38,20 +42,29 @@ def interrupted(monkeypatch: pytest.MonkeyPatch):
             armed = False
             raise Interrupt
 
-    def call(function: Callable[[], None]) -> None:
+    def repeat(function: Callable[[], None]) -> None:
         nonlocal armed
-        try:
-            armed = True
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
-            while armed:
-                function()
-        except Interrupt:
-            pass
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
+        while armed:
+            function()
+
+    def call(function: Callable[[], None]) -> None:
+        # The loop is in a function of its own: its jump need not be within a `try` around it.
+        with contextlib.suppress(Interrupt):
+            repeat(function)
 
     before = signal.signal(signal.SIGALRM, handler)
     yield call
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+def test_no_others_are_used():
+    for path in Path(prefork.__file__).parent.rglob("*.py"):
+        # (A `Condition` takes its own one after the other, without `with`.)
+        if path.name not in ("locks.py", "condition.py"):
+            assert not re.search(r"threading\.R?Lock\b", path.read_text()), path
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,8 +15,9 @@ from prefork._ipc.channel import Channel
 from prefork._ipc.outcome import decode, decode_exit, decode_reason
 from prefork._ipc.pickling import CallPickler
 from prefork._ipc.wire import ACCEPT, CALL, EACH, KEYWORDS, LIMITED, MAP, STARMAP, Kind, Report
+from prefork._ipc.worker_end import WorkerEnd
 from prefork._worker import main as worker
-from prefork._worker.options import Initializer, WorkerOptions
+from prefork._worker.options import Hook, WorkerOptions
 from prefork.errors import SoftTimeLimitExceeded
 
 
@@ -202,7 +203,7 @@ initialised: list[object] = []
 def test_its_initializer_comes_first(desk: Desk) -> None:
     initialised.clear()
     desk.put(len, (initialised,))
-    initializer = Initializer(initialised.append, ("done",))
+    initializer = Hook(initialised.append, ("done",))
     (_, (ok, _)), *_ = outcomes(desk.run(WorkerOptions(initializer)))
     assert ok
     assert initialised == ["done"]
@@ -210,7 +211,7 @@ def test_its_initializer_comes_first(desk: Desk) -> None:
 
 def test_one_whose_initializer_fails_is_never_ready(desk: Desk) -> None:
     unread = desk.put(len, ("abc",))
-    ((kind, _, _, _, payload),) = desk.run(WorkerOptions(Initializer(int, ("seven",))))
+    ((kind, _, _, _, payload),) = desk.run(WorkerOptions(Hook(int, ("seven",))))
     assert kind == Kind.BROKEN
     ok, error = decode(kind, payload)
     assert not ok
@@ -220,9 +221,9 @@ def test_one_whose_initializer_fails_is_never_ready(desk: Desk) -> None:
 
 def test_an_initializer_travels_as_a_pickle_of_its_own() -> None:
     initialised.clear()
-    arrived = pickle.loads(pickle.dumps(Initializer(mark, ("there",))))
+    arrived = pickle.loads(pickle.dumps(Hook(mark, ("there",))))
     assert initialised == []
-    arrived()
+    arrived.load()()
     assert initialised == ["there"]
 
 
@@ -234,3 +235,35 @@ def test_options_are_plain() -> None:
     options = WorkerOptions()
     assert options.max_memory is None
     assert options.soft_limit is SoftTimeLimitExceeded
+
+
+def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool sends its signal once. The worker may be kept from running, at whatever moment, from
+    when it has told what its clock says until that signal is there."""
+    handlers: list[Callable[..., object]] = []
+    monkeypatch.setattr(worker, "set_action", lambda signum, call: handlers.append(call))
+
+    class Clock:
+        def __init__(self, clock: Any) -> None:
+            self._clock = clock
+
+        def __setitem__(self, place: int, value: float) -> None:
+            self._clock[place] = value
+            if place == 1 and value > self._clock[2]:  # the task's own time runs
+                monkeypatch.setattr(time, "monotonic", lambda: value + 61.0)
+                handlers[-1](0, None)
+
+    open_end = WorkerEnd.open
+
+    def opened(end: WorkerEnd) -> Any:
+        black_box = open_end(end)
+        end.clock = Clock(end.clock)  # type: ignore[assignment]
+        return black_box
+
+    monkeypatch.setattr(WorkerEnd, "open", opened)
+    job = desk.put(len, ("abc",), CALL | LIMITED)
+    ((found, (ok, error)),) = outcomes(desk.run())
+    assert (found, ok) == (job, False)
+    assert isinstance(error, SoftTimeLimitExceeded)
