@@ -58,10 +58,11 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         initargs: its arguments.
         max_tasks_per_child: a worker is replaced after so many calls (with `map`: chunks of them);
             None: never. Any start method will do.
-        timeout, soft_timeout, lost_worker_timeout, max_tasks_per_child_jitter,
-        max_memory_per_child, max_memory_per_task, max_restarts, start_timeout, finalizer, env,
-        cpu_affinity, inner_max_num_threads, forward_logs, context_vars, capture_output: as those of
-            `Pool`, whose `maxtasksperchild_jitter` is the fourth.
+        max_tasks_per_child_jitter: as `maxtasksperchild_jitter` of `Pool`.
+        timeout, soft_timeout, lost_worker_timeout: as those of `Pool`; all that follow, too.
+        max_memory_per_child, max_memory_per_task: …
+        max_restarts, start_timeout, finalizer, env, cpu_affinity: …
+        inner_max_num_threads, forward_logs, context_vars, capture_output: …
 
     Raises:
         ValueError: a number is out of range.
