@@ -370,7 +370,7 @@ class Engine:
 
     def drop(self) -> None:
         """Nobody holds the pool any more."""
-        if not self.supervisor.ended:
+        if not (self.supervisor.ended or self.state.is_forked):
             self.supervisor.request_termination("the pool object was dropped")
             self.driver.dropped()
 
