@@ -392,20 +392,23 @@ def test_two_loops_wait_for_one_result(make_pool, run, gate):
     assert found == ["ran"] * 2
 
 
-def test_without_threads_another_loop_says_so(make_pool, run):
+def test_without_threads_another_loop_says_so(make_pool, run, gate):
     pool = make_pool(1, threads=False)
     found = []
 
-    def elsewhere():
+    def elsewhere(handle):
         try:
-            run(awaited(pool.submit(square, 3)))
+            run(awaited(handle))
         except RuntimeError as exc:
             found.append(str(exc))
 
     async def main():
         assert await pool.submit(square, 3) == 9
-        await asyncio.to_thread(elsewhere)
-        assert await pool.submit(square, 4) == 16
+        handle = pool.submit(enter, gate, "ran")
+        visitor = await arrival(gate)
+        await asyncio.to_thread(elsewhere, handle)
+        visitor.go()
+        assert await handle == "ran"
 
     run(main())
     assert "another event loop" in found[0]
