@@ -397,7 +397,8 @@ def test_jobs_with_priorities_while_workers_are_killed(make_pool, tmp_path):
     assert all(future.result(DEADLINE) is None for future in futures)
     found = order(tmp_path / "log")
     assert {*found} == {*range(2000)}
-    assert len(found) == 2000 + sum(bool(future.retries) for future in futures)
+    # One whose worker was killed has been noted before that, or not.
+    assert 2000 <= len(found) <= 2000 + sum(len(future.attempts) for future in futures)
 
 
 # --- deadlines
