@@ -218,7 +218,10 @@ def python_calls(run) -> int:
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer makes calls of its own")
 @pytest.mark.parametrize("workers", [1, 8])
-def test_queueing_a_call_takes_few_calls_however_many_workers(make_pool, gate, workers):
+def test_queueing_a_call_takes_few_calls_however_many_workers(
+    make_pool, gate, monkeypatch, workers
+):
+    monkeypatch.delitem(sys.modules, "opentelemetry.context", raising=False)  # other tests' traces
     pool = make_pool(workers)
     blockers = [pool.apply_async(enter, (gate,)) for _ in range(workers)]
     visitors = [gate.arrival() for _ in blockers]

@@ -472,11 +472,11 @@ def test_a_function_that_was_called_already(make_pool, verb):
         getattr(pool, verb)(square(3), [1])
 
 
+@pytest.mark.usefixtures("without_cloudpickle")
 @pytest.mark.parametrize("verb", ["apply", "map"])
 def test_a_function_that_cannot_be_pickled(make_pool, verb):
-    with pytest.raises(Exception, match=r"lambda") as caught:
+    with pytest.raises(Exception, match=r"lambda.*at the top level of a module"):
         getattr(make_pool(1), verb)(lambda x: x, [1])
-    assert "at the top level of a module" in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])

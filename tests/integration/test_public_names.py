@@ -85,8 +85,8 @@ def test_errors_go_to_workers_and_come_back(make_pool, context):
 
 
 def test_an_encoding_error_comes_back(make_pool, context):
-    with pytest.raises(prefork.MaybeEncodingError, match="lambda"):
-        make_pool(1, context=context).apply(eval, ("lambda: None",))
+    with pytest.raises(prefork.MaybeEncodingError, match="generator"):
+        make_pool(1, context=context).apply(eval, ("(i for i in ())",))
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

@@ -48,12 +48,16 @@ def check_function(func: object) -> None:
         TypeError: it cannot be called; most often, since it was called already. Or what it returns
             is to be awaited.
     """
-    if not callable(func):
+    if type(func) is FunctionType:  # as most are
+        flags = func.__code__.co_flags
+    elif callable(func):
+        flags = _flags(func)
+    else:
         raise TypeError(
             f"the function must be callable, not {short_repr(func)}: pass the function itself, and "
             "its arguments after it, as in apply_async(f, (3,)), not apply_async(f(3))"
         )
-    if _flags(func) & _ASYNCHRONOUS:
+    if flags & _ASYNCHRONOUS:
         raise TypeError(
             f"{function_name(func)} is a coroutine function, and workers do not await: await is on "
             "this side, as in `await pool.submit(f, x)` with a plain function f. One that calls "

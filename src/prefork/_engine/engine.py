@@ -11,7 +11,6 @@ driver, is made first: its ways to wait and to be woken are given to the parts.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -47,6 +46,7 @@ from prefork._policy.limits import Limits
 from prefork._policy.timers import MEMORY_SECONDS, Timers
 from prefork._system import at_fork, event_loops
 from prefork._system.condition import Condition
+from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork._system.resources import available_cpus
 from prefork.errors import Terminated
@@ -99,7 +99,7 @@ class Engine:
         self.limits = limits
         self.options = options
         self._classes = classes
-        self._growing = threading.RLock()
+        self._growing = RLock()
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
@@ -370,7 +370,7 @@ class Engine:
 
     def drop(self) -> None:
         """Nobody holds the pool any more."""
-        if not self.supervisor.ended:
+        if not (self.supervisor.ended or self.state.is_forked):
             self.supervisor.request_termination("the pool object was dropped")
             self.driver.dropped()
 

@@ -342,6 +342,8 @@ class Spawner:
 
     def judge(self, start: FailedStart) -> None:
         """A worker ended before it was ready: its successor would probably, too."""
+        if self._state.phase is PoolPhase.TERMINATE:
+            return  # that is why, and there is to be no successor
         self._count_failed_start()
         worker, exitcode, stack = start
         cause = _cause(worker)

@@ -41,7 +41,7 @@ class BackgroundThread:
         self._name = name
         self._owner = os.getpid()
         self._ident = 0
-        self._thread: threading.Thread | None = None  # once it was started
+        self._thread: threading.Thread | None = None  # once it is being started
         self._has_ended = False
         self.end = Condition()
 
@@ -54,9 +54,13 @@ class BackgroundThread:
         uninterrupted(self._start)
 
     def _start(self) -> None:
-        thread = _Thread(target=self._run, name=self._name, daemon=True)
-        thread.start()
-        self._thread = thread
+        # It may look at `is_started` before this goes on.
+        self._thread = _Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            raise
 
     def _run(self) -> None:
         self._ident = threading.get_ident()

@@ -111,8 +111,9 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        result = self.apply_async(func, args, kwds, **options)
-        return self._outcome(result)  # type: ignore[no-any-return]
+        return self._outcome(  # type: ignore[no-any-return]
+            self.apply_async(func, args, kwds, **options)
+        )
 
     @overload
     def apply_async(

@@ -59,6 +59,8 @@ class Family:
         except KeyboardInterrupt:
             result.terminate()
             raise
+        finally:
+            del result  # else the traceback, by this frame, would hold it, and it the traceback
 
     def _drawing(
         self,

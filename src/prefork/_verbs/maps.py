@@ -93,8 +93,9 @@ class MapFamily(Family):
             Exception: what `MapResult.get` raises, and `map_async`.
         """
         limits, seed, progress = self._map_options("map", options)
-        result = self._map(MAP, func, iterable, chunksize, limits, seed, progress, wait=True)
-        return self._outcome(result)  # type: ignore[no-any-return]
+        return self._outcome(  # type: ignore[no-any-return]
+            self._map(MAP, func, iterable, chunksize, limits, seed, progress, wait=True)
+        )
 
     @overload
     def map_async(
@@ -201,8 +202,9 @@ class MapFamily(Family):
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         limits, seed, progress = self._map_options("starmap", options)
-        result = self._map(STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True)
-        return self._outcome(result)  # type: ignore[no-any-return]
+        return self._outcome(  # type: ignore[no-any-return]
+            self._map(STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True)
+        )
 
     @overload
     def starmap_async(
