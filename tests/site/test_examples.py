@@ -45,11 +45,13 @@ PROGRAMS = [block for block in all_blocks("python") if block.remark("not run") i
 CONSOLES = sorted({block.page for block in all_blocks("console")})
 
 SITE = """\
-import multiprocessing, signal
+import multiprocessing, signal, sys
+sys.stdout.reconfigure(line_buffering=True)
 multiprocessing.set_start_method({method!r}, force=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """
-"""The last, as a shell has what it runs in the background ignore interrupts."""
+"""Lines come out as on a terminal, and interrupts are heard, which a shell has what it runs in the
+background ignore."""
 
 SHIM = """\
 #!/bin/sh
