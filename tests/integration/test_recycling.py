@@ -204,11 +204,6 @@ def hang(path):
     signal.pause()
 
 
-def freeze(path):
-    log_start(path, os.getpid())
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 def hang_unless(path):
     if not path.exists():
         mark(path)
@@ -222,7 +217,7 @@ def die(path):
 
 
 @pytest.mark.promise(number=1)
-@pytest.mark.parametrize("how", [hang, freeze])
+@pytest.mark.parametrize("how", [hang])
 def test_an_initializer_that_hangs(make_pool, tmp_path, how):
     pool = make_pool(2, how, (tmp_path / "log",), context="fork", start_timeout=1.0)
     handle = pool.apply_async(square, (3,))
