@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
@@ -43,6 +44,14 @@ def make_pool() -> Iterator[Callable[..., Pool]]:
     yield make
     for pool in pools:
         pool.terminate()
+
+
+@pytest.fixture(autouse=True)
+def _signals_come_through() -> Iterator[None]:
+    """What blocks signals for a while lets them through again: else Ctrl-C is deaf from then on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, NEVER, eventually, has_ended, log_start, mark
+from helpers import DEADLINE, METHODS, NEVER, eventually, has_ended, log_start, mark
 from prefork import MemoryLimitExceeded, Pool, PoolBrokenError, WorkerLostError
 from prefork._system.resources import resident
 from prefork.adapters import AdapterPool
@@ -211,13 +211,18 @@ def hang_unless(path):
         signal.pause()
 
 
+def freeze(path):
+    log_start(path, os.getpid())
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def die(path):
     log_start(path, os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.promise(number=1)
-@pytest.mark.parametrize("how", [hang])
+@pytest.mark.parametrize("how", [hang, freeze])
 def test_an_initializer_that_hangs(make_pool, tmp_path, how):
     pool = make_pool(2, how, (tmp_path / "log",), context="fork", start_timeout=1.0)
     handle = pool.apply_async(square, (3,))
@@ -226,6 +231,18 @@ def test_an_initializer_that_hangs(make_pool, tmp_path, how):
     assert f"in {how.__name__}" in str(caught.value)
     assert pool.join(DEADLINE)
     assert len((tmp_path / "log").read_text().split()) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_initializer_of_a_program_that_blocks_all_signals(make_pool, tmp_path, method):
+    """It is continued only to say its last words: the program's mask must not keep these back."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pool = make_pool(1, freeze, (tmp_path / "log",), context=method, start_timeout=1.0)
+        with pytest.raises(PoolBrokenError, match=r"not ready within 1 s"):
+            pool.apply_async(square, (3,)).get(DEADLINE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def test_a_later_initializer_that_hangs_is_tried_again(make_pool, tmp_path):

@@ -207,6 +207,7 @@ def test_an_interrupted_call_ends_its_tasks(config, tmp_path):
     assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("nobody_else")
 @pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
 def test_a_dropped_generator_ends_its_tasks_and_no_others(config, return_as, tmp_path):
     config()

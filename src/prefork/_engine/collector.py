@@ -141,7 +141,8 @@ class Collector:
         if kind == Kind.ACCEPTED:
             if job := self._open_jobs.by_id.get(job_id):
                 self._open_jobs.report_start(job, worker.pid, started)
-        elif kind == Kind.READY and worker.start_failure is None:
+        elif kind == Kind.READY and worker.start_failure is None and not worker.was_killed:
+            # (One that was late and stopped is continued to say its last words, and may be faster.)
             self._state.note_ready(worker.become_ready())
             self._scheduler.mark_ready(worker)
             self._dispatcher.expect_start(worker)

@@ -15,13 +15,15 @@ import signal
 
 from prefork._system.signals import DEFAULT, IGNORE, set_action, unblock
 
-__all__ = ["BOX", "LAST_WORDS", "LOOK", "BlackBox", "install", "uninstall"]
+__all__ = ["BOX", "LAST_WORDS", "LOOK", "SIGNALS", "BlackBox", "install", "uninstall"]
 
 BOX = 1 << 16  # bytes of text that are kept
 _HAS_REAL_TIME = hasattr(signal, "SIGRTMAX")
 # Signals that hardly anybody else uses, and whose default is to end the process.
 LAST_WORDS: int = signal.SIGRTMAX - 1 if _HAS_REAL_TIME else signal.SIGKILL
 LOOK: int | None = signal.SIGRTMAX - 2 if _HAS_REAL_TIME else None
+SIGNALS: tuple[int, ...] = () if LOOK is None else (LOOK, LAST_WORDS)
+"""Those that are to come through in a worker, besides what it wants itself."""
 _WORKER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_worker", "")
 
 
@@ -34,7 +36,7 @@ def install(fd: int) -> None:
         faulthandler.register(LAST_WORDS, fd, all_threads=True, chain=True)
         set_action(LOOK, IGNORE)
         faulthandler.register(LOOK, fd, all_threads=True, chain=False)
-        unblock(LOOK, LAST_WORDS)
+        unblock(*SIGNALS)
     os.register_at_fork(after_in_child=uninstall)  # what a task forks has no place in the box
 
 

@@ -173,13 +173,14 @@ class Worker:
 
     def _set_signals(self) -> None:
         """Handlers that the parent installed are the parent's; Ctrl-C is for it to decide. Until
-        here a forked worker has all signals blocked, and no other one is ended by Ctrl-C."""
+        here a forked worker has all signals blocked, and no other one is ended by Ctrl-C. From here
+        on those are blocked that the parent has blocked, but for what the pool itself sends."""
         signal.set_wakeup_fd(-1)
         set_action(signal.SIGINT, IGNORE)
         forget_handlers()
         set_action(SOFT_SIGNAL, self._on_soft_limit)
         let_through()
-        unblock(SOFT_SIGNAL, signal.SIGTERM)
+        unblock(SOFT_SIGNAL, signal.SIGTERM, *stacks.SIGNALS)
 
     def _initialise(self, place: Place | None) -> None:
         random_state.renew()

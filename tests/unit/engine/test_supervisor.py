@@ -296,6 +296,19 @@ def test_one_that_is_ready_in_time_is_not_waited_for_any_more(make: Make) -> Non
     assert worker.handle.deadline is None
 
 
+def test_one_that_was_late_is_not_ready_any_more(make: Make) -> None:
+    """It may say so, if it was stopped: it is continued to say its last words."""
+    pool = make(1, start_timeout=60.0)
+    (late,) = pool.start(1, ready=False)
+    late.child.survives = {LAST_WORDS}  # for a moment
+    pool.clock.passes(60.0)
+    pool.supervise()
+    late.become_ready()
+    pool.collect()
+    assert pool.state.ready_count == 0
+    assert late.waiting == []
+
+
 def test_jobs_that_wait_for_a_late_worker_go_to_another_one(make: Make) -> None:
     pool = make(2, start_timeout=60.0)
     late, good = pool.start(2, ready=False)
