@@ -36,7 +36,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._sender.send(RECORD, encode(record, *self._current()))
+            self._sender.send(RECORD, encode(record, *self._current(), self._soft_limit))
         except self._soft_limit:  # the task has just passed it, and that is its own
             raise
         except Exception:

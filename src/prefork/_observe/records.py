@@ -45,17 +45,24 @@ _TEXT: Final = 1 << 16  # characters that are left of a record that is too large
 _formatter: Final = logging.Formatter()
 
 
-def encode(record: logging.LogRecord, job: int | None, function: str | None) -> bytes:
+Errors = type[BaseException] | tuple[type[BaseException], ...]
+
+
+def encode(
+    record: logging.LogRecord, job: int | None, function: str | None, passing: Errors = ()
+) -> bytes:
     """
     Args:
         job, function: what runs now; of a record that another pool's worker has sent, in here,
             those that it came with count.
+        passing: errors that are not of the record's making, and are raised. All others, of its
+            arguments, are told in its text.
     """
     fields = record.__dict__
     msg: Any = record.msg
     args: Any = record.args
     if type(msg) is not str or not _is_plain(args):
-        msg, args = _text(record), None
+        msg, args = _text(record, passing), None
     exc_text = record.exc_text
     if record.exc_info and not exc_text:
         exc_text = _formatter.formatException(record.exc_info)
@@ -63,7 +70,7 @@ def encode(record: logging.LogRecord, job: int | None, function: str | None) -> 
     if "job" in fields:
         job, function = get("job"), get("function")
     more = fields.keys() - _KNOWN
-    extra = _pickle({name: fields[name] for name in more}) if more else b""
+    extra = _pickle({name: fields[name] for name in more}, passing) if more else b""
     values: list[Any] = [get(name) for name in _FIELDS]
     try:
         message = marshal.dumps(([*values, msg, args, exc_text, job, function, None], extra))
@@ -72,7 +79,7 @@ def encode(record: logging.LogRecord, job: int | None, function: str | None) -> 
         exc_text = exc_text and str(exc_text)
         message = marshal.dumps(([*values, msg, args, exc_text, job, function, None], extra))
     if len(message) > MESSAGE:
-        msg = f"{_text(record)[:_TEXT]} … (the rest was too long)"
+        msg = f"{_text(record, passing)[:_TEXT]} … (the rest was too long)"
         exc_text = exc_text and exc_text[-_TEXT:]
         message = marshal.dumps(([*values, msg, None, exc_text, job, function, None], b""))
     return message
@@ -86,23 +93,29 @@ def _is_plain(args: object) -> bool:
     return all(type(arg) in _PLAIN for arg in args)
 
 
-def _text(record: logging.LogRecord) -> str:
+def _text(record: logging.LogRecord, passing: Errors) -> str:
     try:
         return record.getMessage()
+    except passing:
+        raise
     except Exception as exc:  # the arguments do not fit the text; or of a `__str__`
         return f"{record.msg!s} (its arguments cannot be shown: {type(exc).__name__}: {exc})"
 
 
-def _pickle(extra: dict[str, Any]) -> bytes:
+def _pickle(extra: dict[str, Any], passing: Errors) -> bytes:
     try:
         return pickle.dumps(extra)
+    except passing:
+        raise
     except Exception:
-        return pickle.dumps({name: _as_text(value) for name, value in extra.items()})
+        return pickle.dumps({name: _as_text(value, passing) for name, value in extra.items()})
 
 
-def _as_text(value: object) -> object:
+def _as_text(value: object, passing: Errors) -> object:
     try:
         pickle.dumps(value)
+    except passing:
+        raise
     except Exception:
         return repr(value)
     return value

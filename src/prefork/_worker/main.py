@@ -251,8 +251,6 @@ class Worker:
         self._job, self._flags, self._func = ticket[0], ticket[-1], func
         if self._attachment is not None:
             self._attachment.begin(ticket[0], func)
-        if self._limited:
-            self._restart_clock()  # what unpickling took is not the task's own time
         flags = ticket[-1]
         if flags & CONTEXT:
             from prefork._observe.context import call_in
@@ -293,6 +291,8 @@ class Worker:
     def _call(
         self, flags: int, func: Callable[..., Any], arguments: Any
     ) -> tuple[int, bytes, list[memoryview]]:
+        if self._limited:
+            self._restart_clock()  # what it took until here is not the task's own time
         mode = flags & MODE
         if mode == CALL:
             if flags & KEYWORDS:
