@@ -433,3 +433,32 @@ def test_large_inputs_and_results(prefork: Any) -> None:
     big = "y" * 300_000
     done = prefork.run("same", "--lines", "-", "--chunksize", 2, stdin=f"{big}\n{big}\n{big}\n")
     assert [record["result"] for record in done.records] == [big] * 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_initializer(prefork: Any, tmp_path: Path, method: str) -> None:
+    (tmp_path / "task.py").write_text(
+        "known = []\ndef begin(): known.append('here')\ndef f(x): return known\n"
+    )
+    options = ["--initializer", "task.py:begin", "--start-method", method]
+    assert prefork.run("task.py:f", "1", *options).records[0]["result"] == ["here"]
+
+
+def test_workers_are_replaced(prefork: Any) -> None:
+    done = prefork.run("same", *"12345", "-p", 1, "--max-tasks-per-child", 1)
+    assert len({record["pid"] for record in done.records}) == 5
+
+
+def test_a_memory_limit_is_each_inputs_own(prefork: Any, tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "import time\n"
+        "def f(x):\n"
+        "    if x == 'big':\n"
+        "        kept = bytearray(b'x') * (400 << 20)\n"
+        "        time.sleep(30)\n"
+        "    return x\n"
+    )
+    done = prefork.run("task.py:f", "a", "big", "b", "--max-memory", "300M")
+    found = done.by_input()
+    assert found["big"]["error"]["type"] == "MemoryLimitExceeded"
+    assert (found["a"]["result"], found["b"]["result"]) == ("a", "b")

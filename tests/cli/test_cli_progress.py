@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,49 @@ def test_a_terminal_that_can_do_nothing_gets_lines(prefork: Any) -> None:
     terminal.read_rest()
     assert "\x1b" not in terminal.text
     assert "prefork: 1 of 1 input came through" in terminal.text
+
+
+def test_quiet_shows_what_is_wrong_and_nothing_else(prefork: Any) -> None:
+    assert "prefork: " not in prefork.run("number", "1", "--quiet").stderr
+    said = prefork.run("number", "1", "x", "-q").stderr.splitlines()
+    assert [line for line in said if line.startswith("prefork: failed: x: ValueError")]
+    assert not [line for line in said if "came through" in line or "over 2 inputs" in line]
+
+
+def test_progress_for_programs(prefork: Any) -> None:
+    done = prefork.run("number", "1", "x", "3", "--progress", "json")
+    told = [json.loads(line) for line in done.stderr.splitlines() if "imported" not in line]
+    assert [each for each in told if "failed: x" in each.get("message", "")]
+    (state,) = [each for each in told if "done" in each]
+    assert (state["done"], state["total"], state["failed"]) == (3, 3, 1)
+
+
+def test_a_preview_runs_nothing(prefork: Any, tmp_path: Path) -> None:
+    inputs = [f"x{i}" for i in range(12)]
+    done = prefork.run("number", *inputs, "--dry-run", "-o", "out", "--limit", 11)
+    assert (done.code, done.stdout) == (0, "functions.py is imported\n")
+    assert not (tmp_path / "out").exists()
+    assert "number over 11 inputs" in done.stderr
+    assert '  "x0"\n' in done.stderr
+    assert '"x9"\n  …' in done.stderr
+    assert "x10" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_bar_names_what_takes_longest_where_there_is_room(
+    prefork: Any, fifo: Path, width: int
+) -> None:
+    prefork.environ["COLUMNS"] = str(width)
+    terminal = Terminal()
+    process = prefork.start("behave", f"wait {fifo}", "a", stderr=terminal.fd)
+    terminal.read_until("1/2", "0 failed", *([] if width == 40 else ["longest: wait", " 2."]))
+    fifo.write_text("go on")
+    process.communicate()
+    terminal.read_rest()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text)
+    bars = [part for part in re.split(r"[\r\n]+", drawn) if "1/2" in part]
+    assert bars
+    assert all(len(bar.rstrip()) <= width for bar in bars)
 
 
 # ---- the parts

@@ -268,3 +268,18 @@ def test_resume_from_a_device(prefork: Any) -> None:
     done = prefork.run("same", "a", "-o", "/dev/null", "--resume")
     assert done.code == 2
     assert "/dev/null is not a file that can be resumed" in done.stderr
+
+
+def test_it_tells_what_each_worker_does(prefork: Any, fifo: Path, read_pids: ReadPids) -> None:
+    process = prefork.start("behave", f"hang {fifo}", "-p", 1)
+    (worker,) = read_pids(1)
+    process.send_signal(signal.SIGUSR1)
+    said = ""
+    while "in behave" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    assert f'worker {worker}: "hang {fifo}", for ' in said
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert finish(process).code == -signal.SIGINT

@@ -42,6 +42,7 @@ SHOWN_FAILURES, SHOWN_OF_A_KIND = 20, 3
 LONG = 2.0  # seconds: what takes longer is named in the bar
 REDRAWS = 8  # of the bar, per second
 SHORTEST_BAR, LONGEST_BAR = 8, 40  # columns
+SHORTEST_NAME = 12  # columns, of an input
 INPUT_WIDTH = 80
 REASON_WIDTH = 160
 
@@ -66,10 +67,10 @@ class Failure:
         return f"{self.input}: {self.reason}"
 
 
-def shown(given: str) -> str:
-    """An input, which is JSON, for people; short, on one line."""
+def shown(given: str, width: int = INPUT_WIDTH) -> str:
+    """An input, which is JSON, for people; on one line, and no longer than that."""
     value = json.loads(given)
-    return _shorten(value if isinstance(value, str) else given, INPUT_WIDTH)
+    return _shorten(value if isinstance(value, str) else given, width)
 
 
 _FRAME = re.compile(r'File "(?:.*/)?([^/]*/[^/]+)", line (\d+),? in (.+)')
@@ -334,13 +335,11 @@ class Bar:
         if stats.total:
             left = self._meter.seconds_left(stats.total - stats.handled)
             cells.append(Text(f"ETA {'-:--:--' if left is None else clock(left)}", "magenta"))
-        if (longest := self._longest()) is not None and longest[1] > LONG:
-            given, seconds = longest
-            cells.append(Text(f"longest: {shown(given)} {duration(seconds)}", "dim"))
         return self._fit(cells)
 
     def _fit(self, cells: list[Text]) -> RenderableType:
-        """One line, with as many of the cells as there is room for; what is left is the bar's."""
+        """One line, with as many of the cells as there is room for, and what has been running for
+        longest; what is left is the bar's."""
         stats = self.stats
         room = self._console.width - 1
         row = Table.grid(padding=(0, 1))
@@ -350,6 +349,14 @@ class Bar:
                 break
             fitting.append(cell)
             room -= cell.cell_len + 1
+        if (longest := self._longest()) is not None and longest[1] > LONG:
+            given, seconds = longest
+            label, time_taken = "longest: ", f" {duration(seconds)}"
+            width = min(INPUT_WIDTH, room - len(label) - len(time_taken) - 1)
+            if width >= SHORTEST_NAME:
+                cell = Text(f"{label}{shown(given, width)}{time_taken}", "dim")
+                fitting.append(cell)
+                room -= cell.cell_len + 1
         if not stats.total:
             fitting.insert(0, self._spinner)
         elif room > SHORTEST_BAR:

@@ -77,9 +77,17 @@ class Origin(NamedTuple):
         return found
 
     def write(self, path: str) -> None:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self._asdict(), file, indent=1)
-            file.write("\n")
+        """As a whole or not at all."""
+        new = f"{path}.new"
+        try:
+            with open(new, "w", encoding="utf-8") as file:
+                json.dump(self._asdict(), file, indent=1)
+                file.write("\n")
+            os.replace(new, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new)
+            raise
 
     @classmethod
     def read(cls, path: str) -> Origin:
@@ -202,7 +210,10 @@ class ResultsFile:
                 "--resume-anyway takes it as it is"
             ) from None
         except ValueError as exc:
-            raise ResultsFileError(f"{self._origin_path} cannot be understood: {exc}") from None
+            raise ResultsFileError(
+                f"{self._origin_path} cannot be understood: {exc}; --resume-anyway takes "
+                f"{self.path} as it is"
+            ) from None
         if differences:
             raise ResultsFileError(
                 f"{self.path} holds the results of something else: {'; '.join(differences)}. "
