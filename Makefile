@@ -36,7 +36,7 @@ DEMO := build/demo
 demo: $(DEMO_INSTALLED) ## Measure the standard library, and three files that behave badly
 	@$(BIN)/python examples/stdlib_demo.py prepare $(DEMO)
 	$(BIN)/python -m prefork map examples/stdlib_metrics.py:measure \
-	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl || [ $$? -eq 1 ]
+	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl --overwrite || [ $$? -eq 1 ]
 	@$(BIN)/python examples/stdlib_demo.py check $(DEMO)
 
 test: $(INSTALLED) servers lint compiled ## Lint, then run all tests
