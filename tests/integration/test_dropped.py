@@ -37,8 +37,8 @@ def test_after_an_interrupted_map_the_pool_can_be_dropped():
     gone = weakref.ref(pool)
     with pytest.raises(Interrupted):
         pool.map(abs, range(10))
-    del pool
     with pytest.warns(ResourceWarning, match="unclosed running"):
+        del pool
         gc.collect()
     assert gone() is None
     eventually(lambda: len(children()) == before, "the workers of the pool are gone")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 
 import joblib
@@ -337,9 +338,11 @@ def test_a_forked_child_has_workers_of_its_own(config):
     pid = os.fork()
     if not pid:
         code = 1
-        with contextlib.suppress(BaseException):
+        try:
             code = Parallel()(delayed(abs)(-i) for i in range(3)) != [0, 1, 2]
             prefork.joblib.shutdown()
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
         os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
     assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
