@@ -317,6 +317,34 @@ def test_a_worker_keeps_nothing_of_its_siblings(make_pool):
     assert {tuple(files) for files in found} == {tuple(alone)}
 
 
+WORKERS_DESCRIPTORS = """
+import os
+from helpers import eventually
+from prefork import Pool
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+for options in {}, {"forward_logs": True}, {"capture_output": print}:
+    with Pool(1, context="fork", **options) as pool:
+        theirs = pool.apply(descriptors)
+        before = descriptors()
+        pool.grow(4)
+        eventually(lambda: len(pool.statistics().workers) == 5, "they have been started")
+        eventually(lambda: (descriptors() - before) % 4 == 0, "their ends here are closed")
+        print((descriptors() - before) // 4, theirs)
+"""
+
+
+def test_the_descriptors_that_a_worker_costs(script):
+    """One more on either side for log records, two here for what it prints."""
+    code, out, err = script(WORKERS_DESCRIPTORS).finish()
+    assert code == 0, err
+    bare, logs, output = ([int(n) for n in line.split()] for line in out.splitlines())
+    assert logs == [bare[0] + 1, bare[1] + 1]
+    assert output == [bare[0] + 2, bare[1]]
+
+
 def made_between_forks(workers: int) -> float:
     """How many descriptors a new pool makes between two forks."""
     made: list[int] = []

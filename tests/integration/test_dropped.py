@@ -31,14 +31,18 @@ class InterruptedPool(Pool):
     TaskHandler = InterruptedHandler
 
 
+def drop(pools):
+    pools.clear()
+    gc.collect()
+
+
 def test_after_an_interrupted_map_the_pool_can_be_dropped():
     before = len(children())
-    pool = InterruptedPool(1, context="fork")
-    gone = weakref.ref(pool)
+    pools = [InterruptedPool(1, context="fork")]
+    gone = weakref.ref(pools[0])
     with pytest.raises(Interrupted):
-        pool.map(abs, range(10))
+        pools[0].map(abs, range(10))
     with pytest.warns(ResourceWarning, match="unclosed running"):
-        del pool
-        gc.collect()
+        drop(pools)
     assert gone() is None
     eventually(lambda: len(children()) == before, "the workers of the pool are gone")

@@ -486,23 +486,8 @@ def test_a_worker_that_is_stopped_holds_up_nobody(make_pool, gate, notes):
 # --- costs
 
 
-def descriptors(_=None):
+def descriptors():
     return len(os.listdir("/proc/self/fd"))
-
-
-def test_a_worker_costs_one_descriptor_more_on_either_side(make_pool):
-    def growth(**options):
-        pool = make_pool(1, **options)
-        gc.collect()  # what other tests have left would be closed meanwhile
-        theirs = pool.apply(descriptors)
-        before = descriptors()
-        pool.grow(4)
-        eventually(lambda: len(pool.statistics().workers) == 5, "they have been started")
-        eventually(lambda: (descriptors() - before) % 4 == 0, "their ends here are closed")
-        return (descriptors() - before) // 4, theirs
-
-    ours, theirs = growth()
-    assert growth(forward_logs=True) == (ours + 1, theirs + 1)
 
 
 def leave_open(pool):

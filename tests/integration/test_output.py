@@ -194,23 +194,6 @@ def test_a_function_that_raises_is_called_again(make_pool, lines, caplog):
     assert caplog.text.count("told only once") == 1
 
 
-def descriptors(_=None):
-    return len(os.listdir("/proc/self/fd"))
-
-
-def test_a_worker_costs_two_descriptors_more(make_pool):
-    def growth(**options):
-        pool = make_pool(1, **options)
-        before, theirs = descriptors(), pool.apply(descriptors)
-        pool.grow(4)
-        eventually(lambda: len(pool.statistics().workers) == 5, "they have been started")
-        eventually(lambda: (descriptors() - before) % 4 == 0, "their ends here are closed")
-        return (descriptors() - before) // 4, theirs
-
-    ours, theirs = growth()
-    assert growth(capture_output=print) == (ours + 2, theirs)
-
-
 @pytest.mark.parametrize("wrong", [True, 3, b"prefix"])
 def test_what_is_neither_is_refused(wrong):
     with pytest.raises(TypeError, match='capture_output must be "prefix" or callable'):
