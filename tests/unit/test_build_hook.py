@@ -21,8 +21,9 @@ FAILS = "print('fast.c:1: error: no such thing'); raise SystemExit(1)"
 
 
 @pytest.fixture(autouse=True)
-def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is here: a Python that is covered, with its headers and a C compiler."""
+def able(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is here: a Python that is covered, with its headers and a C compiler. (pytest looks
+    at the version, too, when it makes the first temporary directory: so there is one already.)"""
     monkeypatch.delenv("PREFORK_PURE", raising=False)
     monkeypatch.setenv("CC", f"{sys.executable} -some-option")
     monkeypatch.setattr("sys.version_info", (3, 12, 0, "final", 0))

@@ -17,8 +17,8 @@ from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._ipc.outcome import Large, decode_exit, decode_reason
-from prefork._ipc.wire import Kind
+from prefork._ipc.outcome import Large, Part, decode_exit, decode_reason
+from prefork._ipc.wire import EACH, MODE, Kind
 from prefork._policy.job import Job
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
@@ -150,7 +150,9 @@ class Collector:
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
-                self.lose_job(worker, job, code, note=why)
+                self.lose_job(worker, job, code, note=why, is_over=True)
+        elif kind == Kind.PART:
+            self._take_part(worker, job_id, int(started), payload)
         elif kind == Kind.BROKEN:
             worker.fail_to_start(payload)  # it is unpickled without the lock
             self._state.wake_supervisor()
@@ -197,9 +199,15 @@ class Collector:
         exitcode: int | None,
         stack: str = "",
         note: str = "",
+        is_over: bool = False,
     ) -> None:
         """A worker has died, or is about to, while it ran this job: the job fails with that, or is
-        run again."""
+        run again. Of several calls that have outcomes of their own the one that ran fails, and the
+        others go on.
+
+        Args:
+            is_over: nothing of the job runs there any more.
+        """
         self._state.assert_locked()
         self.note_run(worker, job)
         if job.start_unreported and job.started:
@@ -208,9 +216,15 @@ class Collector:
         self._scheduler.shut(worker)
         job.note_pid(worker.pid)
         reason = worker.kill_reason
-        if reason is None or reason.job is not job:
+        if reason is not None and reason.job is not job:
+            reason = None
+        begun = self.note_items(worker, job) if is_over else None
+        if begun == 0 and (reason is None or not reason.is_final):  # it was between two of them
+            self._retrier.go_on(job)
+            return
+        if reason is None:
             lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
-            self._retrier.fail(job, lost)
+            self._retrier.fail(job, lost, begun or 0)
             return
         if reason.expiry is not None:
             self._outcomes.add(job, EXPIRED, reason.expiry)
@@ -218,7 +232,33 @@ class Collector:
         if reason.is_final:
             self._open_jobs.fail(job, error)
         else:
-            self._retrier.fail(job, error)
+            self._retrier.fail(job, error, begun or 0)
+
+    def note_items(self, worker: WorkerHandle, job: Job) -> int | None:
+        """Account for the items of a job that are done; how many others have been begun. None:
+        there are none, or nothing is known of them."""
+        if job.flags & MODE != EACH or worker.running()[0] != job.id:
+            return None
+        page = worker.channel.page()
+        begun = min(page.begun, job.size)
+        if begun <= job.first:
+            return None
+        for number, outcome in enumerate(page.outcomes, page.base):
+            if job.first == number < begun:
+                self._open_jobs.add_part(job, outcome)
+        return begun - job.first
+
+    def _take_part(self, worker: WorkerHandle, job_id: int, count: int, payload: object) -> None:
+        """
+        Raises:
+            ValueError: it makes no sense.
+        """
+        job = worker.sent.get(job_id)
+        if job is None or not 0 < count <= job.size - job.first:
+            raise ValueError("it reported a part of a job that it was not sent")
+        if type(payload) is Large:
+            job.result_bytes += payload.nbytes
+        self._open_jobs.add_part(job, Part(count, payload))
 
     def note_run(self, worker: WorkerHandle, job: Job) -> None:
         """What is known of a job that will not be reported."""

@@ -225,6 +225,7 @@ class Dispatcher:
                     job.pickled,
                     job.payload,
                     job.function_length,
+                    job.first,
                 )
             except OSError as exc:
                 ticket = None

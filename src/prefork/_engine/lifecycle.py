@@ -61,6 +61,7 @@ class Lifecycle:
                 self._collector.isolate(worker)  # what is done is done
                 for job in worker.sent.values():
                     self._collector.note_run(worker, job)
+                    self._collector.note_items(worker, job)
                 if worker.is_idle:
                     idle.append(worker)
                 elif not worker.has_exited:

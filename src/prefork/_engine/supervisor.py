@@ -218,7 +218,8 @@ class WorkerSupervisor:
         begun, _ = worker.running()
         for job in list(worker.sent.values()):
             if may_begin or job.id == begun:
-                self._collector.lose_job(worker, job, exitcode, stack, note)
+                is_over = worker.phase is Phase.EXITED and worker.channel.eof
+                self._collector.lose_job(worker, job, exitcode, stack, note, is_over)
         # What it has not even noted on its board it has not begun, and nobody else has it.
         self._scheduler.return_jobs(worker, list(worker.sent))
         self._dispatcher.remove_worker(worker)

@@ -13,10 +13,12 @@ from prefork._system.stacks import BOX
 
 BOARD: Final = 64
 """Bytes, in words of eight: the job; when its limits' clock started; when it was taken; how many
-annexed results the pool has read."""
+annexed results the pool has read; then what `page.py` has there."""
 RING: Final = 1 << 18  # bytes of shared memory for pickles on their way to one worker
 BLACK_BOX: Final = BOARD + RING  # where it starts
-MEMORY: Final = BLACK_BOX + BOX
+PAGE: Final = BLACK_BOX + BOX  # where it starts
+PAGE_SIZE: Final = 1 << 16
+MEMORY: Final = PAGE + PAGE_SIZE
 CALLS: Final = 1 << 32  # where they are in the annex: the file is sparse, so that costs nothing
 RESULTS: Final = 1 << 42
 KEPT: Final = 1 << 22  # bytes of the annex whose memory is kept, to be written again

@@ -9,17 +9,18 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-Ticket = tuple[int, float, int, int, int, int]
+Ticket = tuple[int, float, int, int, int, int, int]
 """The right to run one task; whoever reads it from the inbox owns the task.
 
 - the job
 - its soft limit in seconds; 0.0 is none
+- the first of its items that is to be run, of a job that has several: others have run elsewhere
 - where the pickled call lies in the shared memory; or in the annex, in units of `UNIT`
 - its length in bytes; or how many descriptors come with it, if it is not there
 - how many of these are the function's pickle, if that has one of its own
 - flags
 """
-TICKET: Final = struct.Struct("<QdIIII")
+TICKET: Final = struct.Struct("<QdIIIII")
 
 # A ticket's flags.
 LEAVE: Final = 1  # no task: finish and exit
@@ -55,7 +56,8 @@ class Kind:
     BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
     LEAVING: Final = 7  # the worker leaves of itself: why, as text
     FINALIZER_FAILED: Final = 8  # it leaves all the same: a traceback, as text
-    CORRUPTED: Final = 9  # is never sent: something came here that is no report
+    PART: Final = 9  # OUTCOMES of some items of a job that goes on; `started` is their number
+    CORRUPTED: Final = 10  # is never sent: something came here that is no report
 
 
 Report = tuple[int, int, float, float, Any]

@@ -280,8 +280,8 @@ class CallFamily(Family):
         """Call `func` with one item after another, in one worker, as one job.
 
         The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
-        the exception. If the worker is lost or killed on the way, the job fails as a whole, or is
-        run again as a whole.
+        the exception. If the worker is lost or killed on the way, the item that ran fails alone,
+        or is run again; another worker goes on with the next one.
 
         Args:
             func: a callable that takes one item.

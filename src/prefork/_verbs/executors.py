@@ -88,7 +88,7 @@ class BaseExecutor(concurrent.futures.Executor):
         Args:
             timeout: how many seconds after this call the last result must have been taken.
             chunksize: how many calls are handed to a worker at once. Each has an outcome of its
-                own, unless the worker dies: that fails all of its chunk.
+                own; if the worker dies, another one goes on with the next call.
             buffersize: at most so many chunks are handed in whose results have not been taken; the
                 iterables are read no further. None: there is no limit.
 

@@ -64,7 +64,8 @@ class LazyMapFamily(Family):
             func, options: as in `map`.
             iterable: the items; it may be endless. An async iterable is read by the event loop of
                 asyncio that runs in this thread.
-            chunksize: how many items are handed to a worker at once, an int of at least 1.
+            chunksize: how many items are handed to a worker at once, an int of at least 1. Each
+                has an outcome of its own; if the worker dies, another one goes on with the next.
             lost_worker_timeout: seconds (int or float) instead of the pool's.
             buffersize: how many items the input is read ahead of the results that were taken, an
                 int; None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In
