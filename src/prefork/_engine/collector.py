@@ -23,7 +23,7 @@ from prefork._policy.job import Job
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.log import ERROR
-from prefork.errors import WorkerLostError
+from prefork.errors import LimitExceeded, WorkerLostError
 
 __all__ = ["Collector"]
 
@@ -218,17 +218,21 @@ class Collector:
         reason = worker.kill_reason
         if reason is not None and reason.job is not job:
             reason = None
+        seconds = self._seconds_of(worker, job)
         begun = self.note_items(worker, job) if is_over else None
         if begun == 0 and (reason is None or not reason.is_final):  # it was between two of them
             self._retrier.go_on(job)
             return
         if reason is None:
             lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
+            lost.seconds = seconds
             self._retrier.fail(job, lost, begun or 0)
             return
         if reason.expiry is not None:
             self._outcomes.add(job, EXPIRED, reason.expiry)
         error = reason.error(stack or NO_STACK)
+        if isinstance(error, LimitExceeded):
+            error.seconds = seconds
         if reason.is_final:
             self._open_jobs.fail(job, error)
         else:
@@ -259,6 +263,13 @@ class Collector:
         if type(payload) is Large:
             job.result_bytes += payload.nbytes
         self._open_jobs.add_part(job, Part(count, payload))
+
+    def _seconds_of(self, worker: WorkerHandle, job: Job) -> float | None:
+        """How long what was lost had run: the job, or one item of it."""
+        if worker.running()[0] != job.id:
+            return None
+        _, since = worker.item() or (0, worker.accepted())
+        return time.monotonic() - since
 
     def note_run(self, worker: WorkerHandle, job: Job) -> None:
         """What is known of a job that will not be reported."""

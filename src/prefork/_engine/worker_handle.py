@@ -291,21 +291,31 @@ class WorkerHandle(WorkerSlot):
         except ValueError:
             return 0.0
 
+    def item(self) -> tuple[int, float] | None:
+        """Of the job that it runs, if that has several with outcomes of their own: which one, and
+        since when."""
+        try:
+            return self.channel.item()
+        except ValueError:
+            return None
+
     def current_job(self) -> Job | None:
         """The job that it has started and not reported yet, as far as is known."""
         return self.sent.get(self.running()[0])
 
     def statistics(self) -> WorkerStatistics:
         job = self.current_job()
+        item, since = (self.item() if job else None) or (None, self.accepted())
         return WorkerStatistics(
             self.pid,
             self.name,
             self.state,
             job.id if job else None,
             job.function if job else None,
-            self.accepted() if job else None,
+            since if job else None,
             self.tasks,
             resident(self.pid),
+            item,
         )
 
     def __repr__(self) -> str:

@@ -43,7 +43,7 @@ from prefork._ipc.layout import (
 )
 from prefork._ipc.memfd import BEST, Transport, memory_file
 from prefork._ipc.outcome import Large
-from prefork._ipc.page import Page, read_page
+from prefork._ipc.page import Page, read_page, running_item
 from prefork._ipc.payload import (
     FdSocket,
     FilePayload,
@@ -398,6 +398,10 @@ class Channel:
     def accepted(self) -> float:
         """When the worker took the job that is on its board (monotonic, seconds)."""
         return self._clock[2]
+
+    def item(self) -> tuple[int, float] | None:
+        """The item of that job which runs, and since when; see `running_item`."""
+        return running_item(self._board, self._clock)
 
     def page(self) -> Page:
         """What the worker has noted of the items of the job that is on its board."""

@@ -8,20 +8,25 @@ part of the job's, and it begins anew.
     entry: whether it went well, number of pieces │ length of each │ pieces │ next entry …
 
 On the board, behind the words of `layout.py`: how many items were begun, counted from the job's
-first one; how many outcomes are on the page; the item of the first of these. Each is written after
-what it tells of, so that a death leaves nothing half done that counts.
+first one; how many outcomes are on the page; the item of the first of these; when the last item was
+begun. Each is written after what it tells of, so that a death leaves nothing half done that counts.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any, Final, NamedTuple
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-__all__ = ["NotedOutcome", "Page", "WorkersPage", "read_page"]
+if TYPE_CHECKING:
+    Words = memoryview[int]
+
+__all__ = ["NotedOutcome", "Page", "WorkersPage", "read_page", "running_item"]
 
 _BEGUN: Final = 4
 _NOTED: Final = 5
 _BASE: Final = 6
+_SINCE: Final = 7
 
 _HEAD: Final = struct.Struct("<II")
 _ONE: Final = struct.Struct("<IIQ")  # the same with the length of the only piece
@@ -45,11 +50,13 @@ class WorkersPage:
 
     Args:
         board: the words of the board.
+        clock: the same as floats.
         memory: where the page is.
     """
 
-    def __init__(self, board: memoryview, memory: memoryview) -> None:
+    def __init__(self, board: Words, clock: memoryview[float], memory: memoryview) -> None:
         self._board = board
+        self._clock = clock
         self._memory = memory
         self._size = memory.nbytes
         self._end = 0  # of the part that is in use
@@ -62,6 +69,7 @@ class WorkersPage:
 
     def begin(self, item: int) -> None:
         """This one is begun."""
+        self._clock[_SINCE] = time.monotonic()
         self._board[_BEGUN] = item + 1
 
     def note(self, ok: bool, pieces: list[Any]) -> bool:
@@ -88,7 +96,14 @@ class WorkersPage:
         self._board[_BEGUN] = 0
 
 
-def read_page(board: memoryview, memory: Any, start: int, size: int) -> Page:
+def running_item(board: Words, clock: memoryview[float]) -> tuple[int, float] | None:
+    """The item that was begun last, of the job that runs, and when (monotonic, seconds); None: none
+    was, or it has no items."""
+    begun: int = board[_BEGUN]
+    return (begun - 1, clock[_SINCE]) if begun else None
+
+
+def read_page(board: Words, memory: Any, start: int, size: int) -> Page:
     """The pool's side; the worker may be alive. What makes no sense is not read: a task may have
     written there."""
     base = board[_BASE]

@@ -92,7 +92,7 @@ class WorkerEnd:
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
         self.clock = self._memory[:BOARD].cast("d")
-        self.page = WorkersPage(self.board, self._memory[PAGE:MEMORY])
+        self.page = WorkersPage(self.board, self.clock, self._memory[PAGE:MEMORY])
         self._poll = select.poll()
         self._poll.register(self._inbox, select.POLLIN)
         return self._memory_fd

@@ -242,6 +242,10 @@ class FakeChannel(Channel):
             raise ValueError("closed")
         return self.noted[2]
 
+    def item(self) -> tuple[int, float] | None:
+        begun = self.noted_page.begun
+        return (begun - 1, self.noted[1]) if begun else None
+
     def page(self) -> Page:
         self._check_open()
         return self.noted_page

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from prefork._ipc.page import Page, WorkersPage, read_page
+from prefork._ipc.page import Page, WorkersPage, read_page, running_item
 
 START = 16
 SIZE = 256
@@ -14,9 +15,10 @@ SIZE = 256
 
 class Shared:
     def __init__(self) -> None:
-        self.board = memoryview(bytearray(64)).cast("Q")
+        board = memoryview(bytearray(64))
+        self.board, self.clock = board.cast("Q"), board.cast("d")
         self.memory = bytearray(START + SIZE)
-        self.worker = WorkersPage(self.board, memoryview(self.memory)[START:])
+        self.worker = WorkersPage(self.board, self.clock, memoryview(self.memory)[START:])
 
     def read(self) -> Page:
         return read_page(self.board, memoryview(self.memory), START, SIZE)
@@ -55,6 +57,16 @@ def test_what_has_no_room_is_refused_and_a_new_page_has_room_again(shared: Share
     shared.worker.turn(1)
     assert shared.read() == Page(1, [], 0)
     assert shared.worker.note(True, [bytes(SIZE // 2)])
+
+
+def test_the_item_that_runs_is_known(shared: Shared) -> None:
+    before = time.monotonic()
+    assert running_item(shared.board, shared.clock) is None
+    shared.worker.begin(4)
+    found = running_item(shared.board, shared.clock)
+    assert found is not None
+    assert found[0] == 4
+    assert before <= found[1] <= time.monotonic()
 
 
 def test_after_the_job_nothing_is_begun(shared: Shared) -> None:
