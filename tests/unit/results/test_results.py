@@ -19,9 +19,7 @@ from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
 class Pool:
-    @property
-    def _engine(self):
-        return self
+    """And what runs it."""
 
     def check_loop(self, needed=None):
         pass
@@ -52,7 +50,7 @@ def told(callback=None, error_callback=None, **others):
 
 
 def pending(**callbacks):
-    handle = ApplyResult(Pool(), told(**callbacks))
+    handle = ApplyResult(None, Pool(), told(**callbacks))
     job = Job(handle, "len")
     handle.job_added(job)
     return handle, job
@@ -102,7 +100,7 @@ def test_the_right_callback_is_called_once():
 
 def test_a_handle_keeps_its_pool_until_the_result_is_here():
     pool = Pool()
-    handle = ApplyResult(pool)
+    handle = ApplyResult(pool, Pool())
     reference = weakref.ref(pool)
     del pool
     assert reference() is not None
@@ -142,7 +140,7 @@ def test_no_notification_is_lost():
 
 
 def map_result(length: int, **callbacks):
-    return MapResult(Pool(), "f", length, told(**callbacks))
+    return MapResult(None, Pool(), "f", length, told(**callbacks))
 
 
 def chunk(owner, index: int, size: int) -> Job:
@@ -182,7 +180,18 @@ def test_a_map_of_nothing_is_ready():
 
 def iterator(cls, buffersize=4, chunksize=1):
     ordered = cls is IMapIterator
-    return cls(Items(Pool(), "f", buffersize, chunksize, workers=1, ordered=ordered))
+    return cls(
+        Items(
+            None,
+            Pool(),
+            "f",
+            buffersize,
+            chunksize,
+            workers=1,
+            ordered=ordered,
+            on_cancel=lambda: None,
+        )
+    )
 
 
 def test_imap_keeps_the_order_imap_unordered_does_not():

@@ -28,7 +28,6 @@ NOT_THEIRS = {
     ("child.py", "_parent_pid"): "`billiard`'s",
     ("child.py", "_run_after_forkers"): "`billiard`'s",
     ("forks.py", "_bootstrap"): "our own `Process`'s, which calls what it overrides",
-    ("names.py", "_pool"): "of a pool: the list of workers that programs look for there",
 }
 """What has a name in common with something that is private in `multiprocessing`."""
 
