@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -29,6 +28,7 @@ from prefork._engine.engine import Engine
 from prefork._engine.places import Affinity, Environment
 from prefork._policy.limits import Limits
 from prefork._public import public
+from prefork._system import std_internals
 from prefork._system.locks import RLock
 from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor, PoolExecutor
 from prefork._verbs.futures import Future
@@ -254,4 +254,4 @@ def _after_in_child() -> None:
 os.register_at_fork(after_in_child=_after_in_child)
 # In the main process it is done before the other exit functions: once these run, Python starts no
 # more threads and processes, and calls that are left may need some. (In a child, it is too late.)
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
+std_internals.before_threads_end(_finish_all)

@@ -122,7 +122,7 @@ class Collector:
         worker.channel.forget(job.id)
         worker.note_finished_job()
         if type(payload) is Large:
-            job.result_bytes = payload.nbytes
+            job.note_result(payload.nbytes)
         if kind != Kind.DONE and isinstance(job, JobOnTerms) and self._retrier.may_retry(job):
             self._retrier.report(job, kind, payload)
         else:

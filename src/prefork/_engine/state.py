@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import Large, decode
 from prefork._ipc.wire import Kind
-from prefork._policy.job import NULL_SINK, WAITING, Job, Wakes
+from prefork._policy.job import WAITING, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
@@ -125,7 +125,7 @@ def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
     if kind == UNDECIDED:
         assert isinstance(job, JobOnTerms)
         return _decide(job, detail)
-    job.sink = NULL_SINK  # the sink may hold the job: a cycle would keep its result in memory
+    job.leave_sink()
     try:
         ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
         return sink.job_done(job, ok, value)
@@ -152,7 +152,7 @@ def _tell_if_final(job: JobOnTerms, judge: Judge, ok: bool, value: Any) -> Wakes
     if not judge(job, ok, value):
         return None
     sink = job.sink
-    job.sink = NULL_SINK
+    job.leave_sink()
     return sink.job_done(job, ok, value)
 
 

@@ -106,7 +106,7 @@ class FutureHandle(ApplyResult):
         if (watch := self._watch) is not None:
             return watch
         watch = _Watch()
-        with Handle._making_signals:  # then nobody sets the outcome without a look at it
+        with self._making_signals:  # then nobody sets the outcome without a look at it
             if self._watch is None:
                 self._watch = watch
             else:
@@ -213,7 +213,7 @@ class FutureHandle(ApplyResult):
             is_cancelled = job.pid is None and isinstance(value, Cancelled)
             if isinstance(value, PoolBrokenError) and engine.is_broken:
                 value = self._broken(value)
-        with Handle._making_signals:
+        with self._making_signals:
             watch = self._watch
             if watch is None:
                 self._result = value

@@ -200,6 +200,10 @@ class Items:
             self.buffersize = chunks * self.chunksize
         self._seconds = 0.0
 
+    def read_by(self, loop: object) -> None:
+        """This event loop reads the input now; None: no loop does."""
+        self.needed_loop = loop
+
     # ---- the consumer's side
 
     def has_news(self) -> bool:

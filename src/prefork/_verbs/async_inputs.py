@@ -75,7 +75,7 @@ class AsyncInput:
         self._is_stopped = False
         self._has_all_room = False
         self._has_ended = False
-        items.needed_loop = loop
+        items.read_by(loop)
         dispatcher.begin_input(self)
         items.room.listen(self._told)
         self._task = loop.create_task(self._read())
@@ -150,7 +150,7 @@ class AsyncInput:
         try:
             self._jobs.close()
             self._items.end(error)
-            self._items.needed_loop = None
+            self._items.read_by(None)
         finally:
             self._dispatcher.end_input(self)
 

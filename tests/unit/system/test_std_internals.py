@@ -1,14 +1,16 @@
-"""All that is private in `multiprocessing`, and used, is there in this version of Python, and means
+"""All that is private in the standard library, and used, is there in this version of Python, and means
 what it is used for."""
 
 from __future__ import annotations
 
 import ast
+import atexit
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing import forkserver, popen_fork, process, reduction, resource_tracker, util
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,9 @@ def test_the_reducers():
 
 def test_the_end_of_a_child():
     assert callable(util._exit_function)
+    assert callable(atexit._run_exitfuncs)
+    assert callable(threading._shutdown)
+    assert callable(threading._register_atexit)
     std_internals.flush_std_streams()
 
 
