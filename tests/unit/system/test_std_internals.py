@@ -1,5 +1,5 @@
-"""All that is private in the standard library, and used, is there in this version of Python, and means
-what it is used for."""
+"""All that is private in the standard library, and used, is there in this version of Python, and
+means what it is used for."""
 
 from __future__ import annotations
 
