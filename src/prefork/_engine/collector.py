@@ -150,6 +150,7 @@ class Collector:
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
+                self._scheduler.shut(worker)
                 self.lose_job(worker, job, code, note=why)
         elif kind == Kind.BROKEN:
             worker.fail_to_start(payload)  # it is unpickled without the lock
@@ -199,13 +200,12 @@ class Collector:
         note: str = "",
     ) -> None:
         """A worker has died, or is about to, while it ran this job: the job fails with that, or is
-        run again."""
+        run again. It has been sent nothing more before."""
         self._state.assert_locked()
         self.note_run(worker, job)
         if job.start_unreported and job.started:
             self._open_jobs.report_start(job, worker.pid, job.started)
         worker.lose(job)
-        self._scheduler.shut(worker)
         job.note_pid(worker.pid)
         reason = worker.kill_reason
         if reason is None or reason.job is not job:

@@ -360,11 +360,10 @@ class Dispatcher:
         self.hand_out()
 
     def remove_worker(self, worker: WorkerHandle) -> None:
-        """The worker has ended and said all."""
+        """The worker has ended and said all. Whoever has it removed hands out what it had."""
         self._state.assert_locked()
         self._scheduler.remove(worker)
         self._limit_timer.forget(worker)
         self._outboxes.discard(worker.channel)
         self._workers.remove(worker)
         worker.reap()
-        self.hand_out()

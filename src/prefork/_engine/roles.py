@@ -274,7 +274,8 @@ class LazyOutput(Protocol):
 class LimitedProcesses(Protocol):
     """The workers as the time limits see them."""
 
-    def next_due(self) -> float | None: ...
+    @property
+    def next_due(self) -> Callable[[], float | None]: ...
 
     def run_due(self, now: float) -> None: ...
 
@@ -305,13 +306,12 @@ class TimeoutHandler(Role):
 
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called, or None while no limit runs."""
-        next_due = self.processes.next_due()
-        return None if next_due is None else max(0.0, next_due - time.monotonic())
+        return _seconds_until(self.processes.next_due())
 
     def body(self) -> None:
         while not self._stopped:
             self._armed_for = self.processes.next_due()
-            self._rearmed.wait(self._is_rearmed, self.timeout())
+            self._rearmed.wait(self._is_rearmed, _seconds_until(self._armed_for))
             self.handle_event()
 
     def _is_rearmed(self) -> bool:
@@ -331,6 +331,10 @@ class TimeoutHandler(Role):
     def stop(self) -> None:
         super().stop()
         self._rearmed.notify_all()
+
+
+def _seconds_until(due: float | None) -> float | None:
+    return None if due is None else max(0.0, due - time.monotonic())
 
 
 class Supervisor(Role):

@@ -224,11 +224,14 @@ class Terminator:
             self._dispatcher.hand_out()
             return
         why = f"it did not read job {job.id} ({job.function})"
-        self._dispatcher.dismiss(worker, why)
+        worker.leave(why)
+        self._dispatcher.hand_out()
         worker.ask_for_last_words(why)
         self._state.wake_supervisor()
 
     def _condemn(self, worker: WorkerHandle, reason: KillReason, why: str) -> None:
+        """Have a worker leave that has been isolated, for this. Whoever says so hands out what it
+        had not read."""
         worker.condemn(reason)
-        self._dispatcher.dismiss(worker, why)
+        worker.leave(why)
         self._state.wake_supervisor()

@@ -29,6 +29,9 @@ class TimeLimits:
     """
     Args:
         max_memory: how much a worker may have resident while it runs a task, KiB; None: no limit.
+
+    Attributes:
+        next_due: tells when something is due next (monotonic seconds), or None.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class TimeLimits:
         self._open_jobs = state.open_jobs
         self._outcomes = state.outcomes
         self._timers = timers
+        self.next_due = timers.next_due
         self._dispatcher = dispatcher
         self._terminator = terminator
         self._max_memory = max_memory
@@ -55,10 +59,6 @@ class TimeLimits:
             (timers.limits, self._enforce_limits),
             (timers.memory, self._measure),
         )
-
-    def next_due(self) -> float | None:
-        """When something is due next (monotonic seconds), or None."""
-        return self._timers.next_due()
 
     def run_due(self, now: float) -> None:
         """Do what is due."""

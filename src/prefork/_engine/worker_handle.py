@@ -235,7 +235,7 @@ class WorkerHandle(WorkerSlot):
     @property
     def was_killed(self) -> bool:
         """Whether the pool has ended it, or is about to."""
-        return self.has_been(Phase.KILLING) or self.has_been(Phase.KILLED)
+        return Phase.KILLING in self._passed or Phase.KILLED in self._passed
 
     @property
     def has_exited(self) -> bool:
