@@ -14,23 +14,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork._compat.classes import StandsIn
-from prefork._engine.engine import Engine
-from prefork._engine.options import Options
-from prefork._engine.state import PoolPhase
 
 __all__ = ["ApplyNames", "ExecutorNames", "IMapNames", "MapNames", "PoolNames"]
 
 if TYPE_CHECKING:
     from multiprocessing.pool import Pool as StandardPool  # see `classes`
+
+    from prefork._engine.engine import Engine
+    from prefork._engine.options import Options
 else:
     StandardPool = object
 
-_STATES: Final = {
-    PoolPhase.RUN: "RUN",
-    PoolPhase.CLOSE: "CLOSE",
-    PoolPhase.TERMINATE: "TERMINATE",
-    PoolPhase.ENDED: "TERMINATE",
-}
+_STATES: Final = {"ENDED": "TERMINATE"}
+"""Those that have another name there."""
 
 
 class PoolNames(StandsIn, StandardPool):
@@ -50,7 +46,8 @@ class PoolNames(StandsIn, StandardPool):
 
     @property
     def _state(self) -> str:
-        return _STATES[self._engine.state.phase]
+        name = self._engine.state.phase.name
+        return _STATES.get(name, name)
 
     @property
     def _ctx(self) -> BaseContext:
@@ -112,7 +109,7 @@ class ExecutorNames:
         engine = self._engine
         if engine is None:
             return {}
-        if engine.state.phase is not PoolPhase.RUN:
+        if engine.state.phase.name != "RUN":
             return None
         return {process.pid: process for process in _processes_of(engine)}
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.outcome import Large, decode_exit, decode_reason
@@ -24,6 +22,10 @@ from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.log import ERROR
 from prefork.errors import WorkerLostError
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.retrier import Retrier
 
 __all__ = ["Collector"]
 

@@ -12,18 +12,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from prefork._engine.callbacks import CallbackRunner
-from prefork._engine.lifecycle import Lifecycle
-from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, TimeoutHandler
-from prefork._engine.state import PoolState
-from prefork._engine.supervisor import WorkerSupervisor
 from prefork._system import event_loops
-from prefork._system.condition import Condition
 from prefork._system.locks import Lock
 from prefork._system.log import WARNING
 from prefork._system.selector import MAX_TIMEOUT, Selector
+
+if TYPE_CHECKING:
+    from prefork._engine.callbacks import CallbackRunner
+    from prefork._engine.lifecycle import Lifecycle
+    from prefork._engine.roles import ResultHandler, Role, Supervisor, TaskHandler, TimeoutHandler
+    from prefork._engine.state import PoolState
+    from prefork._engine.supervisor import WorkerSupervisor
+    from prefork._system.condition import Condition
 
 __all__ = ["Driver", "EventLoop", "Loop", "Roles", "Threads"]
 

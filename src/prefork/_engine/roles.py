@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prefork._engine.dispatcher import Wait
-from prefork._engine.state import OutcomeQueue
-from prefork._engine.supervisor import WorkerSupervisor
-from prefork._engine.worker_handle import WorkerHandle
-from prefork._policy.job import Job
 from prefork._system.condition import Condition
-from prefork._system.selector import Selector
 from prefork._system.threads import BackgroundThread
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Wait
+    from prefork._engine.state import OutcomeQueue
+    from prefork._engine.supervisor import WorkerSupervisor
+    from prefork._engine.worker_handle import WorkerHandle
+    from prefork._policy.job import Job
+    from prefork._system.selector import Selector
 
 __all__ = ["ResultHandler", "Role", "Supervisor", "TaskHandler", "TimeoutHandler"]
 

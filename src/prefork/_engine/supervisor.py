@@ -12,20 +12,23 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from prefork._describe import describe_exit
-from prefork._engine.collector import Collector
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.spawner import FailedStart, Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._ipc.memfd import MemfdCache
 from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, WARNING
 from prefork._system.resources import OutOfMemoryKills
 from prefork.errors import Terminated
 from prefork.statistics import WorkerExit
+
+if TYPE_CHECKING:
+    from prefork._engine.collector import Collector
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.lifecycle import Lifecycle
+    from prefork._ipc.memfd import MemfdCache
 
 __all__ = ["WorkerSupervisor"]
 

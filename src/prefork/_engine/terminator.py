@@ -15,16 +15,19 @@ import functools
 import operator
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from prefork._engine.collector import Collector
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.job import QUEUED, WAITING, Job, ResultSink
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
 from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import DeadlineExceeded, Terminated
+
+if TYPE_CHECKING:
+    from prefork._engine.collector import Collector
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.state import PoolState
 
 __all__ = ["Terminator"]
 

@@ -7,17 +7,20 @@ deadlines, retries.
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, PoolState
-from prefork._engine.terminator import Terminator
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.terms import JobOnTerms
-from prefork._policy.timers import Expiry, Timers
 from prefork._system.resources import resident
 from prefork._worker.options import SOFT_SIGNAL
 from prefork.errors import MemoryLimitExceeded, TimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.retrier import Retrier
+    from prefork._engine.terminator import Terminator
+    from prefork._policy.timers import Expiry, Timers
 
 __all__ = ["TimeLimits"]
 

@@ -31,7 +31,6 @@ from typing import Any, Final
 
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
-from prefork._ipc.layout import BLACK_BOX, BOARD, CALLS, MEMORY, RESULTS, RING
 from prefork._ipc.memfd import BEST, Transport, memory_file
 from prefork._ipc.outcome import Large
 from prefork._ipc.payload import (
@@ -47,6 +46,9 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BLACK_BOX,
+    BOARD,
+    CALLS,
     FILE_SENT,
     IN_ANNEX,
     INLINE,
@@ -54,8 +56,11 @@ from prefork._ipc.wire import (
     LARGE,
     LEAVE,
     MARK,
+    MEMORY,
     POSITION,
     REPORT,
+    RESULTS,
+    RING,
     TICKET,
     UNIT,
     WITH_FDS,

@@ -10,7 +10,6 @@ from multiprocessing import reduction
 from typing import Any
 
 from prefork._ipc.descriptors import ArrivedFds
-from prefork._ipc.layout import BOARD, CALLS, KEPT, MEMORY, RESULTS
 from prefork._ipc.memfd import CACHE_SECONDS, MemfdCache, Transport
 from prefork._ipc.payload import (
     FILE,
@@ -26,15 +25,20 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BOARD,
+    CALLS,
     FILE_SENT,
     IN_ANNEX,
     INLINE,
     INSIDE,
+    KEPT,
     LARGE,
     LEAVE,
     MARK,
+    MEMORY,
     POSITION,
     REPORT,
+    RESULTS,
     TICKET,
     UNIT,
     WITH_FDS,

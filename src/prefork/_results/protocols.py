@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prefork._policy.job import Job, ResultSink
-from prefork._system.condition import Condition
+if TYPE_CHECKING:
+    from prefork._policy.job import Job, ResultSink
+    from prefork._system.condition import Condition
 
 __all__ = ["Callback", "EngineRef", "JobTerminator", "RunCallback"]
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._policy.job import Job
-from prefork._results.imap import Items
 from prefork._system import event_loops
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._policy.job import Job
+    from prefork._results.imap import Items
 
 __all__ = ["AsyncInput", "Handed"]
 

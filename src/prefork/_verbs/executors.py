@@ -8,22 +8,24 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from prefork._arguments import some_count
 from prefork._compat.habits import check_function
-from prefork._engine.engine import Engine
 from prefork._engine.state import PoolPhase
-from prefork._ipc.outcome import Outcome
 from prefork._policy.chunks import fixed_chunks
-from prefork._policy.job import Job
-from prefork._policy.limits import Limits
-from prefork._policy.retry import Retry
 from prefork._public import public
 from prefork._system.condition import Condition
 from prefork._verbs.futures import Future, as_broken
 from prefork._verbs.signatures import P, R
 from prefork.errors import PoolBrokenError
+
+if TYPE_CHECKING:
+    from prefork._engine.engine import Engine
+    from prefork._ipc.outcome import Outcome
+    from prefork._policy.job import Job
+    from prefork._policy.limits import Limits
+    from prefork._policy.retry import Retry
 
 __all__ = ["BaseExecutor", "PoolExecutor"]
 

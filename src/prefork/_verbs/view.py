@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefork._engine.engine import Engine
 from prefork._policy.limits import NO_TERMS, Limits
-from prefork._policy.retry import Retry
 from prefork._public import public
 from prefork._verbs.calls import CallFamily
 from prefork._verbs.lazy_maps import LazyMapFamily
 from prefork._verbs.maps import MapFamily
 
 if TYPE_CHECKING:
+    from prefork._engine.engine import Engine
+    from prefork._policy.retry import Retry
     from prefork._verbs.executors import PoolExecutor
 
 __all__ = ["PoolView", "Verbs"]
