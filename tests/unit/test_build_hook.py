@@ -35,7 +35,7 @@ def module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_hook", TOOLS / "build_hook.py")
     assert spec is not None
     assert spec.loader is not None
-    hook = importlib.util.module_from_spec(spec)
+    hook: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
     hook.version_of = lambda _: "7.8"
     return hook

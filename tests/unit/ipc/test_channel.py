@@ -170,7 +170,7 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     pool.send([pool.stage(1, 0.0, 0, b"", FilePayload(packed, views, None, pool.transport))])
     pickled, received, _ = worker.read_call(worker.receive())
     *arrived, small = load([pickled, *received])
-    assert ([bytes(view) for view in arrived], small) == (buffers, b"small")
+    assert ([bytes(view) for view in arrived], small) == (buffers, b"small")  # type: ignore[comparison-overlap]
     arrived[0][0] ^= 1
     assert arrived[0] != buffers[0]
     assert views[0] == buffers[0]  # the sender keeps what it had
@@ -306,7 +306,7 @@ def test_any_bytes_in_any_pieces_can_be_received(data, cuts):
             pool.receive()
         worker.report(Kind.READY)
         worker.close()
-        kinds = [r[0] for r in iter(pool.receive, None) for r in r]
+        kinds = [r[0] for reports in iter(pool.receive, None) for r in reports]
     finally:
         pool.close()
         worker.close()

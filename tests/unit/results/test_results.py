@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,7 @@ from prefork._system.condition import Condition
 from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
-class Pool:
-    """And what runs it."""
-
+class FakeEngine:
     def check_loop(self, needed=None):
         pass
 
@@ -45,12 +44,17 @@ class Queue:
         return False
 
 
+def make_engine() -> Any:
+    return FakeEngine()
+
+
 def told(callback=None, error_callback=None, **others):
-    return callbacks_for(Queue(), callback, error_callback, **others)
+    queue: Any = Queue()
+    return callbacks_for(queue, callback, error_callback, **others)
 
 
 def pending(**callbacks):
-    handle = ApplyResult(None, Pool(), told(**callbacks))
+    handle = ApplyResult(None, make_engine(), told(**callbacks))
     job = Job(handle, "len")
     handle.job_added(job)
     return handle, job
@@ -81,7 +85,7 @@ def test_a_failed_handle_raises_each_time():
 
 
 def test_the_right_callback_is_called_once():
-    log = []
+    log: list[Any] = []
     for ok in (True, False):
         handle, job = pending(
             callback=lambda value: log.append(("done", value)),
@@ -99,8 +103,8 @@ def test_the_right_callback_is_called_once():
 
 
 def test_a_handle_keeps_its_pool_until_the_result_is_here():
-    pool = Pool()
-    handle = ApplyResult(pool, Pool())
+    pool = FakeEngine()
+    handle = ApplyResult(pool, make_engine())
     reference = weakref.ref(pool)
     del pool
     assert reference() is not None
@@ -140,7 +144,7 @@ def test_no_notification_is_lost():
 
 
 def map_result(length: int, **callbacks):
-    return MapResult(None, Pool(), "f", length, told(**callbacks))
+    return MapResult(None, make_engine(), "f", length, told(**callbacks))
 
 
 def chunk(owner, index: int, size: int) -> Job:
@@ -183,7 +187,7 @@ def iterator(cls, buffersize=4, chunksize=1):
     return cls(
         Items(
             None,
-            Pool(),
+            make_engine(),
             "f",
             buffersize,
             chunksize,

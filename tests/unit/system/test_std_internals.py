@@ -99,7 +99,7 @@ def test_the_processes_that_are_waited_for():
 
 
 def test_the_reducers():
-    assert std_internals.reducers() is reduction.ForkingPickler._extra_reducers
+    assert std_internals.reducers() is reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     reduction.ForkingPickler.register(test_the_reducers.__class__, lambda it: (abs, (1,)))
     try:
         assert test_the_reducers.__class__ in std_internals.reducers()
@@ -108,10 +108,10 @@ def test_the_reducers():
 
 
 def test_the_end_of_a_child():
-    assert callable(util._exit_function)
+    assert callable(util._exit_function)  # type: ignore[attr-defined]
     assert callable(atexit._run_exitfuncs)
-    assert callable(threading._shutdown)
-    assert callable(threading._register_atexit)
+    assert callable(threading._shutdown)  # type: ignore[attr-defined]
+    assert callable(threading._register_atexit)  # type: ignore[attr-defined]
     std_internals.flush_std_streams()
 
 
@@ -171,7 +171,7 @@ def test_the_resource_tracker():
     assert takes_away == hasattr(resource_tracker, "_fork_intent")
     with std_internals.sharing_tracker():
         if takes_away:
-            assert resource_tracker._fork_intent.preserve_fd
+            assert resource_tracker._fork_intent.preserve_fd  # type: ignore[attr-defined]
 
 
 def test_what_is_overridden():
