@@ -17,8 +17,8 @@ from prefork._compat.habits import unknown_option
 from prefork._compat.names import PoolNames
 from prefork._engine import roles
 from prefork._engine.callbacks import CallbackRunner
-from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
+from prefork._engine.loop_driver import EventLoop, Loop
 from prefork._engine.options import Options
 from prefork._engine.places import Affinity, Environment
 from prefork._engine.state import PoolPhase
