@@ -26,6 +26,7 @@ import os
 import select
 import socket
 import struct
+from collections import deque
 from typing import Any, Final
 
 from prefork._ipc.descriptors import ArrivedFds
@@ -43,7 +44,6 @@ from prefork._ipc.payload import (
     send_fds,
     send_file,
 )
-from prefork._ipc.ring import Ring
 from prefork._ipc.wire import (
     ANNEXED,
     BLACK_BOX,
@@ -74,11 +74,64 @@ from prefork._system.stacks import BlackBox
 
 MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
+FREED: Final = 0  # instead of the key of a block that is not in use any more
 _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
 # Names that are final are found faster than attributes.
 _HEADER: Final = REPORT.size
 _unpack_header: Final = REPORT.unpack_from
+
+
+class Ring:
+    """Which bytes of the shared memory are in use: a ring, allocated in the order of sending, and
+    mostly freed so.
+
+    Positions count on for ever; modulo the size they are offsets. Keys are not 0.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._head = self._tail = 0
+        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
+
+    def allocate(self, key: int, length: int) -> int | None:
+        """The offset of `length` consecutive bytes, or None when there is no room now."""
+        if not self._blocks:
+            self._head = self._tail = 0  # start again where the memory is warm
+        start = self._head
+        offset = start % self.size
+        if offset + length > self.size:
+            start += self.size - offset
+            offset = 0
+        end = start + length
+        if end - self._tail > self.size:
+            return None
+        self._head = end
+        self._blocks.append((key, end))
+        return offset
+
+    def free(self, key: int) -> None:
+        """The bytes that were allocated with this key are not in use any more."""
+        blocks = self._blocks
+        oldest, end = blocks[0]
+        if key != oldest:
+            self._free_early(key)
+            return
+        self._tail = end
+        blocks.popleft()
+        while blocks and blocks[0][0] == FREED:
+            self._tail = blocks.popleft()[1]
+
+    def _free_early(self, key: int) -> None:
+        """Before an older one."""
+        for i, (other, end) in enumerate(self._blocks):
+            if other == key:
+                self._blocks[i] = FREED, end
+                return
+
+    def holds(self, key: int) -> bool:
+        """Whether something is allocated with this key."""
+        return any(key == other for other, _ in self._blocks)
 
 
 class Channel:
