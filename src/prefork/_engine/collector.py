@@ -11,10 +11,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.outcome import Large, Part, decode_exit, decode_reason
@@ -24,6 +22,10 @@ from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.log import ERROR
 from prefork.errors import LimitExceeded, WorkerLostError
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.retrier import Retrier
 
 __all__ = ["Collector"]
 
@@ -122,7 +124,7 @@ class Collector:
         worker.channel.forget(job.id)
         worker.note_finished_job()
         if type(payload) is Large:
-            job.result_bytes = payload.nbytes
+            job.note_result(payload.nbytes)
         if kind != Kind.DONE and isinstance(job, JobOnTerms) and self._retrier.may_retry(job):
             self._retrier.report(job, kind, payload)
         else:
@@ -150,6 +152,7 @@ class Collector:
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
+                self._scheduler.shut(worker)
                 self.lose_job(worker, job, code, note=why, is_over=True)
         elif kind == Kind.PART:
             self._take_part(worker, job_id, int(started), payload)
@@ -203,7 +206,7 @@ class Collector:
     ) -> None:
         """A worker has died, or is about to, while it ran this job: the job fails with that, or is
         run again. Of several calls that have outcomes of their own the one that ran fails, and the
-        others go on.
+        others go on. The worker has been sent nothing more before.
 
         Args:
             is_over: nothing of the job runs there any more.
@@ -213,7 +216,6 @@ class Collector:
         if job.start_unreported and job.started:
             self._open_jobs.report_start(job, worker.pid, job.started)
         worker.lose(job)
-        self._scheduler.shut(worker)
         job.note_pid(worker.pid)
         reason = worker.kill_reason
         if reason is not None and reason.job is not job:

@@ -65,6 +65,7 @@ class Dispatcher:
         self._timers = timers
         self._hold_timer = timers.hold
         self._limit_timer = timers.limits
+        self._is_memory_limited = timers.memory.interval is not None
         self.rearm = rearm
         self.wait_for = wait
         self._call_soon = call_soon
@@ -130,7 +131,7 @@ class Dispatcher:
             self._target = slot
             self._transmit(slot, [job])
             self._target = None
-        if self._hold_timer.next_due is None:
+        if self._hold_timer.next_due is None and self._scheduler.holds_back():
             self._hold()
 
     def _may_begin(self, job: JobOnTerms) -> bool:
@@ -239,7 +240,8 @@ class Dispatcher:
                 self._scheduler.return_jobs(slot, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
-            self._watch(job)
+            if self._is_memory_limited or job.flags & LIMITED:
+                self._watch(job)
         if tickets and not slot.channel.send(tickets):
             # The kernel gives small pipes to users with many. This one holds unread tickets, so
             # there will be a report, and then another try.
@@ -259,11 +261,8 @@ class Dispatcher:
 
     def _watch(self, job: Job) -> None:
         """The job is being sent: something may become due for that."""
-        is_limited = bool(job.flags & LIMITED)
-        if not is_limited and self._timers.memory.interval is None:
-            return
         now = time.monotonic()
-        is_earlier = is_limited and self._limit_timer.sent(job, now)
+        is_earlier = bool(job.flags & LIMITED) and self._limit_timer.sent(job, now)
         if self._timers.memory.sent(now) or is_earlier:
             self.rearm()
 
@@ -289,7 +288,7 @@ class Dispatcher:
                 break  # it has read them meanwhile
             scheduler.return_jobs(victim, jobs)
             self._send_batches(scheduler.idle_slots())
-        if self._hold_timer.next_due is None:
+        if self._hold_timer.next_due is None and scheduler.holds_back():
             self._hold()
 
     def _relieve(self) -> bool:
@@ -320,8 +319,6 @@ class Dispatcher:
     def _hold(self) -> None:
         """Short jobs may be waiting for workers that are at work, while others idle: look later
         whether one of those has a long job."""
-        if not (self._scheduler.is_holding() and self._scheduler.has_waiting()):
-            return
         self._hold_timer.begin(time.monotonic())
         self._scheduler.remember_heads()
         try:
@@ -364,11 +361,10 @@ class Dispatcher:
         self.hand_out()
 
     def remove_worker(self, worker: WorkerHandle) -> None:
-        """The worker has ended and said all."""
+        """The worker has ended and said all. Whoever has it removed hands out what it had."""
         self._state.assert_locked()
         self._scheduler.remove(worker)
         self._limit_timer.forget(worker)
         self._outboxes.discard(worker.channel)
         self._workers.remove(worker)
         worker.reap()
-        self.hand_out()

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
+from prefork._engine.drivers import Driver, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.loop_driver import EventLoop
 from prefork._engine.observer import Observer
 from prefork._engine.options import Options
 from prefork._engine.retrier import Retrier

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import UNDECIDED, PoolState, Undecided
-from prefork._ipc.outcome import Outcome, Part
+from prefork._ipc.outcome import Part
 from prefork._ipc.wire import EACH, MODE, Kind
 from prefork._policy.job import WAITING, Job
 from prefork._policy.terms import JobOnTerms
-from prefork._policy.timers import Timers
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._ipc.outcome import Outcome
+    from prefork._policy.timers import Timers
 
 __all__ = ["Retrier"]
 

@@ -18,12 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.lifecycle import Lifecycle
-from prefork._engine.options import Options
 from prefork._engine.places import free_places
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
@@ -39,6 +36,11 @@ from prefork._system.log import DEBUG, ERROR
 from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.lifecycle import Lifecycle
+    from prefork._engine.options import Options
 
 __all__ = ["FailedStart", "Spawner"]
 

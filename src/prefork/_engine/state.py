@@ -19,7 +19,7 @@ from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import Large, Part, Whole, decode
 from prefork._ipc.page import NotedOutcome
 from prefork._ipc.wire import Kind
-from prefork._policy.job import NULL_SINK, WAITING, Job, Wakes
+from prefork._policy.job import WAITING, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
@@ -126,7 +126,7 @@ def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
     if kind == UNDECIDED:
         assert isinstance(job, JobOnTerms)
         return _decide(job, detail)
-    job.sink = NULL_SINK  # the sink may hold the job: a cycle would keep its result in memory
+    job.leave_sink()
     try:
         ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
         return sink.job_done(job, ok, value)
@@ -153,7 +153,7 @@ def _tell_if_final(job: JobOnTerms, judge: Judge, ok: bool, value: Any) -> Wakes
     if not judge(job, ok, value):
         return None
     sink = job.sink
-    job.sink = NULL_SINK
+    job.leave_sink()
     return sink.job_done(job, ok, value)
 
 

@@ -6,16 +6,18 @@ import enum
 import signal
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from prefork._engine.taps import Tap
 from prefork._ipc.channel import Channel
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Expiry
-from prefork._system.child import Child
 from prefork._system.resources import resident
 from prefork._system.stacks import LAST_WORDS
 from prefork.statistics import WorkerState, WorkerStatistics
+
+if TYPE_CHECKING:
+    from prefork._engine.taps import Tap
+    from prefork._system.child import Child
 
 __all__ = ["GIVE_UP_SECONDS", "WORKER_LIFE", "KillReason", "Phase", "WorkerHandle"]
 
@@ -235,7 +237,7 @@ class WorkerHandle(WorkerSlot):
     @property
     def was_killed(self) -> bool:
         """Whether the pool has ended it, or is about to."""
-        return self.has_been(Phase.KILLING) or self.has_been(Phase.KILLED)
+        return Phase.KILLING in self._passed or Phase.KILLED in self._passed
 
     @property
     def has_exited(self) -> bool:

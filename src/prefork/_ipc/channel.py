@@ -31,16 +31,6 @@ from typing import Any, Final
 
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
-from prefork._ipc.layout import (
-    BLACK_BOX,
-    BOARD,
-    CALLS,
-    MEMORY,
-    PAGE,
-    PAGE_SIZE,
-    RESULTS,
-    RING,
-)
 from prefork._ipc.memfd import BEST, Transport, memory_file
 from prefork._ipc.outcome import Large
 from prefork._ipc.page import Page, read_page, running_item
@@ -57,6 +47,9 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BLACK_BOX,
+    BOARD,
+    CALLS,
     FILE_SENT,
     IN_ANNEX,
     INLINE,
@@ -64,8 +57,13 @@ from prefork._ipc.wire import (
     LARGE,
     LEAVE,
     MARK,
+    MEMORY,
+    PAGE,
+    PAGE_SIZE,
     POSITION,
     REPORT,
+    RESULTS,
+    RING,
     TICKET,
     UNIT,
     WITH_FDS,

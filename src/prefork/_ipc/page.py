@@ -7,7 +7,7 @@ part of the job's, and it begins anew.
 
     entry: whether it went well, number of pieces │ length of each │ pieces │ next entry …
 
-On the board, behind the words of `layout.py`: how many items were begun, counted from the job's
+On the board, behind the words of `wire.py`: how many items were begun, counted from the job's
 first one; how many outcomes are on the page; the item of the first of these; when the last item was
 begun. Each is written after what it tells of, so that a death leaves nothing half done that counts.
 """

@@ -2,12 +2,18 @@
 
 A *task* goes out as a pickled call (`pickling.py`) with a fixed-size `Ticket` that says where it
 lies. A *report* comes back: a fixed-size header and a pickle.
+
+Both sides have mapped the beginning of a file that they share. Far behind that is the *annex*,
+where objects are copied to that are too large for the ring and too small for a file of their own:
+calls in one part, which the pool writes, and results in another, which the worker does.
 """
 
 from __future__ import annotations
 
 import struct
 from typing import Any, Final
+
+from prefork._system.stacks import BOX
 
 Ticket = tuple[int, float, int, int, int, int, int]
 """The right to run one task; whoever reads it from the inbox owns the task.
@@ -93,3 +99,18 @@ def next_report(data: bytes, position: int) -> int:
 
 INLINE: Final = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *payload*."""
+
+
+# ---- how the shared file is divided
+
+BOARD: Final = 64
+"""Bytes, in words of eight: the job; when its limits' clock started; when it was taken; how many
+annexed results the pool has read; then what `page.py` has there."""
+RING: Final = 1 << 18  # bytes of shared memory for pickles on their way to one worker
+BLACK_BOX: Final = BOARD + RING  # where it starts
+PAGE: Final = BLACK_BOX + BOX  # where it starts
+PAGE_SIZE: Final = 1 << 16
+MEMORY: Final = PAGE + PAGE_SIZE
+CALLS: Final = 1 << 32  # where they are in the annex: the file is sparse, so that costs nothing
+RESULTS: Final = 1 << 42
+KEPT: Final = 1 << 22  # bytes of the annex whose memory is kept, to be written again

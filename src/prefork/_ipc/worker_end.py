@@ -10,7 +10,6 @@ from multiprocessing import reduction
 from typing import Any
 
 from prefork._ipc.descriptors import ArrivedFds
-from prefork._ipc.layout import BOARD, CALLS, KEPT, MEMORY, PAGE, RESULTS
 from prefork._ipc.memfd import CACHE_SECONDS, MemfdCache, Transport
 from prefork._ipc.page import WorkersPage
 from prefork._ipc.payload import (
@@ -27,15 +26,21 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BOARD,
+    CALLS,
     FILE_SENT,
     IN_ANNEX,
     INLINE,
     INSIDE,
+    KEPT,
     LARGE,
     LEAVE,
     MARK,
+    MEMORY,
+    PAGE,
     POSITION,
     REPORT,
+    RESULTS,
     TICKET,
     UNIT,
     WITH_FDS,

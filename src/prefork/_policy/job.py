@@ -216,6 +216,14 @@ class Job:
         if payload is not None:
             payload.close()
 
+    def leave_sink(self) -> None:
+        """It will be told no more. It may hold the job: a cycle would keep its result in memory."""
+        self.sink = NULL_SINK
+
+    def note_result(self, nbytes: int) -> None:
+        """It is a large one, of so many bytes."""
+        self.result_bytes = nbytes
+
     def note_run(self, pid: int, started: float, seconds: float) -> None:
         """A worker has run it; times as in reports."""
         self.pid, self.started, self.seconds = pid, started, seconds

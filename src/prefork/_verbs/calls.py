@@ -226,7 +226,7 @@ class CallFamily(Family):
         told = callbacks_for(
             engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
-        result: ApplyResult[R] = ApplyResult(self, told)
+        result: ApplyResult[R] = ApplyResult(self, engine, told)
         limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
@@ -248,7 +248,7 @@ class CallFamily(Family):
         """
         from prefork._verbs import futures  # by now its import is worth the time
 
-        future: Future[R] = futures.Future(self)
+        future: Future[R] = futures.Future(self, self._engine)
         return futures.submit(future, self._engine, func, args, kwargs, self._defaults)
 
     @overload
@@ -296,6 +296,6 @@ class CallFamily(Family):
         limits = self._limits("each_async", options)
         check_function(func)
         told = callbacks_for(engine.callbacks, callback, error_callback)
-        result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
+        result: ApplyResult[list[Outcome]] = ApplyResult(self, engine, told)
         engine.dispatcher.submit(engine.factory.each(result, func, list(items), limits))
         return result

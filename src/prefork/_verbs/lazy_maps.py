@@ -140,8 +140,8 @@ class LazyMapFamily(Family):
         buffersize = some_count("buffersize", buffersize)
         name, workers = function_name(func), engine.supervisor.processes
         ordered = iterator_class is not IMapUnorderedIterator
-        items = Items(self, name, buffersize, chunksize, workers, ordered)
-        items.on_cancel = engine.state.check_done
+        done = engine.state.check_done
+        items = Items(self, engine, name, buffersize, chunksize, workers, ordered, done)
         result = iterator_class(items)  # which cancels them if this is interrupted
         total = len(iterable) if isinstance(iterable, Sized) else None
         with self._drawing(progress, items, total, name):

@@ -45,8 +45,7 @@ from prefork._ipc.wire import (
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork, orderly_end, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
-from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
-from prefork._worker.sessions import allowing_sessions
+from prefork._worker.options import SOFT_SIGNAL, WorkerOptions, allowing_sessions
 
 if TYPE_CHECKING:
     from prefork._worker.environment import Place

@@ -26,6 +26,7 @@ from typing import Any
 
 from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.job_factory import make_job
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
 from prefork._engine.options import Options
@@ -47,7 +48,6 @@ from prefork._policy.job import Job, Wakes
 from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.retry import Retry
 from prefork._policy.scheduler import BATCH_SECONDS
-from prefork._policy.terms import make_job
 from prefork._policy.timers import Timers
 from prefork._system.child import NO_TIES, Child, Ties
 from prefork._system.condition import Condition

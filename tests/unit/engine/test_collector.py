@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from fakes import STACK, FakePool, FakeWorker, limits_of
+from fakes import STACK, FakePool, FakeWorker
 from prefork._engine.worker_handle import Phase
 from prefork._ipc.outcome import encode_reason, encode_result
 from prefork._ipc.page import Page
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import EACH, Kind
 from prefork._policy.job import QUEUED, RESOLVED, Job
-from prefork._policy.terms import make_job
 from prefork.errors import MaybeDecodingError, Terminated, WorkerLostError
 from prefork.statistics import WorkerState
 
@@ -346,7 +345,7 @@ def result(value: object) -> tuple[bool, list[Any]]:
 
 
 def chunk(pool: FakePool, size: int = 5, retries: int | None = None) -> Job:
-    job = make_job(pool.told, "f", EACH, limits_of(retries), size)
+    job = pool.job(size=size, mode=EACH, retries=retries)
     pool.dispatcher.submit(job)
     return job
 

@@ -14,8 +14,8 @@ import pytest
 from fakes import Clock, FakeChild, FakeWorker, Nursery, fork_options
 from prefork import Pool
 from prefork._engine.callbacks import CallbackRunner
-from prefork._engine.drivers import EventLoop
 from prefork._engine.engine import Engine, RoleClasses
+from prefork._engine.loop_driver import EventLoop
 from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._system.condition import Condition

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from test_condition import Interrupted, every_interrupt, interrupted_at
+from test_condition import Interrupted, every_interrupt, interrupted_at  # type: ignore[import-not-found]
 
 from helpers import DEADLINE, mark, marked
 from prefork import Pool, Terminated
@@ -84,7 +84,7 @@ def test_a_thread_is_started_whole_or_not_at_all(filename):
             assert ran.wait(DEADLINE), step
         assert thread.join(DEADLINE)
         assert not thread.is_running
-    assert thread.is_started
+    assert thread.is_started  # type: ignore[possibly-undefined]
 
 
 # --- descriptors
