@@ -100,6 +100,7 @@ class Engine:
         self.options = options
         self._classes = classes
         self._growing = RLock()
+        self._was_left_running = False  # it was dropped, and nobody had ended it
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
@@ -368,11 +369,19 @@ class Engine:
         self._log.flush(LOG_SECONDS)
         return True
 
-    def drop(self) -> None:
-        """Nobody holds the pool any more."""
+    def drop(self, _run: PoolPhase = PoolPhase.RUN) -> None:
+        """Nobody holds the pool any more. At the interpreter's end the globals of this module may
+        have gone."""
         if not (self.supervisor.ended or self.state.is_forked):
+            self._was_left_running = self.is_left_running(_run)
             self.supervisor.request_termination("the pool object was dropped")
             self.driver.dropped()
+
+    def is_left_running(self, _run: PoolPhase = PoolPhase.RUN) -> bool:
+        """Whether nobody has ended the pool, which is being dropped, perhaps in several steps: the
+        garbage collector calls the finalizers of a cycle in any order, and the first step ends it.
+        """
+        return self._was_left_running or self.state.phase is _run
 
     def close_in_child(self) -> None:
         """In a forked child: the pool is the parent's."""

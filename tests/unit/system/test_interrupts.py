@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 
 import pytest
 from test_condition import Interrupted, every_interrupt, interrupted_at
@@ -85,6 +86,24 @@ def test_a_thread_is_started_whole_or_not_at_all(filename):
         assert thread.join(DEADLINE)
         assert not thread.is_running
     assert thread.is_started
+
+
+def test_a_thread_that_has_ended_holds_nothing_of_what_it_did():
+    class Work:
+        def do(self):
+            pass
+
+    work = Work()
+    thread = work.thread = BackgroundThread(work.do, "test")
+    gone = weakref.ref(work)
+    thread.start()
+    assert thread.join(DEADLINE)
+    gc.disable()
+    try:
+        del work
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # --- descriptors
