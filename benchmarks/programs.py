@@ -1,8 +1,10 @@
-"""Runs well-known programs and libraries with prefork in the place of `multiprocessing.Pool`, and
-compares what they print with what they print without: programs.py [NAME ...]
+"""Runs well-known programs and libraries with prefork in the place of `multiprocessing.Pool` and of
+`concurrent.futures.ProcessPoolExecutor`, and compares what they print with what they print without:
+programs.py [NAME ...]
 
 They are no dependencies of this project. Have them in a virtual environment of their own:
-pip install flake8 isort autopep8 autoflake emcee schwimmbad dynesty scipy pyswarms numpy
+pip install flake8 isort autopep8 autoflake emcee schwimmbad dynesty scipy pyswarms numpy \
+    "dask[array,dataframe,distributed]" xarray tqdm
 """
 
 from __future__ import annotations
@@ -146,6 +148,96 @@ if __name__ == "__main__":
 """
 )
 
+EXECUTOR = (
+    INSTALL
+    + """
+import concurrent.futures
+Executor = concurrent.futures.ProcessPoolExecutor
+if os.environ["POOLS"] == "prefork":
+    class Executor(prefork.ProcessPoolExecutor):
+        def __init__(self, *args, **kwargs):
+            made.append(self.__class__)
+            super().__init__(*args, **kwargs)
+"""
+)
+
+DASK = (
+    EXECUTOR
+    + """
+import dask, dask.array
+def add(*numbers):
+    return sum(numbers)
+if __name__ == "__main__":
+    with Executor(2) as executor:
+        each = [dask.delayed(add)(i, i) for i in range(50)]
+        total = dask.delayed(add)(*each)
+        array = dask.array.arange(10_000, chunks=500)
+        with dask.config.set(scheduler=executor):
+            print(total.compute(), (array * 2).sum().compute())
+        print(dask.compute(total, total + 1, scheduler=executor))
+"""
+)
+
+DISTRIBUTED = (
+    EXECUTOR
+    + """
+import asyncio, math, operator
+from distributed import Client, Scheduler, Worker
+async def main(executor):
+    async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+        async with Worker(scheduler.address, executor=executor, nthreads=2, dashboard=False):
+            async with Client(scheduler.address, asynchronous=True) as client:
+                print(sum(await client.gather(client.map(math.isqrt, range(200)))))
+                print(repr(await client.submit(operator.truediv, 5, 0).exception()))
+                many = client.map(math.isqrt, range(5), pure=False)
+                print(await client.submit(sum, many))
+if __name__ == "__main__":
+    with Executor(2) as executor:
+        asyncio.run(main(executor))
+"""
+)
+
+TABLES = (
+    EXECUTOR
+    + """
+import numpy as np, pandas as pd, xarray as xr
+def describe(group):
+    key, frame = group
+    return key, frame["x"].mean().round(9), len(frame)
+def summary(frame):
+    return frame.describe()
+def trend(block):
+    return block.mean("time")
+if __name__ == "__main__":
+    frame = pd.DataFrame({"key": np.arange(10_000) % 7, "x": np.arange(10_000) ** 0.5})
+    cube = xr.DataArray(np.arange(6_000.0).reshape(6, 1_000), dims=["place", "time"])
+    with Executor(2) as executor:
+        print(list(executor.map(describe, frame.groupby("key"))))
+        parts = [frame.iloc[i::4] for i in range(4)]
+        print(pd.concat(executor.map(summary, parts)).sum().sum())
+        blocks = [cube.isel(place=i) for i in range(6)]
+        print(xr.concat(executor.map(trend, blocks), "place").values)
+"""
+)
+
+PROGRESS_BARS = (
+    EXECUTOR
+    + """
+import tqdm, tqdm.contrib.concurrent
+def square(i):
+    return i * i
+if __name__ == "__main__":
+    tqdm.contrib.concurrent.ProcessPoolExecutor = Executor
+    if os.environ["POOLS"] == "prefork":  # where tqdm looks it up
+        concurrent.futures.ProcessPoolExecutor = Executor
+    print(sum(tqdm.contrib.concurrent.process_map(square, range(500), max_workers=2, chunksize=5)))
+    with Executor(2) as executor:
+        futures = [executor.submit(square, i) for i in range(200)]
+        done = concurrent.futures.as_completed(futures)
+        print(sum(future.result() for future in tqdm.tqdm(done, total=len(futures))))
+"""
+)
+
 PROGRAMS: dict[str, tuple[str, list[str]]] = {
     "flake8": (TOOL, ["flake8", "--isolated", "-j", "2", *SOURCE]),
     "isort": (TOOL, ["isort", "--check", "--jobs", "2", *SOURCE]),
@@ -156,6 +248,10 @@ PROGRAMS: dict[str, tuple[str, list[str]]] = {
     "dynesty": (DYNESTY, []),
     "scipy": (SCIPY, []),
     "pyswarms": (PYSWARMS, []),
+    "dask": (DASK, []),
+    "distributed": (DISTRIBUTED, []),
+    "pandas and xarray": (TABLES, []),
+    "tqdm": (PROGRESS_BARS, []),
     "a script": (CONCURRENT_DOWNLOADS, []),
 }
 """The program's source, and its arguments."""
