@@ -21,7 +21,6 @@ from prefork._engine.engine import Engine, Owner, RoleClasses
 from prefork._engine.loop_driver import EventLoop, Loop
 from prefork._engine.options import Options
 from prefork._engine.places import Affinity, Environment
-from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._system import process
@@ -411,16 +410,14 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         self.close()
         await self._engine.join_in_loop()
 
-    def __del__(
-        self, _warn: Callable[..., object] = warnings.warn, _run: PoolPhase = PoolPhase.RUN
-    ) -> None:
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,
         where nobody's filters and hooks for warnings are to run. At the interpreter's end the
         globals of this module may have gone."""
         if not hasattr(self, "_was_made"):
             return
         engine = self._engine
-        if engine.state.phase is not _run or engine.is_busy_here():
+        if not engine.is_left_running() or engine.is_busy_here():
             return
         try:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
