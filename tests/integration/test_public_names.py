@@ -36,7 +36,7 @@ close aclose terminate join attach detach handle_events
 PARTS = """
 Process ResultHandler TaskHandler TimeoutHandler Supervisor SoftTimeLimitExceeded
 """
-FOR_ADAPTERS = """
+FOR_ADAPTERS = """apply_noted
 CallbackRunner first_start_timeout load_seconds call_soon when_broken is_broken is_busy_here
 """
 

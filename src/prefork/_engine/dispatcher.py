@@ -21,7 +21,7 @@ from prefork._policy.scheduler import ALONE_SECONDS
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
-from prefork._system.uninterrupted import in_any_case
+from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import DeadlineExceeded, Terminated
 
 __all__ = ["Dispatcher", "Wait"]
@@ -106,7 +106,7 @@ class Dispatcher:
         try:
             take(job)
         except BaseException:  # a signal handler's, such as KeyboardInterrupt
-            in_any_case(lambda: self._give_up(job))
+            uninterrupted(lambda: self._give_up(job))
             raise
 
     def _take(self, job: Job) -> None:
@@ -193,7 +193,7 @@ class Dispatcher:
             self._inputs.add(reader)
 
     def end_input(self, reader: InputReader) -> None:
-        in_any_case(lambda: self._end_input(reader))
+        uninterrupted(lambda: self._end_input(reader))
 
     def _end_input(self, reader: InputReader) -> None:
         with self._state.lock:

@@ -51,7 +51,7 @@ from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork._system.resources import available_cpus
 from prefork._system.threads import BackgroundThread
-from prefork._system.uninterrupted import in_any_case
+from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import Terminated
 
 __all__ = ["Engine", "Owner", "RoleClasses"]
@@ -214,7 +214,7 @@ class Engine:
             self.supervisor.request_termination(NOT_STARTED)
             self.supervisor.wait_until_ended()
         else:
-            in_any_case(self._undo_aside)
+            uninterrupted(self._undo_aside)
             self._undoing.join()
 
     def _undo_aside(self) -> None:
@@ -401,7 +401,7 @@ class Engine:
             if self._has_started:
                 self.driver.dropped()
             elif not self.driver.supervises():  # what was to undo the start was interrupted, too
-                in_any_case(self._undo_aside)
+                uninterrupted(self._undo_aside)
 
     def is_left_running(self, _run: PoolPhase = PoolPhase.RUN) -> bool:
         """Whether nobody has ended the pool, which is being dropped, perhaps in several steps: the

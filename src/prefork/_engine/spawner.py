@@ -34,7 +34,7 @@ from prefork._system.child import announce, give_up
 from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.template import TemplateLostError
-from prefork._system.uninterrupted import in_any_case, uninterrupted
+from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Spawner:
             while pending and goes_on:
                 goes_on = uninterrupted(lambda: self._admit(pending))
         finally:
-            in_any_case(lambda: self._discard_all(pending))
+            uninterrupted(lambda: self._discard_all(pending))
 
     def _discard_all(self, pending: Iterable[PendingWorker]) -> None:
         for start in pending:

@@ -19,7 +19,7 @@ from prefork._engine.engine import Engine
 from prefork._ipc.memfd import BEST, MemoryFile
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system.threads import BackgroundThread
-from prefork._system.uninterrupted import in_any_case, uninterrupted
+from prefork._system.uninterrupted import uninterrupted
 
 
 @pytest.fixture
@@ -65,21 +65,6 @@ def test_other_threads_run_no_handlers_and_change_none():
     thread.start()
     thread.join(DEADLINE)
     assert seen == [signal.getsignal(signal.SIGUSR2)]
-
-
-@pytest.mark.usefixtures("_raising")
-def test_what_clears_up_is_done_once_whenever_it_is_interrupted():
-    signalled = lambda: signal.raise_signal(signal.SIGUSR2)  # noqa: E731
-    step = 0
-    was_interrupted = True
-    while was_interrupted:
-        step += 1
-        done = []
-        call = lambda: in_any_case(lambda: done.append("all"))  # noqa: B023, E731
-        besides = ("in_any_case",)  # which has a step or two before it has begun to see to that
-        was_interrupted = interrupted_at(step, call, "uninterrupted.py", besides, signalled)
-        assert done == ["all"], step
-    assert step > 100
 
 
 # --- threads
