@@ -229,8 +229,8 @@ def test_queueing_a_call_takes_few_calls_however_many_workers(
         pool.apply_async(noop)  # the inboxes are full
     jobs = 1_000
     calls = python_calls(lambda: [pool.apply_async(noop, (i,)) for i in range(jobs)])
-    # On Python 3.14 locks are the pool's own, in Python: two calls more wherever one is taken.
-    assert calls <= (44 if sys.version_info[:2] == (3, 14) else 40) * jobs
+    # On 3.14 locks are the pool's own, in Python; from 3.15 on entering one is seen as a call.
+    assert calls <= (44 if sys.version_info >= (3, 14) else 40) * jobs
     for visitor in visitors:
         visitor.go()
 
