@@ -180,11 +180,24 @@ class Accounts:
             good = set(filter(self.log.is_complete, batch.numbers))
         for job in batch.jobs:
             self.jobs += 1
-            if not good.issuperset(job):
+            lost = [number for number in job if number not in good]
+            if lost and batch.kind.startswith("imap"):
+                self._charge_items(batch, lost)
+            elif lost:
                 self._charge(batch, job)
 
+    def _charge_items(self, batch: Batch, lost: list[int]) -> None:
+        """A death costs the item that ran; or all that had not been started, if they were just
+        being received."""
+        unstarted = [number for number in lost if not self.log.started[number]]
+        for number in lost:
+            if number not in unstarted:
+                self._charge(batch, [number])
+        if unstarted:
+            self._charge(batch, unstarted)
+
     def _charge(self, batch: Batch, job: list[int]) -> None:
-        """Find out whose death cost this job: each may cost one."""
+        """Find out whose death cost this job, or this part of one: each may cost one."""
         breach = self.breaches.append
         suspects = {pid for number in job for pid in self.log.started[number]}
         suspects |= {batch.blamed[number] for number in job if number in batch.blamed}

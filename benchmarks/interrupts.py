@@ -342,9 +342,11 @@ class Interrupts:
         """Nothing of the pool is left, in a moment."""
         self._handles.clear()
         self._iterators.clear()
-        gc.collect()  # an exception's traceback may hold the pool, in a cycle
         until = time.monotonic() + self._deadline / 2
         while left := self._left():
+            # An exception's traceback may hold the pool, in a cycle; and that is garbage no sooner
+            # than the last thread and the last job are done with what was interrupted.
+            gc.collect()
             if time.monotonic() > until:
                 self._blame("wrong", f"left after a {life}: {left}")
                 self._before = Possessions.now()

@@ -5,7 +5,8 @@
 Each FOLDER (this project's `src`, if none is given) holds a package `prefork` that is not compiled;
 each gets a column of the table. `--static`: only what is read from the source.
 
-Read from the source (*the core* is all but the faces `cli` and `celery`; its lines are all lines):
+Read from the source (*the core* is all but the faces `cli`, `celery`, `joblib` and `taskpool`; its
+lines are all lines):
 
 layer rows          of the contract on the whole package, in the `pyproject.toml` beside the folder
 floors              the longest chain of imports, of rooms (what lies at the top of the package: a
@@ -13,7 +14,10 @@ floors              the longest chain of imports, of rooms (what lies at the top
                     for the type checker does not.
 writes              assignments to an attribute of anything but `self` and `cls`
 a.b.c.d()           calls through three dots or more
-others' _privates   uses of a name with an underscore, of anything but `self`, `cls`, `super()`
+others' _privates   uses of a name with an underscore, of anything but `self`, `cls`, `super()`, a
+                    class inside of itself and its subclasses, and documented names (`os._exit`,
+                    `options._replace`); not in the module that all access to what is private in
+                    the standard library has its place in
 
 Counted while it runs, in a pool of two workers that have run some jobs before (`sys.setprofile`):
 
@@ -53,7 +57,11 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FACES = {"cli", "celery"}
+FACES = {"cli", "celery", "joblib", "taskpool"}
+STANDARD = "prefork._system.std_internals"
+"""What is private in the standard library is used there."""
+DOCUMENTED = {"_asdict", "_exit", "_fields", "_getframe", "_make", "_replace"}
+"""Names with an underscore that are none the less for everybody."""
 RUNS = 15
 LIMIT = 0.1
 """Seconds, of the job that passes its limit."""
@@ -177,12 +185,21 @@ def is_long_call(node: ast.AST) -> bool:
     return dots >= 3
 
 
-def is_foreign_private(node: ast.AST) -> bool:
-    return (
+def foreign_privates(node: ast.AST, classes: frozenset[str] = frozenset()) -> int:
+    """
+    Args:
+        classes: the names of those that this is in, and of what they inherit from.
+    """
+    if isinstance(node, ast.ClassDef):
+        classes |= {node.name, *map(ast.unparse, node.bases)}
+    found = sum(foreign_privates(child, classes) for child in ast.iter_child_nodes(node))
+    return found + (
         isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
         and not node.attr.endswith("__")
+        and node.attr not in DOCUMENTED
         and not is_own(node.value)
+        and ast.unparse(node.value) not in classes
     )
 
 
@@ -199,7 +216,9 @@ def layer_rows(folder: Path) -> str:
 def read(folder: Path) -> dict[str, str]:
     """The rows of the table that are read from the source."""
     source = Source(folder)
-    nodes = [node for tree in source.core().values() for node in ast.walk(tree)]
+    core = source.core()
+    nodes = [node for tree in core.values() for node in ast.walk(tree)]
+    privates = sum(foreign_privates(tree) for name, tree in core.items() if name != STANDARD)
     thousands = source.core_lines() / 1000
 
     def rate(count: int) -> str:
@@ -212,7 +231,7 @@ def read(folder: Path) -> dict[str, str]:
         "lines of the core": str(source.core_lines()),
         "writes to others' attributes, per 1000 lines": rate(sum(map(foreign_writes, nodes))),
         "calls a.b.c.d(), per 1000 lines": rate(sum(map(is_long_call, nodes))),
-        "others' _privates, per 1000 lines": rate(sum(map(is_foreign_private, nodes))),
+        "others' _privates, per 1000 lines": rate(privates),
     }
 
 

@@ -227,8 +227,8 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     if not outcome.code:
         return f"passed ({ran}), in {minutes}"
     options = f"{'--full ' if is_full else ''}{version}"
-    tests = outcome.failed or chosen
-    again = " ".join([options, *(["--tests", *tests] if tests else [])])
+    left = outcome.failed or chosen
+    again = " ".join([options, *(["--tests", *left] if left else [])])
     return f"FAILED, in {minutes}; to run it again:\n  make test-pythons PYTHONS='{again}'"
 
 

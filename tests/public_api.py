@@ -107,7 +107,7 @@ def describe_class(path: str, cls: type) -> Iterator[str]:
         if name.startswith("_") or name in fields:
             continue
         member = inspect.getattr_static(cls, name)
-        if isinstance(member, property):
+        if isinstance(member, property) and member.fget is not None:
             returned = inspect.get_annotations(member.fget).get("return", "?")
             yield f"    {path}.{name}: {kind(returned)}"
         elif isinstance(member, type):
@@ -146,7 +146,7 @@ def describe_call(path: str, call: Any) -> Iterator[str]:
 
 
 def spell(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
     text = stars.get(parameter.kind, "") + parameter.name
     if parameter.annotation is not parameter.empty:
         text += f": {kind(parameter.annotation)}"

@@ -47,8 +47,8 @@ A worker's death, from the signal to the error:
                             Collector.isolate          sends it nothing more, takes back what it
                                                        has not read, reads its last reports
                             Collector.lose_job         what is left was running
-                              Retrier.fail               it fails, or is run again, now or later;
-                                                         the rest goes to other workers
+                              Retrier.fail               it fails, or is run again, now or later
+                            Dispatcher.hand_out        what it had not read goes to other workers
                             Spawner.fill_up            starts a successor
 
 A time limit: `Timers` know when to look, `TimeLimits` look at the worker's board, `Terminator`

@@ -7,13 +7,17 @@ Programs that just have functions called need none of it, so `Pool` itself does 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prefork._engine import callbacks
 from prefork._engine.engine import Engine, RoleClasses
 from prefork._engine.options import Options
 from prefork._policy.limits import Limits
+from prefork._policy.retry import Retry
+from prefork._results.apply import callbacks_for
 from prefork.errors import PoolBrokenError
 from prefork.pool import Pool
+from prefork.results import ApplyResult
 
 __all__ = ["AdapterPool"]
 
@@ -43,6 +47,33 @@ class AdapterPool(Pool):
         )
         classes = classes._replace(callbacks=self.CallbackRunner)
         return super()._make_engine(options, limits, classes, threads)
+
+    def apply_noted(
+        self,
+        note: Callable[[ApplyResult[Any]], object],
+        func: Callable[[], Any],
+        callback: Callable[[Any], object],
+        error_callback: Callable[[BaseException], object],
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        retries: int | Retry | None = None,
+    ) -> None:
+        """Like `apply_async(func)`, for who is to end the job whatever happens.
+
+        Args:
+            note: called with the handle just before the job is handed in. If a signal's handler
+                raises from then on, there is somebody who can terminate it.
+            callback, error_callback, timeout, soft_timeout, retries: as there, and so is what this
+                raises.
+        """
+        engine = self._engine
+        result: ApplyResult[Any] = ApplyResult(
+            self, engine, callbacks_for(engine.callbacks, callback, error_callback)
+        )
+        limits = self._defaults.override(timeout, soft_timeout, None, retries)
+        job = engine.factory.call(result, func, (), {}, limits)
+        note(result)
+        engine.dispatcher.submit(job)
 
     def call_soon(self, call: Callable[..., object], *args: object) -> None:
         """Have `call(*args)` called like the callbacks of jobs, after those that are waiting. Safe

@@ -48,7 +48,10 @@ class WorkerLostError(PreforkError):
             that ended it, None is unknown: somebody else collected the child's status.
         stack: the Python stack at the moment of a crash, or "" (str).
         note: what else is known, such as a lack of memory, or "" (str).
+        seconds: how long it had run (float), or None if that is not known.
     """
+
+    seconds: float | None = None
 
     def __init__(
         self,
@@ -88,8 +91,10 @@ class LimitExceeded(PreforkError):
         pid: the process id of the worker that was killed (int); 0: no worker ran it.
         stack: the Python stack where the task was, of all threads; or why there is none, in
             parentheses (str).
+        seconds: how long it had run (float), or None if that is not known.
     """
 
+    seconds: float | None = None
     limit: float
     job: int
     function: str

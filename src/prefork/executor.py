@@ -15,7 +15,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -29,10 +28,12 @@ from prefork._engine.engine import Engine
 from prefork._engine.places import Affinity, Environment
 from prefork._policy.limits import Limits
 from prefork._public import public
-from prefork._results.protocols import PoolRef
+from prefork._system import std_internals
 from prefork._system.locks import RLock
-from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor
-from prefork.pool import Pool
+from prefork._verbs.executors import AFTER_SHUTDOWN, BaseExecutor, PoolExecutor
+from prefork._verbs.futures import Future
+from prefork._verbs.pool_options import make_options, observing
+from prefork.pool import Pool, make_pool
 
 if TYPE_CHECKING:
     from prefork._observe.lines import OutputLine
@@ -97,7 +98,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         if max_workers is not None:
             max_workers = count("max_workers", max_workers)
         self._defaults = Limits().override(timeout, soft_timeout, lost_worker_timeout)
-        options = Pool._check_options(
+        options = make_options(
             max_workers,
             initializer,
             initargs,
@@ -113,8 +114,9 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
             cpu_affinity=cpu_affinity,
             inner_max_num_threads=inner_max_num_threads,
         )
-        self._options = Pool._observing(options, forward_logs, capture_output, context_vars)
+        self._options = observing(options, forward_logs, capture_output, context_vars)
         self._pool: Pool | None = None
+        self._engine: Engine | None = None  # the pool's
         self._is_shut = False
 
     @property
@@ -125,21 +127,29 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         Raises:
             RuntimeError: the executor has been shut down before it had one.
         """
-        return self._pool or self._make_pool()
+        self._engine_to_use()
+        assert self._pool is not None
+        return self._pool
 
-    def _pool_to_use(self) -> tuple[PoolRef, Engine]:
-        pool = self._pool or self._make_pool()
-        return pool, pool._engine
+    def _engine_to_use(self) -> Engine:
+        return self._engine or self._make_pool()
 
-    def _make_pool(self) -> Pool:
+    def _new_future(self, engine: Engine) -> Future[Any]:
+        return Future(self._pool, engine)
+
+    def _view(self, limits: Limits) -> PoolExecutor:
+        engine = self._engine_to_use()
+        return PoolExecutor(self._pool, engine, limits)
+
+    def _make_pool(self) -> Engine:
         with _making:
-            if self._pool is None:
+            if self._engine is None:
                 if self._is_shut:
                     raise RuntimeError(AFTER_SHUTDOWN)
-                pool = Pool._make(self._options, self._defaults)
-                _finish_at_exit(pool._engine)
-                self._pool = pool
-            return self._pool
+                pool, engine = make_pool(self._options, self._defaults)
+                _finish_at_exit(engine)
+                self._pool, self._engine = pool, engine
+            return self._engine
 
     # ---- the end
 
@@ -153,12 +163,12 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         """
         with _making:
             self._is_shut = True
-            pool = self._pool
-        if pool is None or pool._engine.state.is_forked:
+            pool, engine = self._pool, self._engine
+        if pool is None or engine is None or engine.state.is_forked:
             return
         pool.close()
         if cancel_futures:
-            pool._engine.terminator.cancel_where(lambda job: True)
+            engine.terminator.cancel_where(lambda job: True)
         if wait:
             pool.join()
 
@@ -174,8 +184,8 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
 
     def _end_calls(self, signum: int) -> None:
         self.shutdown(wait=False, cancel_futures=True)
-        if (pool := self._pool) is not None and not pool._engine.state.is_forked:
-            pool._engine.terminator.terminate_where(lambda job: True, signum)
+        if (engine := self._engine) is not None and not engine.state.is_forked:
+            engine.terminator.terminate_where(lambda job: True, signum)
 
     def __del__(self) -> None:
         """Nobody will hand in more: what has been is finished, as in the standard library."""
@@ -244,4 +254,4 @@ def _after_in_child() -> None:
 os.register_at_fork(after_in_child=_after_in_child)
 # In the main process it is done before the other exit functions: once these run, Python starts no
 # more threads and processes, and calls that are left may need some. (In a child, it is too late.)
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
+std_internals.before_threads_end(_finish_all)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -12,30 +11,28 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Never, Self
 
 from prefork import errors
-from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
+from prefork._arguments import count
 from prefork._compat.classes import stands_for
-from prefork._compat.habits import check_environment, unknown_option
+from prefork._compat.habits import unknown_option
 from prefork._compat.names import PoolNames
 from prefork._engine import roles
 from prefork._engine.callbacks import CallbackRunner
-from prefork._engine.drivers import EventLoop, Loop
 from prefork._engine.engine import Engine, Owner, RoleClasses
+from prefork._engine.loop_driver import EventLoop, Loop
 from prefork._engine.options import Options
-from prefork._engine.places import Affinity, Environment, make_places
-from prefork._engine.state import PoolPhase
+from prefork._engine.places import Affinity, Environment
 from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._system import process
-from prefork._system.resources import available_cpus
 from prefork._system.uninterrupted import uninterrupted
+from prefork._verbs.pool_options import make_options, observing
 from prefork._verbs.view import Verbs
-from prefork._worker.options import Hook
 from prefork.statistics import PoolStatistics
 
 if TYPE_CHECKING:
     from prefork._observe.lines import OutputLine
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "make_pool"]
 
 
 @public
@@ -170,7 +167,9 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             if context is not None:
                 raise TypeError("context is given twice: as the fifth argument, and by its name")
             context, timeout = timeout, None
-        options = self._check_options(
+        if inner_max_num_threads is None and not self._bounds_inner_threads:
+            inner_max_num_threads = math.inf
+        options = make_options(
             processes,
             initializer,
             initargs,
@@ -187,98 +186,12 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             cpu_affinity=cpu_affinity,
             inner_max_num_threads=inner_max_num_threads,
         )
-        options = self._observing(options, forward_logs, capture_output, context_vars)
+        options = options._replace(
+            process_class=self.Process, soft_limit=self.SoftTimeLimitExceeded
+        )
+        options = observing(options, forward_logs, capture_output, context_vars)
         limits = Limits().override(timeout, soft_timeout, lost_worker_timeout)
         self._begin(options, limits, threads)
-
-    @classmethod
-    def _check_options(
-        cls,
-        processes: int | None,
-        initializer: Callable[..., object] | None,
-        initargs: Iterable[Any],
-        maxtasksperchild: int | None,
-        context: BaseContext | str | None,
-        maxtasksperchild_jitter: int,
-        max_memory_per_child: int | None,
-        max_memory_per_task: int | None,
-        max_restarts: int,
-        start_timeout: float | None,
-        accept_delay: float | None = None,
-        *,
-        finalizer: Callable[[Any], object] | None,
-        env: Environment | None,
-        cpu_affinity: Affinity | None,
-        inner_max_num_threads: float | None,
-    ) -> Options:
-        """What the workers are made with; it raises what the constructor does."""
-        cpus = available_cpus()
-        processes = cpus if processes is None else count("processes", processes)
-        try:
-            maxtasksperchild = some_count("maxtasksperchild", maxtasksperchild)
-        except TypeError as exc:
-            raise ValueError(*exc.args) from None  # as `multiprocessing` has it
-        max_memory_per_child = some_count("max_memory_per_child", max_memory_per_child)
-        max_memory_per_task = some_count("max_memory_per_task", max_memory_per_task)
-        jitter = count("maxtasksperchild_jitter", maxtasksperchild_jitter, least=0)
-        if jitter and jitter >= (maxtasksperchild or 0):
-            raise ValueError("maxtasksperchild_jitter must be less than maxtasksperchild")
-        max_restarts = count("max_restarts", max_restarts, least=0)
-        check_callables(initializer=initializer, finalizer=finalizer)
-        initargs = check_iterable("initargs", initargs)
-        if context is None or isinstance(context, str):
-            context = multiprocessing.get_context(context)
-        elif not isinstance(context, BaseContext):
-            raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
-        check_environment()
-        if inner_max_num_threads is None and not cls._bounds_inner_threads:
-            inner_max_num_threads = math.inf
-        is_forking = context.get_start_method() == "fork"
-        places = make_places(processes, cpus, is_forking, env, cpu_affinity, inner_max_num_threads)
-        return Options(
-            processes,
-            context,
-            Hook(initializer, initargs) if initializer else None,
-            cls.Process,
-            maxtasksperchild,
-            jitter,
-            max_memory_per_child,
-            max_memory_per_task,
-            max_restarts,
-            None if start_timeout is None else seconds("start_timeout", start_timeout),
-            None,
-            cls.SoftTimeLimitExceeded,
-            None if accept_delay is None else seconds("accept_delay", accept_delay),
-            finalizer=Hook(finalizer, ()) if finalizer else None,
-            places=places,
-            cpus=cpus,
-        )
-
-    @staticmethod
-    def _observing(
-        options: Options,
-        forward_logs: object,
-        capture_output: object,
-        context_vars: Iterable[ContextVar[Any]],
-    ) -> Options:
-        """The same options, with what goes along with calls, and what comes from the workers beside
-        results."""
-        if variables := check_iterable("context_vars", context_vars):
-            from prefork._observe.context import Carrier
-
-            options = options._replace(capture=Carrier(variables).capture)
-        if forward_logs is not False or capture_output is not None:
-            from prefork._observe.settings import observing
-
-            options = options._replace(observing=observing(forward_logs, capture_output))
-        return options
-
-    @classmethod
-    def _make(cls, options: Options, limits: Limits) -> Self:
-        """A pool with these options, which have been checked."""
-        pool = cls.__new__(cls)
-        pool._begin(options, limits, threads=True)
-        return pool
 
     def _begin(self, options: Options, limits: Limits, threads: bool) -> None:
         """Have the engine made, and the workers started."""
@@ -497,16 +410,14 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         self.close()
         await self._engine.join_in_loop()
 
-    def __del__(
-        self, _warn: Callable[..., object] = warnings.warn, _run: PoolPhase = PoolPhase.RUN
-    ) -> None:
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Only to say so: the pool is dropped by its `Owner`s. Not inside of the pool's own work,
         where nobody's filters and hooks for warnings are to run. At the interpreter's end the
         globals of this module may have gone."""
         if not hasattr(self, "_was_made"):
             return
         engine = self._engine
-        if engine.state.phase is not _run or engine.is_busy_here():
+        if not engine.is_left_running() or engine.is_busy_here():
             return
         try:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
@@ -522,3 +433,11 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         if unfinished := len(self._engine.state.open_jobs.by_id):
             text += f", {unfinished} jobs unfinished"
         return f"<{text}>"
+
+
+def make_pool(options: Options, limits: Limits) -> tuple[Pool, Engine]:
+    """A pool with these options, which have been checked, and what runs it: for a face that has
+    options of its own."""
+    pool = Pool.__new__(Pool)
+    pool._begin(options, limits, threads=True)
+    return pool, pool._engine

@@ -35,9 +35,12 @@ class WorkerStatistics(NamedTuple):
         state: where it is in its life.
         job: the number of the job that it runs, or None.
         function: the qualified name of what that calls, or None.
-        since: when it took that job (seconds of `time.monotonic`), or None.
+        since: when it took that job, or began with that item (seconds of `time.monotonic`); or
+            None.
         tasks: how many it has finished.
         memory: what it has resident, KiB; None where that cannot be told.
+        item: of a chunk whose calls have outcomes of their own (`imap`, `each_async`), which one it
+            runs, from 0 on; or None.
     """
 
     pid: int
@@ -48,6 +51,7 @@ class WorkerStatistics(NamedTuple):
     since: float | None
     tasks: int
     memory: int | None
+    item: int | None = None
 
 
 @public

@@ -13,7 +13,6 @@ import pytest
 
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import PAUSE, InputError, Inputs
-from prefork.cli.logbook import DONE, ENTRY, FAILED, NOTE, SLOT, Logbook, Outcome
 from prefork.cli.progress import Stats
 from prefork.cli.records import Earlier
 
@@ -131,58 +130,3 @@ def test_an_error_while_opening_leaks_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read /no/such"):
         Inputs(lines=[str(path), "/no/such"])
     assert os.listdir("/dev/fd") == before
-
-
-# ---- the logbook
-
-
-@pytest.fixture
-def book() -> Iterator[Logbook]:
-    book = Logbook()
-    yield book
-    book.close()
-
-
-OUTCOMES = [
-    Outcome(DONE, b'{"a": 1}', 0.5, 11),
-    Outcome(FAILED, b"x" * 100_000, 1.5, 12),
-    Outcome(DONE, b"", 2.5, 13),
-]
-
-
-def write(book: Logbook, slot: int, job: int, outcomes: list[Outcome]) -> int:
-    position = 0
-    for index, outcome in enumerate(outcomes):
-        book.note_start(slot, job, index, outcome.pid, float(index))
-        position = book.add(slot, position, job, index, outcome)
-    return position
-
-
-def test_the_logbook_gives_back_what_was_done(book: Logbook) -> None:
-    for slot in (0, 3):
-        write(book, slot, 7 + slot, OUTCOMES)
-        book.note_start(slot, 7 + slot, 3, 14, 99.0)
-    for slot in (0, 3):
-        assert book.read(slot, 7 + slot) == (OUTCOMES, 99.0, 14)
-    assert book.read(1, 7) == ([], None, None)  # never written
-    assert book.read(0, 8) == ([], None, None)  # another job
-
-
-def test_a_job_in_a_used_slot_sees_nothing_of_the_one_before(book: Logbook) -> None:
-    write(book, 0, 1, OUTCOMES)
-    write(book, 0, 2, OUTCOMES[:1])
-    assert book.read(0, 2).outcomes == OUTCOMES[:1]
-    assert book.read(0, 2).started is None  # the next one had not been started
-
-
-def test_an_entry_that_was_cut_short_does_not_count(book: Logbook, tmp_path: Path) -> None:
-    position = write(book, 0, 1, OUTCOMES[:2])
-    os.truncate(book._fd, NOTE.size + position - 1)
-    assert book.read(0, 1).outcomes == OUTCOMES[:1]
-    os.truncate(book._fd, NOTE.size + ENTRY.size - 1)
-    assert book.read(0, 1).outcomes == []
-
-
-def test_a_full_slot_is_an_error(book: Logbook) -> None:
-    with pytest.raises(OSError, match="full"):
-        book.add(0, SLOT - NOTE.size - ENTRY.size, 1, 0, OUTCOMES[0])

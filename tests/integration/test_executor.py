@@ -15,7 +15,7 @@ import pytest
 
 import prefork
 from gate import enter
-from helpers import DEADLINE, NEVER, has_ended
+from helpers import DEADLINE, NEVER, has_ended, mark, marked
 from prefork import PoolBrokenError, ProcessPoolExecutor, Terminated, WorkerLostError
 
 
@@ -50,7 +50,8 @@ def die_at_7(x):
     return x
 
 
-def fail():
+def fail_once_marked(path):
+    marked(path)
     raise ZeroDivisionError("in the initializer")
 
 
@@ -86,9 +87,12 @@ def test_a_worker_that_dies_fails_its_own_call(context, make_executor):
 
 
 @pytest.mark.parametrize("way", ["submit", "map"])
-def test_an_initializer_that_fails_breaks_it(make_executor, way):
-    executor = make_executor(1, initializer=fail)
+def test_an_initializer_that_fails_breaks_it(make_executor, way, tmp_path):
+    """What waits fails, and nothing more is taken. Workers start before there is anything to do, so
+    it is not before the first call is handed in that one fails here."""
+    executor = make_executor(1, initializer=fail_once_marked, initargs=(tmp_path / "in",))
     broken = executor.submit(square, 3)
+    mark(tmp_path / "in")
     with pytest.raises(StdBrokenProcessPool, match="initializer failed") as caught:
         broken.result(DEADLINE)
     assert isinstance(caught.value, PoolBrokenError)

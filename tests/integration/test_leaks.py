@@ -187,6 +187,21 @@ def test_a_result_can_be_referred_to_weakly(make_pool, ask):
     eventually(lambda: gc.collect() >= 0 and reference() is None, "it is freed")
 
 
+def test_results_of_an_input_that_a_thread_has_read_are_freed_at_once(make_pool):
+    """They may be large: they do not wait until the garbage collector looks for cycles."""
+    pool = make_pool(1)
+    gc.collect()
+    gc.disable()
+    try:
+        handle = pool.map_async(str, range(100), chunksize=1)
+        assert len(handle.get(DEADLINE)) == 100
+        gone = weakref.ref(handle)
+        del handle
+        eventually(lambda: gone() is None, "they are freed")
+    finally:
+        gc.enable()
+
+
 def test_no_object_of_a_compiled_class_can_be_referred_to_weakly():
     """It would end without a word to the reference."""
     modules = [module for name, module in sys.modules.items() if name.startswith("prefork.")]

@@ -20,6 +20,7 @@ from joblib import Parallel, delayed, parallel_config
 import prefork.joblib
 from helpers import DEADLINE, NEVER, eventually, has_ended, mark, mark_and_stay, marked
 from prefork import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from prefork.adapters import AdapterPool
 from prefork.joblib import workers
 
 
@@ -203,6 +204,26 @@ def test_an_interrupted_call_ends_its_tasks(config, tmp_path):
     ).start()
     with pytest.raises(KeyboardInterrupt):
         Parallel()(delayed(mark_and_stay)(tmp_path / "here") for _ in range(1))
+    pid = int(marked(tmp_path / "here"))
+    eventually(lambda: has_ended(pid), "the task ends")
+    assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
+
+
+def test_a_call_that_is_interrupted_while_it_is_handed_in_ends_its_tasks(
+    config, tmp_path, monkeypatch
+):
+    config()
+    apply_noted = AdapterPool.apply_noted
+
+    def interrupted(*args):
+        apply_noted(*args)
+        marked(tmp_path / "here")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdapterPool, "apply_noted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Parallel()(delayed(mark_and_stay)(tmp_path / "here") for _ in range(1))
+    monkeypatch.undo()
     pid = int(marked(tmp_path / "here"))
     eventually(lambda: has_ended(pid), "the task ends")
     assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]

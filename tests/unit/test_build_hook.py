@@ -21,8 +21,9 @@ FAILS = "print('fast.c:1: error: no such thing'); raise SystemExit(1)"
 
 
 @pytest.fixture(autouse=True)
-def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is here: a Python that is covered, with its headers and a C compiler."""
+def able(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is here: a Python that is covered, with its headers and a C compiler. (The directory
+    is made before: what makes it may remove older ones, in the way of the version that this is.)"""
     monkeypatch.delenv("PREFORK_PURE", raising=False)
     monkeypatch.setenv("CC", f"{sys.executable} -some-option")
     monkeypatch.setattr("sys.version_info", (3, 12, 0, "final", 0))
@@ -35,7 +36,7 @@ def module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_hook", TOOLS / "build_hook.py")
     assert spec is not None
     assert spec.loader is not None
-    hook = importlib.util.module_from_spec(spec)
+    hook: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
     hook.version_of = lambda _: "7.8"
     return hook

@@ -156,7 +156,7 @@ def test_a_child_can_write_log_messages(handler):
     with at_fork.holding_logging():
         pid = os.fork()
     if not pid:
-        free = is_free(handler.lock) and is_free(logging._lock)
+        free = is_free(handler.lock) and is_free(logging._lock)  # type: ignore[attr-defined]
         os._exit(0 if free else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert is_free(handler.lock)

@@ -16,8 +16,8 @@ def book(monkeypatch, tmp_path):
     """Books one good task with two retries; returns what is wrong with it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
-    import ledger
-    import misdeeds
+    import ledger  # type: ignore[import-not-found]
+    import misdeeds  # type: ignore[import-not-found]
 
     def book(lines, killed, fate="value", retries=2, conduct="good"):
         path = tmp_path / "log"

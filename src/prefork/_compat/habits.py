@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple
 
 from prefork._describe import function_name, short_repr
@@ -50,6 +50,8 @@ def check_function(func: object) -> None:
     """
     if type(func) is FunctionType:  # as most are
         flags = func.__code__.co_flags
+    elif type(func) is BuiltinFunctionType:
+        return
     elif callable(func):
         flags = _flags(func)
     else:

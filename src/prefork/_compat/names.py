@@ -14,23 +14,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork._compat.classes import StandsIn
-from prefork._engine.engine import Engine
-from prefork._engine.options import Options
-from prefork._engine.state import PoolPhase
 
 __all__ = ["ApplyNames", "ExecutorNames", "IMapNames", "MapNames", "PoolNames"]
 
 if TYPE_CHECKING:
     from multiprocessing.pool import Pool as StandardPool  # see `classes`
+
+    from prefork._engine.engine import Engine
+    from prefork._engine.options import Options
 else:
     StandardPool = object
 
-_STATES: Final = {
-    PoolPhase.RUN: "RUN",
-    PoolPhase.CLOSE: "CLOSE",
-    PoolPhase.TERMINATE: "TERMINATE",
-    PoolPhase.ENDED: "TERMINATE",
-}
+_STATES: Final = {"ENDED": "TERMINATE"}
+"""Those that have another name there."""
 
 
 class PoolNames(StandsIn, StandardPool):
@@ -46,11 +42,12 @@ class PoolNames(StandsIn, StandardPool):
     @property
     def _pool(self) -> list[BaseProcess]:
         """The workers' processes: `pid`, `is_alive()`, `exitcode`, `terminate()`, ..."""
-        return [worker.process.process for worker in list(self._engine.state.workers)]
+        return _processes_of(self._engine)
 
     @property
     def _state(self) -> str:
-        return _STATES[self._engine.state.phase]
+        name = self._engine.state.phase.name
+        return _STATES.get(name, name)
 
     @property
     def _ctx(self) -> BaseContext:
@@ -86,6 +83,10 @@ class PoolNames(StandsIn, StandardPool):
         """The pool does so without being told."""
 
 
+def _processes_of(engine: Engine) -> list[BaseProcess]:
+    return [worker.process.process for worker in list(engine.state.workers)]
+
+
 def _number(sink: Any) -> int:
     return int(getattr(sink, "_job", id(sink)))
 
@@ -93,30 +94,29 @@ def _number(sink: Any) -> int:
 class ExecutorNames:
     """Of an executor: of that of `concurrent.futures`."""
 
-    _pool: Any
+    _engine: Engine | None  # once there is a pool
     _options: Options
 
     @property
     def _max_workers(self) -> int:
         """How many workers there should be."""
-        pool = self._pool
-        return self._options.processes if pool is None else int(pool.processes)
+        engine = self._engine
+        return self._options.processes if engine is None else engine.supervisor.processes
 
     @property
     def _processes(self) -> dict[int | None, BaseProcess] | None:
         """The workers' processes by their ids; None, when it has been shut down."""
-        pool = self._pool
-        if pool is None:
+        engine = self._engine
+        if engine is None:
             return {}
-        if pool._engine.state.phase is not PoolPhase.RUN:
+        if engine.state.phase.name != "RUN":
             return None
-        return {process.pid: process for process in pool._pool}
+        return {process.pid: process for process in _processes_of(engine)}
 
     @property
     def _broken(self) -> str | bool:
         """Why its workers cannot start, or False."""
-        pool = self._pool
-        broken = None if pool is None else pool._engine.state.broken
+        broken = None if self._engine is None else self._engine.state.broken
         return False if broken is None else str(broken)
 
 

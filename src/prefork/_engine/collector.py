@@ -11,19 +11,21 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._ipc.outcome import Large, decode_exit, decode_reason
-from prefork._ipc.wire import Kind
+from prefork._ipc.outcome import Large, Part, decode_exit, decode_reason
+from prefork._ipc.wire import EACH, MODE, Kind
 from prefork._policy.job import Job
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.log import ERROR
-from prefork.errors import WorkerLostError
+from prefork.errors import LimitExceeded, WorkerLostError
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.retrier import Retrier
 
 __all__ = ["Collector"]
 
@@ -122,7 +124,7 @@ class Collector:
         worker.channel.forget(job.id)
         worker.note_finished_job()
         if type(payload) is Large:
-            job.result_bytes = payload.nbytes
+            job.note_result(payload.nbytes)
         if kind != Kind.DONE and isinstance(job, JobOnTerms) and self._retrier.may_retry(job):
             self._retrier.report(job, kind, payload)
         else:
@@ -150,7 +152,10 @@ class Collector:
         elif kind == Kind.EXITING:
             if job := worker.sent.get(job_id):
                 code, why = decode_exit(payload)
-                self.lose_job(worker, job, code, note=why)
+                self._scheduler.shut(worker)
+                self.lose_job(worker, job, code, note=why, is_over=True)
+        elif kind == Kind.PART:
+            self._take_part(worker, job_id, int(started), payload)
         elif kind == Kind.BROKEN:
             worker.fail_to_start(payload)  # it is unpickled without the lock
             self._state.wake_supervisor()
@@ -197,28 +202,76 @@ class Collector:
         exitcode: int | None,
         stack: str = "",
         note: str = "",
+        is_over: bool = False,
     ) -> None:
         """A worker has died, or is about to, while it ran this job: the job fails with that, or is
-        run again."""
+        run again. Of several calls that have outcomes of their own the one that ran fails, and the
+        others go on. The worker has been sent nothing more before.
+
+        Args:
+            is_over: nothing of the job runs there any more.
+        """
         self._state.assert_locked()
         self.note_run(worker, job)
         if job.start_unreported and job.started:
             self._open_jobs.report_start(job, worker.pid, job.started)
         worker.lose(job)
-        self._scheduler.shut(worker)
         job.note_pid(worker.pid)
         reason = worker.kill_reason
-        if reason is None or reason.job is not job:
+        if reason is not None and reason.job is not job:
+            reason = None
+        seconds = self._seconds_of(worker, job)
+        begun = self.note_items(worker, job) if is_over else None
+        if begun == 0 and (reason is None or not reason.is_final):  # it was between two of them
+            self._retrier.go_on(job)
+            return
+        if reason is None:
             lost = WorkerLostError(job.id, job.function, worker.pid, exitcode, stack, note)
-            self._retrier.fail(job, lost)
+            lost.seconds = seconds
+            self._retrier.fail(job, lost, begun or 0)
             return
         if reason.expiry is not None:
             self._outcomes.add(job, EXPIRED, reason.expiry)
         error = reason.error(stack or NO_STACK)
+        if isinstance(error, LimitExceeded):
+            error.seconds = seconds
         if reason.is_final:
             self._open_jobs.fail(job, error)
         else:
-            self._retrier.fail(job, error)
+            self._retrier.fail(job, error, begun or 0)
+
+    def note_items(self, worker: WorkerHandle, job: Job) -> int | None:
+        """Account for the items of a job that are done; how many others have been begun. None:
+        there are none, or nothing is known of them."""
+        if job.flags & MODE != EACH or worker.running()[0] != job.id:
+            return None
+        page = worker.channel.page()
+        begun = min(page.begun, job.size)
+        if begun <= job.first:
+            return None
+        for number, outcome in enumerate(page.outcomes, page.base):
+            if job.first == number < begun:
+                self._open_jobs.add_part(job, outcome)
+        return begun - job.first
+
+    def _take_part(self, worker: WorkerHandle, job_id: int, count: int, payload: object) -> None:
+        """
+        Raises:
+            ValueError: it makes no sense.
+        """
+        job = worker.sent.get(job_id)
+        if job is None or not 0 < count <= job.size - job.first:
+            raise ValueError("it reported a part of a job that it was not sent")
+        if type(payload) is Large:
+            job.result_bytes += payload.nbytes
+        self._open_jobs.add_part(job, Part(count, payload))
+
+    def _seconds_of(self, worker: WorkerHandle, job: Job) -> float | None:
+        """How long what was lost had run: the job, or one item of it."""
+        if worker.running()[0] != job.id:
+            return None
+        _, since = worker.item() or (0, worker.accepted())
+        return time.monotonic() - since
 
     def note_run(self, worker: WorkerHandle, job: Job) -> None:
         """What is known of a job that will not be reported."""

@@ -21,7 +21,7 @@ from prefork._policy.scheduler import ALONE_SECONDS
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Timers
 from prefork._system.condition import Condition
-from prefork._system.uninterrupted import uninterrupted
+from prefork._system.uninterrupted import in_any_case
 from prefork.errors import DeadlineExceeded, Terminated
 
 __all__ = ["Dispatcher", "Wait"]
@@ -65,6 +65,7 @@ class Dispatcher:
         self._timers = timers
         self._hold_timer = timers.hold
         self._limit_timer = timers.limits
+        self._is_memory_limited = timers.memory.interval is not None
         self.rearm = rearm
         self.wait_for = wait
         self._call_soon = call_soon
@@ -105,7 +106,7 @@ class Dispatcher:
         try:
             take(job)
         except BaseException:  # a signal handler's, such as KeyboardInterrupt
-            uninterrupted(lambda: self._give_up(job))
+            in_any_case(lambda: self._give_up(job))
             raise
 
     def _take(self, job: Job) -> None:
@@ -130,7 +131,7 @@ class Dispatcher:
             self._target = slot
             self._transmit(slot, [job])
             self._target = None
-        if self._hold_timer.next_due is None:
+        if self._hold_timer.next_due is None and self._scheduler.holds_back():
             self._hold()
 
     def _may_begin(self, job: JobOnTerms) -> bool:
@@ -192,7 +193,7 @@ class Dispatcher:
             self._inputs.add(reader)
 
     def end_input(self, reader: InputReader) -> None:
-        uninterrupted(lambda: self._end_input(reader))
+        in_any_case(lambda: self._end_input(reader))
 
     def _end_input(self, reader: InputReader) -> None:
         with self._state.lock:
@@ -225,6 +226,7 @@ class Dispatcher:
                     job.pickled,
                     job.payload,
                     job.function_length,
+                    job.first,
                 )
             except OSError as exc:
                 ticket = None
@@ -238,7 +240,8 @@ class Dispatcher:
                 self._scheduler.return_jobs(slot, [job.id for job in batch[position:]])
                 break
             tickets.append(ticket)
-            self._watch(job)
+            if self._is_memory_limited or job.flags & LIMITED:
+                self._watch(job)
         if tickets and not slot.channel.send(tickets):
             # The kernel gives small pipes to users with many. This one holds unread tickets, so
             # there will be a report, and then another try.
@@ -258,11 +261,8 @@ class Dispatcher:
 
     def _watch(self, job: Job) -> None:
         """The job is being sent: something may become due for that."""
-        is_limited = bool(job.flags & LIMITED)
-        if not is_limited and self._timers.memory.interval is None:
-            return
         now = time.monotonic()
-        is_earlier = is_limited and self._limit_timer.sent(job, now)
+        is_earlier = bool(job.flags & LIMITED) and self._limit_timer.sent(job, now)
         if self._timers.memory.sent(now) or is_earlier:
             self.rearm()
 
@@ -288,7 +288,7 @@ class Dispatcher:
                 break  # it has read them meanwhile
             scheduler.return_jobs(victim, jobs)
             self._send_batches(scheduler.idle_slots())
-        if self._hold_timer.next_due is None:
+        if self._hold_timer.next_due is None and scheduler.holds_back():
             self._hold()
 
     def _relieve(self) -> bool:
@@ -319,8 +319,6 @@ class Dispatcher:
     def _hold(self) -> None:
         """Short jobs may be waiting for workers that are at work, while others idle: look later
         whether one of those has a long job."""
-        if not (self._scheduler.is_holding() and self._scheduler.has_waiting()):
-            return
         self._hold_timer.begin(time.monotonic())
         self._scheduler.remember_heads()
         try:
@@ -363,11 +361,10 @@ class Dispatcher:
         self.hand_out()
 
     def remove_worker(self, worker: WorkerHandle) -> None:
-        """The worker has ended and said all."""
+        """The worker has ended and said all. Whoever has it removed hands out what it had."""
         self._state.assert_locked()
         self._scheduler.remove(worker)
         self._limit_timer.forget(worker)
         self._outboxes.discard(worker.channel)
         self._workers.remove(worker)
         worker.reap()
-        self.hand_out()

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.drivers import Driver, EventLoop, Roles, Threads
+from prefork._engine.drivers import Driver, Roles, Threads
 from prefork._engine.job_factory import JobFactory
 from prefork._engine.lifecycle import Lifecycle
+from prefork._engine.loop_driver import EventLoop
 from prefork._engine.observer import Observer
 from prefork._engine.options import Options
 from prefork._engine.retrier import Retrier
@@ -49,6 +50,8 @@ from prefork._system.condition import Condition
 from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork._system.resources import available_cpus
+from prefork._system.threads import BackgroundThread
+from prefork._system.uninterrupted import in_any_case
 from prefork.errors import Terminated
 
 __all__ = ["Engine", "Owner", "RoleClasses"]
@@ -58,6 +61,9 @@ LOG_SECONDS = 1.0
 
 CALLBACK_SECONDS = 5.0
 """How long the callbacks of a pool that was left behind may take at the interpreter's exit."""
+
+
+NOT_STARTED = "the pool could not be started"
 
 
 class RoleClasses(NamedTuple):
@@ -100,6 +106,9 @@ class Engine:
         self.options = options
         self._classes = classes
         self._growing = RLock()
+        self._was_left_running = False  # it was dropped, and nobody had ended it
+        self._has_started = False
+        self._undoing = BackgroundThread(self._undo_here, "prefork-Undo")
         self._finalizer: Any = None
         self.driver: Driver = Threads() if threads else EventLoop()
         self._log = log = Log(in_background=threads)
@@ -193,21 +202,36 @@ class Engine:
             if self._taps is not None:
                 self._taps.start()
             self.driver.start(self._roles)
+            self._has_started = True
         except BaseException:
             self._undo()
             self._log.flush(LOG_SECONDS)
             raise
 
     def _undo(self) -> None:
-        why = "the pool could not be started"
+        """The start has failed, or was interrupted: end what there is, and wait for that."""
         if self.driver.supervises():  # it was interrupted at the very end
-            self.supervisor.request_termination(why)
+            self.supervisor.request_termination(NOT_STARTED)
             self.supervisor.wait_until_ended()
+        else:
+            in_any_case(self._undo_aside)
+            self._undoing.join()
+
+    def _undo_aside(self) -> None:
+        """On a thread, where no signal handler that raises can interrupt it, which would leave the
+        workers to nobody. Whoever has begun this need not wait for its end."""
+        if self._undoing.is_started:
             return
+        try:
+            self._undoing.start()
+        except RuntimeError:  # the system has no thread left
+            self._undo_here()
+
+    def _undo_here(self) -> None:
         with contextlib.ExitStack() as undo:  # last in, first out; each is done in any case
             undo.callback(self.supervisor.release)
             undo.callback(self.supervisor.kill_all)
-            self.lifecycle.stop(Terminated(why))
+            self.lifecycle.stop(Terminated(NOT_STARTED))
 
     # ---- what faces ask for
 
@@ -368,11 +392,22 @@ class Engine:
         self._log.flush(LOG_SECONDS)
         return True
 
-    def drop(self) -> None:
-        """Nobody holds the pool any more."""
+    def drop(self, _run: PoolPhase = PoolPhase.RUN) -> None:
+        """Nobody holds the pool any more. At the interpreter's end the globals of this module may
+        have gone."""
         if not (self.supervisor.ended or self.state.is_forked):
+            self._was_left_running = self.is_left_running(_run)
             self.supervisor.request_termination("the pool object was dropped")
-            self.driver.dropped()
+            if self._has_started:
+                self.driver.dropped()
+            elif not self.driver.supervises():  # what was to undo the start was interrupted, too
+                in_any_case(self._undo_aside)
+
+    def is_left_running(self, _run: PoolPhase = PoolPhase.RUN) -> bool:
+        """Whether nobody has ended the pool, which is being dropped, perhaps in several steps: the
+        garbage collector calls the finalizers of a cycle in any order, and the first step ends it.
+        """
+        return self._was_left_running or self.state.phase is _run
 
     def close_in_child(self) -> None:
         """In a forked child: the pool is the parent's."""

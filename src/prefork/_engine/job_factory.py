@@ -15,7 +15,7 @@ from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
-from prefork._policy.terms import JobOnTerms, make_job
+from prefork._policy.terms import JobOnTerms
 from prefork._system import at_fork
 from prefork._worker.seeding import Seeded
 from prefork.errors import remote_traceback
@@ -23,7 +23,7 @@ from prefork.errors import remote_traceback
 if TYPE_CHECKING:
     from prefork._ipc.main_module import WorkersMain
 
-__all__ = ["JobFactory"]
+__all__ = ["JobFactory", "make_job"]
 
 Capture = Callable[[], Any]
 """What of the caller's context goes along with a call; None: nothing."""
@@ -176,20 +176,22 @@ class JobFactory:
         if context is not None:
             mode |= CONTEXT
             arguments = arguments, context
-        job = make_job(owner, self._calls.name(func), mode, limits, size, index)
+        function = self._calls.name(func)
         fds: list[int] = []
+        payload: Payload | None = None
         try:
             pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
             if buffers or fds or len(pickled) > INLINE:
-                job.set_payload(self._payload(pickled, buffers, fds), function_length)
-            else:
-                job.set_call(pickled, function_length)
+                payload = self._payload(pickled, buffers, fds)
         except Exception as exc:
-            trim_notes(exc)
-            exc.add_note(f"while pickling the call of {job.function} for a worker process")
-            # As text: the frames themselves would keep the whole input alive.
-            exc.__cause__ = remote_traceback(format_traceback(exc))
-            job.refuse(exc.with_traceback(None))
+            job = make_job(owner, function, mode, limits, size, index)
+            job.refuse(_explained(exc, function))
+            return job
+        job = make_job(owner, function, mode, limits, size, index)
+        if payload is None:
+            job.set_call(pickled, function_length)
+        else:
+            job.set_payload(payload, function_length)
         return job
 
     def _payload(self, pickled: bytes, buffers: list[memoryview], fds: list[int]) -> Payload:
@@ -204,6 +206,24 @@ class JobFactory:
                 pass  # no descriptor is left now, or no memory for a file
         payload.keep()
         return payload
+
+
+def make_job(
+    sink: ResultSink, function: str, mode: int, limits: Limits, size: int = 1, index: int = 0
+) -> Job:
+    """What it is made of depends on what it asks for."""
+    if (terms := limits.terms) is None:
+        return Job(sink, function, mode, limits, size, index)
+    return JobOnTerms(sink, function, mode, limits, terms, size, index)
+
+
+def _explained(error: Exception, function: str) -> BaseException:
+    """Why a call of this function cannot be pickled."""
+    trim_notes(error)
+    error.add_note(f"while pickling the call of {function} for a worker process")
+    # As text: the frames themselves would keep the whole input alive.
+    error.__cause__ = remote_traceback(format_traceback(error))
+    return error.with_traceback(None)
 
 
 def _seeded(func: Callable[..., Any], seed: int | None, position: int) -> Callable[..., Any]:

@@ -9,13 +9,16 @@ The supervisor makes the last step, when there are no workers any more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prefork._describe import describe
-from prefork._engine.collector import Collector
 from prefork._engine.state import PoolPhase, PoolState
-from prefork._engine.worker_handle import WorkerHandle
 from prefork._system.log import CRITICAL, ERROR
 from prefork.errors import PoolBrokenError
+
+if TYPE_CHECKING:
+    from prefork._engine.collector import Collector
+    from prefork._engine.worker_handle import WorkerHandle
 
 __all__ = ["Lifecycle"]
 
@@ -61,6 +64,7 @@ class Lifecycle:
                 self._collector.isolate(worker)  # what is done is done
                 for job in worker.sent.values():
                     self._collector.note_run(worker, job)
+                    self._collector.note_items(worker, job)
                 if worker.is_idle:
                     idle.append(worker)
                 elif not worker.has_exited:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from prefork._engine.state import PoolState
-from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._system.locks import RLock
 from prefork._system.stacks import LOOK
 from prefork.statistics import PoolStatistics, WorkerState
+
+if TYPE_CHECKING:
+    from prefork._engine.state import PoolState
+    from prefork._engine.supervisor import WorkerSupervisor
 
 __all__ = ["Observer"]
 

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefork._engine.dispatcher import Dispatcher
 from prefork._engine.state import UNDECIDED, PoolState, Undecided
-from prefork._ipc.outcome import Outcome
-from prefork._ipc.wire import EACH, MODE
+from prefork._ipc.outcome import Part
+from prefork._ipc.wire import EACH, MODE, Kind
 from prefork._policy.job import WAITING, Job
 from prefork._policy.terms import JobOnTerms
-from prefork._policy.timers import Timers
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._ipc.outcome import Outcome
+    from prefork._policy.timers import Timers
 
 __all__ = ["Retrier"]
 
@@ -42,19 +45,41 @@ class Retrier:
     def may_retry(self, job: JobOnTerms) -> bool:
         return job.left > 0 and job.id in self._open_jobs.by_id
 
-    def fail(self, job: Job, error: BaseException) -> None:
-        """A run of this job has failed: so does the job, or it is run again."""
+    def fail(self, job: Job, error: BaseException, items: int = 0) -> None:
+        """A run of this job has failed: so does the job, or it is run again.
+
+        Args:
+            items: so many of its items have, and no other one was begun: those go on; 0: all that
+                are left.
+        """
         self._state.assert_locked()
         if isinstance(job, JobOnTerms) and self.may_retry(job):
             self._open_jobs.suspend(job)
             if self._run_again(job, error):
                 self._state.slot_free.notify_all()
                 return
-        self._open_jobs.fail(job, error)
+        if not items or job.first + items >= job.size:
+            self._open_jobs.fail(job, error)
+            return
+        self._open_jobs.add_part(job, Part(items, error))
+        self.go_on(job)
+
+    def go_on(self, job: Job) -> None:
+        """Have those items run that no worker has begun."""
+        if job.id not in self._open_jobs.by_id:
+            return
+        if job.first >= job.size:
+            self._open_jobs.resolve(job, Kind.OUTCOMES, b"")
+            return
+        self._open_jobs.go_on(job)
+        self._scheduler.put_first(job)
+        self._dispatcher.hand_out()
+        self._state.slot_free.notify_all()
 
     def report(self, job: JobOnTerms, kind: int, payload: object) -> None:
         """The same, if what it has raised is in this report, or may be."""
         self._open_jobs.suspend(job)
+        kind, payload = self._open_jobs.whole(job, kind, payload)
         self._state.outcomes.add(job, UNDECIDED, Undecided(kind, payload, self._is_final))
 
     def run_due(self, now: float) -> None:
@@ -114,7 +139,7 @@ def _error(job: JobOnTerms, ok: bool, value: Any) -> BaseException | None:
     if job.flags & MODE != EACH or retries is None:
         return None
     outcomes: list[Outcome] = value
-    errors = (outcome.value for outcome in outcomes if not outcome.ok)
+    errors = (outcome.value for outcome in outcomes[job.first :] if not outcome.ok)
     return next((error for error in errors if retries.covers(error)), None)
 
 

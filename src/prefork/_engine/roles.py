@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prefork._engine.dispatcher import Wait
-from prefork._engine.state import OutcomeQueue
-from prefork._engine.supervisor import WorkerSupervisor
-from prefork._engine.worker_handle import WorkerHandle
-from prefork._policy.job import Job
 from prefork._system.condition import Condition
-from prefork._system.selector import Selector
 from prefork._system.threads import BackgroundThread
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Wait
+    from prefork._engine.state import OutcomeQueue
+    from prefork._engine.supervisor import WorkerSupervisor
+    from prefork._engine.worker_handle import WorkerHandle
+    from prefork._policy.job import Job
+    from prefork._system.selector import Selector
 
 __all__ = ["ResultHandler", "Role", "Supervisor", "TaskHandler", "TimeoutHandler"]
 
@@ -274,7 +276,8 @@ class LazyOutput(Protocol):
 class LimitedProcesses(Protocol):
     """The workers as the time limits see them."""
 
-    def next_due(self) -> float | None: ...
+    @property
+    def next_due(self) -> Callable[[], float | None]: ...
 
     def run_due(self, now: float) -> None: ...
 
@@ -305,13 +308,12 @@ class TimeoutHandler(Role):
 
     def timeout(self) -> float | None:
         """Seconds until `handle_event` is to be called, or None while no limit runs."""
-        next_due = self.processes.next_due()
-        return None if next_due is None else max(0.0, next_due - time.monotonic())
+        return _seconds_until(self.processes.next_due())
 
     def body(self) -> None:
         while not self._stopped:
             self._armed_for = self.processes.next_due()
-            self._rearmed.wait(self._is_rearmed, self.timeout())
+            self._rearmed.wait(self._is_rearmed, _seconds_until(self._armed_for))
             self.handle_event()
 
     def _is_rearmed(self) -> bool:
@@ -331,6 +333,10 @@ class TimeoutHandler(Role):
     def stop(self) -> None:
         super().stop()
         self._rearmed.notify_all()
+
+
+def _seconds_until(due: float | None) -> float | None:
+    return None if due is None else max(0.0, due - time.monotonic())
 
 
 class Supervisor(Role):

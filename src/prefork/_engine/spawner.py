@@ -18,12 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from prefork._describe import describe, describe_exit
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.lifecycle import Lifecycle
-from prefork._engine.options import Options
 from prefork._engine.places import free_places
 from prefork._engine.starts import BackgroundStart, PendingWorker, persist
 from prefork._engine.state import PoolPhase, PoolState
@@ -37,8 +34,13 @@ from prefork._system.child import announce, give_up
 from prefork._system.launch import UNGUARDED
 from prefork._system.log import DEBUG, ERROR
 from prefork._system.template import TemplateLostError
-from prefork._system.uninterrupted import uninterrupted
+from prefork._system.uninterrupted import in_any_case, uninterrupted
 from prefork._worker.main import main
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.lifecycle import Lifecycle
+    from prefork._engine.options import Options
 
 __all__ = ["FailedStart", "Spawner"]
 
@@ -172,7 +174,7 @@ class Spawner:
             while pending and goes_on:
                 goes_on = uninterrupted(lambda: self._admit(pending))
         finally:
-            uninterrupted(lambda: self._discard_all(pending))
+            in_any_case(lambda: self._discard_all(pending))
 
     def _discard_all(self, pending: Iterable[PendingWorker]) -> None:
         for start in pending:

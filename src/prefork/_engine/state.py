@@ -16,9 +16,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from prefork._engine.worker_handle import WorkerHandle
-from prefork._ipc.outcome import Large, decode
+from prefork._ipc.outcome import Large, Part, Whole, decode
+from prefork._ipc.page import NotedOutcome
 from prefork._ipc.wire import Kind
-from prefork._policy.job import NULL_SINK, WAITING, Job, Wakes
+from prefork._policy.job import WAITING, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
@@ -125,7 +126,7 @@ def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
     if kind == UNDECIDED:
         assert isinstance(job, JobOnTerms)
         return _decide(job, detail)
-    job.sink = NULL_SINK  # the sink may hold the job: a cycle would keep its result in memory
+    job.leave_sink()
     try:
         ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
         return sink.job_done(job, ok, value)
@@ -152,7 +153,7 @@ def _tell_if_final(job: JobOnTerms, judge: Judge, ok: bool, value: Any) -> Wakes
     if not judge(job, ok, value):
         return None
     sink = job.sink
-    job.sink = NULL_SINK
+    job.leave_sink()
     return sink.job_done(job, ok, value)
 
 
@@ -170,6 +171,7 @@ class OpenJobs:
         self.retried = 0
         self.waiting = 0  # open jobs that neither run nor are queued
         self._outcomes = outcomes
+        self._parts: dict[int, list[Part | NotedOutcome]] = {}  # of jobs that go on behind these
         self._files = 0  # open jobs that have one
 
     def add(self, job: Job) -> None:
@@ -182,13 +184,27 @@ class OpenJobs:
 
         Does nothing if the job has been resolved before.
         """
+        kind, payload = self.whole(job, kind, payload)
         if self.remove(job, kind in (ERROR, Kind.FAILED)):
             self._outcomes.add(job, kind, payload)
+
+    def add_part(self, job: Job, part: Part | NotedOutcome) -> None:
+        """The next items of this job have come to this; it goes on behind them."""
+        self._parts.setdefault(job.id, []).append(part)
+        job.skip_to(job.first + (part.items if isinstance(part, Part) else 1))
+
+    def whole(self, job: Job, kind: int, payload: object) -> tuple[int, object]:
+        """An outcome of a job, with that of the parts that came before."""
+        if not job.first:
+            return kind, payload
+        return Kind.OUTCOMES, Whole(self._parts[job.id], job.size, kind, payload)
 
     def remove(self, job: Job, is_failure: bool) -> bool:
         """The same, for who tells the outcome itself; whether the job was open."""
         if self.by_id.pop(job.id, None) is None:
             return False
+        if job.first:
+            del self._parts[job.id]
         if is_failure:
             self.failed += 1
         else:
@@ -213,6 +229,13 @@ class OpenJobs:
         self.waiting -= 1
         self.retried += 1
         job.resume()
+
+    def go_on(self, job: Job) -> None:
+        """No worker has it any more, and its next items are to be run."""
+        if job.phase == WAITING:
+            self.waiting -= 1
+        job.take_back()
+        job.forget_run()
 
     def report_start(self, job: Job, pid: int, started: float) -> None:
         job.note_start_told()

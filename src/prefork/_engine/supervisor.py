@@ -12,20 +12,23 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from prefork._describe import describe_exit
-from prefork._engine.collector import Collector
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.spawner import FailedStart, Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._ipc.memfd import MemfdCache
 from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, WARNING
 from prefork._system.resources import OutOfMemoryKills
 from prefork.errors import Terminated
 from prefork.statistics import WorkerExit
+
+if TYPE_CHECKING:
+    from prefork._engine.collector import Collector
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.lifecycle import Lifecycle
+    from prefork._ipc.memfd import MemfdCache
 
 __all__ = ["WorkerSupervisor"]
 
@@ -91,19 +94,22 @@ class WorkerSupervisor:
             wanted = state.phase in (PoolPhase.RUN, PoolPhase.CLOSE) and not state.is_done()
             # First those who end are reaped: their jobs' errors are waited for, a fork takes long,
             # and they may be the reason not to start another one.
-            ending = sum(worker.is_ending for worker in state.workers)
-            return wanted and len(self._present()) + ending < self._wanted()
+            if not wanted:
+                return False
+            ending = [worker for worker in state.workers if worker.is_ending]
+            present = self._present()
+            return len(present) + len(ending) < self._wanted(present)
 
     def _present(self) -> list[WorkerHandle]:
         return [worker for worker in self._state.workers if not worker.is_retiring]
 
-    def _wanted(self) -> int:
+    def _wanted(self, present: list[WorkerHandle]) -> int:
         """One more while workers are replaced: the next one goes when its successor is ready."""
-        return self.processes + bool(self._outdated())
+        return self.processes + bool(self._outdated(present))
 
-    def _outdated(self) -> list[WorkerHandle]:
+    def _outdated(self, present: list[WorkerHandle]) -> list[WorkerHandle]:
         """Those that are to be replaced, one after another."""
-        return [w for w in self._present() if w.generation != self._spawner.generation]
+        return [w for w in present if w.generation != self._spawner.generation]
 
     # ---- watching
 
@@ -133,6 +139,7 @@ class WorkerSupervisor:
             before = len(state.workers)
             for worker in list(state.workers):
                 self._review(worker)
+            self._dispatcher.hand_out()  # what those had not read
             has_reaped = before > len(state.workers)
         self._let_go()
         if has_reaped:
@@ -144,10 +151,14 @@ class WorkerSupervisor:
         if state.phase is PoolPhase.TERMINATE or state.is_done():
             self._spawner.no_more()
         with state.lock:
-            self._dismiss_surplus()
-            self._hurry_idle()
             # A closed pool may have no worker for a moment, and jobs that the next one will run.
-            is_over = state.phase is PoolPhase.TERMINATE or state.is_done()
+            is_done = state.is_done()
+            if is_done:
+                self._dismiss_all()
+            else:
+                self._dismiss_surplus()
+            self._hurry_idle()
+            is_over = is_done or state.phase is PoolPhase.TERMINATE
             if is_over and not state.workers and self._spawner.has_ended():
                 state.move_to(PoolPhase.ENDED)
             return self._next_time()
@@ -157,7 +168,6 @@ class WorkerSupervisor:
         worker.exit()
         self._exits.discard(worker.process)
         self._collector.isolate(worker)
-        self._dispatcher.hand_out()
 
     def _review(self, worker: WorkerHandle) -> None:
         """See whether this worker's story is over; with the lock held."""
@@ -187,7 +197,6 @@ class WorkerSupervisor:
         if worker.has_been(Phase.CLOSED):
             return
         self._collector.isolate(worker)
-        self._dispatcher.hand_out()
         worker.close_channel(EXIT_SECONDS)
 
     def _end_by_force(self, worker: WorkerHandle) -> None:
@@ -204,12 +213,12 @@ class WorkerSupervisor:
             worker.kill("it did not leave in time")
         else:
             self._collector.isolate(worker)
-            self._dispatcher.hand_out()
             worker.be_late()
 
     def _reap(self, worker: WorkerHandle) -> None:
         """All that a dead worker will ever say has been heard: account for the rest."""
         if worker.phase is not Phase.EXITED:
+            self._exits.discard(worker.process)
             self._collector.isolate(worker)
         stack = worker.channel.black_box.text()
         exitcode = worker.process.collect()
@@ -218,11 +227,11 @@ class WorkerSupervisor:
         begun, _ = worker.running()
         for job in list(worker.sent.values()):
             if may_begin or job.id == begun:
-                self._collector.lose_job(worker, job, exitcode, stack, note)
+                is_over = worker.phase is Phase.EXITED and worker.channel.eof
+                self._collector.lose_job(worker, job, exitcode, stack, note, is_over)
         # What it has not even noted on its board it has not begun, and nobody else has it.
         self._scheduler.return_jobs(worker, list(worker.sent))
         self._dispatcher.remove_worker(worker)
-        self._exits.discard(worker.process)
         worker.channel.close()
         self._gone.append(worker)
         self._record(worker, exitcode, note)
@@ -271,18 +280,23 @@ class WorkerSupervisor:
 
     # ---- letting go
 
+    def _dismiss_all(self) -> None:
+        """The pool is done."""
+        why = "the pool is closed, and all is done"
+        for worker in list(self._state.workers):
+            if worker.phase in (Phase.STARTING, Phase.READY, Phase.LEAVING):
+                self._dispatcher.dismiss(worker, why)
+                worker.leave(why, EXIT_SECONDS)
+
     def _dismiss_surplus(self) -> None:
-        """Dismiss those who are too many: all of them, once the pool is done."""
-        if self._state.is_done():
-            for worker in list(self._state.workers):
-                if worker.phase in (Phase.STARTING, Phase.READY, Phase.LEAVING):
-                    why = "the pool is closed, and all is done"
-                    self._dispatcher.dismiss(worker, why)
-                    worker.leave(why, EXIT_SECONDS)
-            return
-        self._replace_next()
+        """Dismiss those who are too many, and an outdated one if there is another one to take its
+        place."""
         present = self._present()
-        surplus = len(present) - self._wanted()
+        outdated = self._outdated(present)
+        if outdated and len(present) > self.processes and all(w.ready for w in present):
+            self._dispatcher.dismiss(outdated[0], "the workers are replaced")
+            present.remove(outdated[0])
+        surplus = len(present) - self._wanted(present)
         for worker in sorted(present, key=lambda w: len(w.sent))[: max(0, surplus)]:
             self._dispatcher.dismiss(worker, "fewer workers are wanted")
 
@@ -293,12 +307,6 @@ class WorkerSupervisor:
             is_to_leave = worker.is_idle and worker.is_retiring and worker.lost_job is None
             if is_to_leave and worker.deadline is None:
                 worker.leave(worker.reason, EXIT_SECONDS)
-
-    def _replace_next(self) -> None:
-        """Dismiss an outdated worker, if there is another one to take its place."""
-        present, outdated = self._present(), self._outdated()
-        if outdated and len(present) > self.processes and all(w.ready for w in present):
-            self._dispatcher.dismiss(outdated[0], "the workers are replaced")
 
     def resize(self, change: int) -> None:
         with self._state.lock:

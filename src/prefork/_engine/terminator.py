@@ -15,16 +15,19 @@ import functools
 import operator
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from prefork._engine.collector import Collector
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.job import QUEUED, WAITING, Job, ResultSink
 from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import Expiry
 from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import DeadlineExceeded, Terminated
+
+if TYPE_CHECKING:
+    from prefork._engine.collector import Collector
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.state import PoolState
 
 __all__ = ["Terminator"]
 
@@ -224,11 +227,14 @@ class Terminator:
             self._dispatcher.hand_out()
             return
         why = f"it did not read job {job.id} ({job.function})"
-        self._dispatcher.dismiss(worker, why)
+        worker.leave(why)
+        self._dispatcher.hand_out()
         worker.ask_for_last_words(why)
         self._state.wake_supervisor()
 
     def _condemn(self, worker: WorkerHandle, reason: KillReason, why: str) -> None:
+        """Have a worker leave that has been isolated, for this. Whoever says so hands out what it
+        had not read."""
         worker.condemn(reason)
-        self._dispatcher.dismiss(worker, why)
+        worker.leave(why)
         self._state.wake_supervisor()

@@ -7,17 +7,20 @@ deadlines, retries.
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._engine.retrier import Retrier
 from prefork._engine.state import EXPIRED, PoolState
-from prefork._engine.terminator import Terminator
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.terms import JobOnTerms
-from prefork._policy.timers import Expiry, Timers
 from prefork._system.resources import resident
 from prefork._worker.options import SOFT_SIGNAL
 from prefork.errors import MemoryLimitExceeded, TimeLimitExceeded
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._engine.retrier import Retrier
+    from prefork._engine.terminator import Terminator
+    from prefork._policy.timers import Expiry, Timers
 
 __all__ = ["TimeLimits"]
 
@@ -29,6 +32,9 @@ class TimeLimits:
     """
     Args:
         max_memory: how much a worker may have resident while it runs a task, KiB; None: no limit.
+
+    Attributes:
+        next_due: tells when something is due next (monotonic seconds), or None.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class TimeLimits:
         self._open_jobs = state.open_jobs
         self._outcomes = state.outcomes
         self._timers = timers
+        self.next_due = timers.next_due
         self._dispatcher = dispatcher
         self._terminator = terminator
         self._max_memory = max_memory
@@ -55,10 +62,6 @@ class TimeLimits:
             (timers.limits, self._enforce_limits),
             (timers.memory, self._measure),
         )
-
-    def next_due(self) -> float | None:
-        """When something is due next (monotonic seconds), or None."""
-        return self._timers.next_due()
 
     def run_due(self, now: float) -> None:
         """Do what is due."""

@@ -6,16 +6,18 @@ import enum
 import signal
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from prefork._engine.taps import Tap
 from prefork._ipc.channel import Channel
 from prefork._policy.job import Job, WorkerSlot
 from prefork._policy.timers import Expiry
-from prefork._system.child import Child
 from prefork._system.resources import resident
 from prefork._system.stacks import LAST_WORDS
 from prefork.statistics import WorkerState, WorkerStatistics
+
+if TYPE_CHECKING:
+    from prefork._engine.taps import Tap
+    from prefork._system.child import Child
 
 __all__ = ["GIVE_UP_SECONDS", "WORKER_LIFE", "KillReason", "Phase", "WorkerHandle"]
 
@@ -235,7 +237,7 @@ class WorkerHandle(WorkerSlot):
     @property
     def was_killed(self) -> bool:
         """Whether the pool has ended it, or is about to."""
-        return self.has_been(Phase.KILLING) or self.has_been(Phase.KILLED)
+        return Phase.KILLING in self._passed or Phase.KILLED in self._passed
 
     @property
     def has_exited(self) -> bool:
@@ -291,21 +293,31 @@ class WorkerHandle(WorkerSlot):
         except ValueError:
             return 0.0
 
+    def item(self) -> tuple[int, float] | None:
+        """Of the job that it runs, if that has several with outcomes of their own: which one, and
+        since when."""
+        try:
+            return self.channel.item()
+        except ValueError:
+            return None
+
     def current_job(self) -> Job | None:
         """The job that it has started and not reported yet, as far as is known."""
         return self.sent.get(self.running()[0])
 
     def statistics(self) -> WorkerStatistics:
         job = self.current_job()
+        item, since = (self.item() if job else None) or (None, self.accepted())
         return WorkerStatistics(
             self.pid,
             self.name,
             self.state,
             job.id if job else None,
             job.function if job else None,
-            self.accepted() if job else None,
+            since if job else None,
             self.tasks,
             resident(self.pid),
+            item,
         )
 
     def __repr__(self) -> str:

@@ -31,9 +31,9 @@ from typing import Any, Final
 
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
-from prefork._ipc.layout import BLACK_BOX, BOARD, CALLS, MEMORY, RESULTS, RING
 from prefork._ipc.memfd import BEST, Transport, memory_file
 from prefork._ipc.outcome import Large
+from prefork._ipc.page import Page, read_page, running_item
 from prefork._ipc.payload import (
     FdSocket,
     FilePayload,
@@ -47,6 +47,9 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BLACK_BOX,
+    BOARD,
+    CALLS,
     FILE_SENT,
     IN_ANNEX,
     INLINE,
@@ -54,8 +57,13 @@ from prefork._ipc.wire import (
     LARGE,
     LEAVE,
     MARK,
+    MEMORY,
+    PAGE,
+    PAGE_SIZE,
     POSITION,
     REPORT,
+    RESULTS,
+    RING,
     TICKET,
     UNIT,
     WITH_FDS,
@@ -181,7 +189,7 @@ class Channel:
             self._memory = shared_memory(self._memory_fd, MEMORY)
             self._board = memoryview(self._memory)[:BOARD].cast("Q")
             self._clock = memoryview(self._memory)[:BOARD].cast("d")
-            view = memoryview(self._memory)[BLACK_BOX:]
+            view = memoryview(self._memory)[BLACK_BOX:PAGE]
             self.black_box = BlackBox(self._memory_fd, view, BLACK_BOX)
             self._is_open = True
             at_fork.register(self)
@@ -206,6 +214,7 @@ class Channel:
         pickled: bytes,
         payload: Payload | None = None,
         function_length: int = 0,
+        first: int = 0,
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
@@ -218,7 +227,7 @@ class Channel:
             start = BOARD + offset
             self._memory[start : start + len(pickled)] = pickled
             length = len(pickled)
-            return TICKET.pack(job, soft_timeout, offset, length, function_length, flags)
+            return TICKET.pack(job, soft_timeout, first, offset, length, function_length, flags)
         fds = payload.fds.fds if payload.fds is not None else []
         offset = 0
         try:
@@ -232,7 +241,7 @@ class Channel:
         except ConnectionError:
             pass  # the worker is dead: its ticket will be taken back
         self._ring.allocate(job, 0)
-        return TICKET.pack(job, soft_timeout, offset, len(fds), function_length, flags)
+        return TICKET.pack(job, soft_timeout, first, offset, len(fds), function_length, flags)
 
     def _put_aside(self, job: int, payload: Payload) -> tuple[int, int]:
         """Send a call in its file, or copy it to the annex; what its ticket says of that. What is
@@ -280,7 +289,7 @@ class Channel:
 
     def send_leave(self) -> None:
         """Tell the worker to leave after what it has been sent."""
-        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, LEAVE))
+        os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, 0, LEAVE))
 
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
@@ -387,6 +396,14 @@ class Channel:
     def accepted(self) -> float:
         """When the worker took the job that is on its board (monotonic, seconds)."""
         return self._clock[2]
+
+    def item(self) -> tuple[int, float] | None:
+        """The item of that job which runs, and since when; see `running_item`."""
+        return running_item(self._board, self._clock)
+
+    def page(self) -> Page:
+        """What the worker has noted of the items of the job that is on its board."""
+        return read_page(self._board, self._memory, PAGE, PAGE_SIZE)
 
     def close(self) -> None:
         if self._inbox < 0:

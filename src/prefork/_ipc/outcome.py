@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from prefork._describe import describe, type_name
 from prefork._ipc.descriptors import ArrivedFds, arriving
+from prefork._ipc.page import NotedOutcome
 from prefork._ipc.pickling import dumps, load, pack, pickle_in_band, unpack
 from prefork._ipc.wire import Kind
 from prefork._public import public
@@ -113,6 +114,22 @@ class Large:
         self.nbytes = sum(piece.nbytes for piece in pieces)
 
 
+class Part(NamedTuple):
+    """What is known of some items of a job."""
+
+    items: int
+    payload: Any  # of a PART report; or what all of them have failed with
+
+
+class Whole(NamedTuple):
+    """What is known of a job whose items came to their outcomes one part after another."""
+
+    parts: list[Part | NotedOutcome]  # in the order of the items
+    size: int  # how many items there are in all
+    kind: int  # of the last report
+    payload: Any  # of that; or what the items that are left have failed with
+
+
 def decode(kind: int, payload: Any) -> tuple[bool, Any]:
     """The outcome that a DONE, OUTCOMES or FAILED report carries: whether the job went well, and
     its result or the exception.
@@ -120,10 +137,12 @@ def decode(kind: int, payload: Any) -> tuple[bool, Any]:
     Never raises: what cannot be unpickled fails this job alone.
 
     Args:
-        payload: bytes, or a `Large`; or why it could not be had.
+        payload: bytes, a `Large` or a `Whole`; or why it could not be had.
     """
-    if isinstance(payload, OSError):
+    if isinstance(payload, BaseException):
         return False, payload
+    if type(payload) is Whole:
+        return True, _decode_whole(payload)
     if type(payload) is Large:
         with arriving(payload.fds):
             return _decode(kind, payload.pieces)
@@ -139,6 +158,30 @@ def _decode(kind: int, payload: Any) -> tuple[bool, Any]:
             for ok, v in load(payload)
         ]
     return decode_failure(PickledError(*load(payload)))
+
+
+def _decode_whole(whole: Whole) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for part in whole.parts:
+        if type(part) is Part:
+            outcomes += _decode_part(part.items, Kind.OUTCOMES, part.payload)
+        else:
+            ok, pieces = part
+            outcomes.append(Outcome(*(decode_result(pieces) if ok else _load_failure(pieces[0]))))
+    left = whole.size - len(outcomes)
+    return outcomes + _decode_part(left, whole.kind, whole.payload) if left > 0 else outcomes
+
+
+def _decode_part(count: int, kind: int, payload: Any) -> list[Outcome]:
+    ok, value = decode(kind, payload)
+    return value if ok else [Outcome(False, value)] * count
+
+
+def _load_failure(pickled: Any) -> tuple[bool, Any]:
+    try:
+        return decode_failure(PickledError(*load(pickled)))
+    except BaseException as exc:  # a task has written there
+        return False, _decoding_error("exception", exc)
 
 
 # What a worker says of itself is text, and no pickle: it is read with the pool's lock held, where

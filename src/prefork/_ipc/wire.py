@@ -2,6 +2,10 @@
 
 A *task* goes out as a pickled call (`pickling.py`) with a fixed-size `Ticket` that says where it
 lies. A *report* comes back: a fixed-size header and a pickle.
+
+Both sides have mapped the beginning of a file that they share. Far behind that is the *annex*,
+where objects are copied to that are too large for the ring and too small for a file of their own:
+calls in one part, which the pool writes, and results in another, which the worker does.
 """
 
 from __future__ import annotations
@@ -9,17 +13,20 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-Ticket = tuple[int, float, int, int, int, int]
+from prefork._system.stacks import BOX
+
+Ticket = tuple[int, float, int, int, int, int, int]
 """The right to run one task; whoever reads it from the inbox owns the task.
 
 - the job
 - its soft limit in seconds; 0.0 is none
+- the first of its items that is to be run, of a job that has several: others have run elsewhere
 - where the pickled call lies in the shared memory; or in the annex, in units of `UNIT`
 - its length in bytes; or how many descriptors come with it, if it is not there
 - how many of these are the function's pickle, if that has one of its own
 - flags
 """
-TICKET: Final = struct.Struct("<QdIIII")
+TICKET: Final = struct.Struct("<QdIIIII")
 
 # A ticket's flags.
 LEAVE: Final = 1  # no task: finish and exit
@@ -55,7 +62,8 @@ class Kind:
     BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
     LEAVING: Final = 7  # the worker leaves of itself: why, as text
     FINALIZER_FAILED: Final = 8  # it leaves all the same: a traceback, as text
-    CORRUPTED: Final = 9  # is never sent: something came here that is no report
+    PART: Final = 9  # OUTCOMES of some items of a job that goes on; `started` is their number
+    CORRUPTED: Final = 10  # is never sent: something came here that is no report
 
 
 Report = tuple[int, int, float, float, Any]
@@ -91,3 +99,18 @@ def next_report(data: bytes, position: int) -> int:
 
 INLINE: Final = 1 << 16
 """Pickles above this many bytes travel in a file of their own, as a *payload*."""
+
+
+# ---- how the shared file is divided
+
+BOARD: Final = 64
+"""Bytes, in words of eight: the job; when its limits' clock started; when it was taken; how many
+annexed results the pool has read; then what `page.py` has there."""
+RING: Final = 1 << 18  # bytes of shared memory for pickles on their way to one worker
+BLACK_BOX: Final = BOARD + RING  # where it starts
+PAGE: Final = BLACK_BOX + BOX  # where it starts
+PAGE_SIZE: Final = 1 << 16
+MEMORY: Final = PAGE + PAGE_SIZE
+CALLS: Final = 1 << 32  # where they are in the annex: the file is sparse, so that costs nothing
+RESULTS: Final = 1 << 42
+KEPT: Final = 1 << 22  # bytes of the annex whose memory is kept, to be written again

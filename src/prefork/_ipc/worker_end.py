@@ -10,8 +10,8 @@ from multiprocessing import reduction
 from typing import Any
 
 from prefork._ipc.descriptors import ArrivedFds
-from prefork._ipc.layout import BOARD, CALLS, KEPT, MEMORY, RESULTS
 from prefork._ipc.memfd import CACHE_SECONDS, MemfdCache, Transport
+from prefork._ipc.page import WorkersPage
 from prefork._ipc.payload import (
     FILE,
     FdSocket,
@@ -26,15 +26,21 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BOARD,
+    CALLS,
     FILE_SENT,
     IN_ANNEX,
     INLINE,
     INSIDE,
+    KEPT,
     LARGE,
     LEAVE,
     MARK,
+    MEMORY,
+    PAGE,
     POSITION,
     REPORT,
+    RESULTS,
     TICKET,
     UNIT,
     WITH_FDS,
@@ -91,6 +97,7 @@ class WorkerEnd:
         self._memory = memoryview(memory)
         self.board = self._memory[:BOARD].cast("Q")
         self.clock = self._memory[:BOARD].cast("d")
+        self.page = WorkersPage(self.board, self.clock, self._memory[PAGE:MEMORY])
         self._poll = select.poll()
         self._poll.register(self._inbox, select.POLLIN)
         return self._memory_fd
@@ -117,7 +124,7 @@ class WorkerEnd:
         Raises:
             OSError: they cannot be had.
         """
-        job, _, offset, length, _, flags = ticket
+        job, _, _, offset, length, _, flags = ticket
         if not flags & (LARGE | IN_ANNEX):
             start = BOARD + offset
             return self._memory[start : start + length], [], None

@@ -101,6 +101,7 @@ class Job:
     """
 
     __slots__ = (
+        "first",
         "flags",
         "function",
         "function_length",
@@ -150,6 +151,7 @@ class Job:
         self.payload: Any = None  # the call and its buffers, if they are large
         self.index = index  # of its first item in the result
         self.size = size  # how many items it is for
+        self.first = 0  # of them that is to be run; those before have their outcomes
         self.phase = QUEUED
         self.slot: WorkerSlot | None = None  # of the worker that has it
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
@@ -214,9 +216,21 @@ class Job:
         if payload is not None:
             payload.close()
 
+    def leave_sink(self) -> None:
+        """It will be told no more. It may hold the job: a cycle would keep its result in memory."""
+        self.sink = NULL_SINK
+
+    def note_result(self, nbytes: int) -> None:
+        """It is a large one, of so many bytes."""
+        self.result_bytes = nbytes
+
     def note_run(self, pid: int, started: float, seconds: float) -> None:
         """A worker has run it; times as in reports."""
         self.pid, self.started, self.seconds = pid, started, seconds
+
+    def skip_to(self, item: int) -> None:
+        """Those before have their outcomes."""
+        self.first = item
 
     def note_pid(self, pid: int) -> None:
         """This worker ran it, or was about to; nobody knows since when."""

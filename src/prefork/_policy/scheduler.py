@@ -129,13 +129,17 @@ class Scheduler:
         return None
 
     def is_holding(self) -> bool:
-        """Whether jobs wait for workers that are at work, though others idle."""
+        """Whether jobs are to wait for workers that are at work, though others idle."""
         return (
             bool(self._idle)
             and self.mean_seconds is not None
             and self.mean_seconds < SHORT_SECONDS
             and len(self._low) + len(self._deep) >= self._cpus
         )
+
+    def holds_back(self) -> bool:
+        """The same, and there are such jobs now."""
+        return bool(self.queue or self._deep) and self.is_holding()
 
     def has_waiting(self) -> bool:
         """Whether there are jobs that others may have to wait for."""

@@ -10,7 +10,7 @@ from prefork._policy.job import QUEUED, WAITING, Job, ResultSink
 from prefork._policy.limits import Limits, Terms
 from prefork._policy.retry import Attempt
 
-__all__ = ["JobOnTerms", "make_job"]
+__all__ = ["JobOnTerms"]
 
 
 class JobOnTerms(Job):
@@ -107,12 +107,3 @@ class JobOnTerms(Job):
 
     def attempts(self) -> tuple[Attempt, ...]:
         return self._attempts
-
-
-def make_job(
-    sink: ResultSink, function: str, mode: int, limits: Limits, size: int = 1, index: int = 0
-) -> Job:
-    """What it is made of depends on what it asks for."""
-    if (terms := limits.terms) is None:
-        return Job(sink, function, mode, limits, size, index)
-    return JobOnTerms(sink, function, mode, limits, terms, size, index)

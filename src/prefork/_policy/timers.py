@@ -294,4 +294,8 @@ class Timers:
             self.retries.next_due,
             self.deadlines.next_due,
         )
-        return min((time for time in times if time is not None), default=None)
+        earliest: float | None = None
+        for due in times:
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        return earliest

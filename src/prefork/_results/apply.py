@@ -18,7 +18,7 @@ from prefork._arguments import check_callables
 from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
 from prefork._policy.retry import Attempt
-from prefork._results.protocols import Callback, EngineRef, PoolRef, RunCallback
+from prefork._results.protocols import Callback, EngineRef, RunCallback
 from prefork._system.condition import Condition
 from prefork._system.locks import RLock
 
@@ -77,15 +77,20 @@ class Handle:
 
     It has few attributes, since Python's garbage collector looks at each of them, again and again
     while a million handles wait for their jobs.
+
+    Args:
+        pool: who was asked for it, a pool or a view of one; kept alive until the result is here.
+        engine: who runs that pool.
     """
 
-    __slots__ = ("_callbacks", "_ok", "_pool", "_result", "_signal")
+    __slots__ = ("_callbacks", "_engine", "_ok", "_pool", "_result", "_signal")
 
     # Re-entrant, like the other locks that callers take: a signal handler may call, too.
     _making_signals: ClassVar[Any] = RLock()
 
-    def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
-        self._pool: PoolRef | None = pool  # kept alive until the result is here
+    def __init__(self, pool: object, engine: EngineRef, callbacks: Callbacks | None = None) -> None:
+        self._pool: object = pool
+        self._engine: EngineRef | None = engine  # until the result is here, too
         self._callbacks = callbacks  # until they have run
         self._ok: bool | None = None  # not known yet
         self._result: Any = None  # or the exception if not ok
@@ -127,14 +132,14 @@ class Handle:
 
     def begin_wait(self) -> tuple[EngineRef, Condition] | None:
         """Who runs the pool, and what is notified when this is ready; None if it is."""
-        if (pool := self._pool) is None or self.ready():
+        if (engine := self._engine) is None or self.ready():
             return None
         if (condition := self._signal) is None:
             with self._making_signals:
                 if self._signal is None:
                     self._signal = Condition()
                 condition = self._signal
-        return pool._engine, condition
+        return engine, condition
 
     def is_waited_for(self) -> bool:
         """Whether anybody waits for it, in a thread or in an event loop."""
@@ -186,8 +191,13 @@ class Handle:
                 return self._signal  # a callback may be waiting for this
             self._callbacks = None
         self._ok = ok  # now it is ready
-        self._pool = None
+        self._let_go()
         return self._signal
+
+    def _let_go(self) -> None:
+        """It needs nobody any more."""
+        self._engine = None
+        self._pool = None
 
     def _call_back(self, callback: Callback) -> None:
         try:
@@ -195,7 +205,7 @@ class Handle:
                 callback(self._result)
         finally:
             self._callbacks = None  # now it is ready
-            self._pool = None
+            self._let_go()
             if self._signal is not None:
                 self._signal.notify_all()
 
@@ -222,8 +232,8 @@ class ApplyResult(Handle):
 
     __slots__ = ("_entry",)
 
-    def __init__(self, pool: PoolRef, callbacks: Callbacks | None = None) -> None:
-        super().__init__(pool, callbacks)
+    def __init__(self, pool: object, engine: EngineRef, callbacks: Callbacks | None = None) -> None:
+        super().__init__(pool, engine, callbacks)
         self._entry: Job | None = None  # the pool's record of it
 
     # ---- what a user wants to know of a running job
@@ -277,8 +287,8 @@ class ApplyResult(Handle):
         Returns:
             Whether it was cancelled.
         """
-        pool, job = self._pool, self._entry
-        return pool is not None and job is not None and pool._engine.terminator.cancel(job)
+        engine, job = self._engine, self._entry
+        return engine is not None and job is not None and engine.terminator.cancel(job)
 
     def terminate(self, signal: int | None = None) -> bool:
         """End the job, wherever it is; it fails with `Terminated`. No other job is hit.
@@ -291,10 +301,8 @@ class ApplyResult(Handle):
         Returns:
             Whether there was anything to end: False if the job had finished.
         """
-        pool, job = self._pool, self._entry
-        return (
-            pool is not None and job is not None and pool._engine.terminator.terminate(job, signal)
-        )
+        engine, job = self._engine, self._entry
+        return engine is not None and job is not None and engine.terminator.terminate(job, signal)
 
     # ---- the pool's side
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 from prefork._compiler import mypyc_attr
 from prefork._policy.job import Job
 from prefork._results.apply import ApplyResult, Handle
-from prefork._results.protocols import PoolRef
+from prefork._results.protocols import EngineRef
 from prefork._system.condition import Condition
 from prefork.errors import Cancelled, PoolBrokenError
 
@@ -67,8 +67,8 @@ class FutureHandle(ApplyResult):
 
     __slots__ = ("_is_cancelled", "_watch")
 
-    def __init__(self, pool: PoolRef) -> None:
-        super().__init__(pool)
+    def __init__(self, pool: object, engine: EngineRef) -> None:
+        super().__init__(pool, engine)
         self._watch: _Watch | None = None
         self._is_cancelled = False
 
@@ -101,12 +101,12 @@ class FutureHandle(ApplyResult):
         Raises:
             RuntimeError: in a forked child, where nobody would be told.
         """
-        if self._ok is None and (pool := self._pool) is not None:
-            pool._engine.check_owner()
+        if self._ok is None and (engine := self._engine) is not None:
+            engine.check_owner()
         if (watch := self._watch) is not None:
             return watch
         watch = _Watch()
-        with Handle._making_signals:  # then nobody sets the outcome without a look at it
+        with self._making_signals:  # then nobody sets the outcome without a look at it
             if self._watch is None:
                 self._watch = watch
             else:
@@ -175,12 +175,12 @@ class FutureHandle(ApplyResult):
         Returns:
             Whether it is cancelled: False if it runs, or has ended.
         """
-        pool, job = self._pool, self._entry
-        if pool is not None and job is not None and pool._engine.terminator.cancel(job):
+        engine, job = self._engine, self._entry
+        if engine is not None and job is not None and engine.terminator.cancel(job):
             error = job.cancellation()
             if self._settle(self._get_watch(), False, error, True):
-                if pool._engine.is_busy_here():  # a signal handler has interrupted it
-                    pool._engine.callbacks(self._call_all)
+                if engine.is_busy_here():  # a signal handler has interrupted it
+                    engine.callbacks(self._call_all)
                 else:
                     if self._signal is not None:  # else the pool notifies it, in a moment
                         self._signal.notify_all()
@@ -205,24 +205,24 @@ class FutureHandle(ApplyResult):
     # ---- the pool's side
 
     def job_done(self, job: Job, ok: bool, value: Any) -> Condition | None:
-        if (pool := self._pool) is None:
+        if (engine := self._engine) is None:
             return self._signal  # it was cancelled
         is_cancelled = False
         if not ok:
             # One that comes from a worker is what a task has met that has a pool itself.
             is_cancelled = job.pid is None and isinstance(value, Cancelled)
-            if isinstance(value, PoolBrokenError) and pool._engine.is_broken:
+            if isinstance(value, PoolBrokenError) and engine.is_broken:
                 value = self._broken(value)
-        with Handle._making_signals:
+        with self._making_signals:
             watch = self._watch
             if watch is None:
                 self._result = value
                 self._is_cancelled = is_cancelled
                 self._ok = ok  # now it is done
-                self._pool = None
+                self._let_go()
                 return self._signal
         if self._settle(watch, ok, value, is_cancelled) and watch.callbacks:
-            pool._engine.callbacks(self._call_all)
+            engine.callbacks(self._call_all)
         return self._signal
 
     def _settle(self, watch: _Watch, ok: bool, value: Any, is_cancelled: bool) -> bool:
@@ -234,7 +234,7 @@ class FutureHandle(ApplyResult):
             self._result = value
             self._is_cancelled = is_cancelled
             self._ok = ok  # now it is done
-            self._pool = None
+            self._let_go()
             for waiter in watch.waiters:
                 if is_cancelled:
                     waiter.add_cancelled(self)

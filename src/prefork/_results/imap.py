@@ -11,7 +11,7 @@ from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import INLINE
 from prefork._policy.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
 from prefork._policy.job import Job
-from prefork._results.protocols import EngineRef, PoolRef
+from prefork._results.protocols import EngineRef
 from prefork._system.condition import Condition
 from prefork.errors import Terminated
 
@@ -25,20 +25,31 @@ class Items:
     """What an iterator, the feeder of its jobs and the pool share.
 
     Apart from the iterator itself, so that the pool keeps going only while a consumer holds it.
+
+    Args:
+        pool: who was asked for it; it lives on until this is over.
+        engine: who runs that pool.
+        buffersize: how many items the input is read ahead; None: as many as seem right.
+        ordered: outcomes are taken in the order of the input.
+        on_cancel: called when nobody will take results any more.
     """
 
     def __init__(
         self,
-        pool: PoolRef,
+        pool: object,
+        engine: EngineRef,
         function: str,
         buffersize: int | None,
         chunksize: int,
         workers: int,
         ordered: bool,
+        on_cancel: Callable[[], object],
     ) -> None:
-        self._pool: PoolRef | None = pool
+        self._pool: object = pool
+        self._engine: EngineRef | None = engine
+        self._on_cancel = on_cancel
         self.function = function
-        self._ordered = ordered  # outcomes are taken in the order of the input
+        self._ordered = ordered
         self._least = buffersize or LEAST_AHEAD * workers * chunksize
         self.buffersize = max(self._least, chunksize)  # items
         self.chunksize = chunksize  # items; of several, a job's result is a list of outcomes
@@ -55,7 +66,6 @@ class Items:
         self.exhausted = False  # there will be no more jobs
         self.cancelled = False  # nobody will take anything any more
         self.input_error: BaseException | None = None  # to be raised once, at the end
-        self.on_cancel: Callable[[], object] = lambda: None
         self.done = 0  # items
         self.failed = 0  # of these; counted only while somebody watches
         self._note_progress: Callable[[], object] | None = None
@@ -114,20 +124,24 @@ class Items:
     def cancel(self) -> None:
         """The consumer has gone."""
         self.cancelled = True
-        self._pool = None
+        self._let_go()
         self.room.notify_all()
         self.arrivals.notify_all()
         if self._note_progress is not None:
             self._note_progress()
-        self.on_cancel()
+        self._on_cancel()
 
     def terminate(self) -> None:
         """The consumer has gone, and what was handed in is to end, wherever it is."""
-        pool = self._pool
+        engine = self._engine
         self._is_terminated = True
         self.cancel()
-        if pool is not None:
-            pool._engine.terminator.terminate_all(self)
+        if engine is not None:
+            engine.terminator.terminate_all(self)
+
+    def _let_go(self) -> None:
+        self._engine = None
+        self._pool = None
 
     def _terminated(self) -> Terminated:
         return Terminated(f"the results of {self.function} are not wanted any more")
@@ -186,6 +200,10 @@ class Items:
             self.buffersize = chunks * self.chunksize
         self._seconds = 0.0
 
+    def read_by(self, loop: object) -> None:
+        """This event loop reads the input now; None: no loop does."""
+        self.needed_loop = loop
+
     # ---- the consumer's side
 
     def has_news(self) -> bool:
@@ -238,14 +256,13 @@ class Items:
     def begin_wait(self) -> tuple[EngineRef, Condition] | None:
         """Who runs the pool, and what is notified of results; None at the end."""
         if self._is_over() and not self._ready:
-            self._pool = None
-        engine = self.engine()
+            self._let_go()
+        engine = self._engine
         return None if engine is None else (engine, self.arrivals)
 
     def engine(self) -> EngineRef | None:
         """Who runs the pool; None: there is nothing more to come."""
-        pool = self._pool
-        return None if pool is None else pool._engine
+        return self._engine
 
     def take_input_error(self) -> BaseException | None:
         """What the input has raised, if it has; once."""

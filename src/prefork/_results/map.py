@@ -9,7 +9,7 @@ from prefork._compiler import mypyc_attr
 from prefork._policy.chunks import MOST_BYTES
 from prefork._policy.job import Job, ResultSink
 from prefork._results.apply import Callbacks, Handle
-from prefork._results.protocols import PoolRef
+from prefork._results.protocols import EngineRef
 from prefork._system.condition import Condition
 from prefork._system.locks import RLock
 from prefork._system.uninterrupted import uninterrupted
@@ -45,9 +45,14 @@ class MapResult(Handle):
     )
 
     def __init__(
-        self, pool: PoolRef, function: str, length: int, callbacks: Callbacks | None = None
+        self,
+        pool: object,
+        engine: EngineRef,
+        function: str,
+        length: int,
+        callbacks: Callbacks | None = None,
     ) -> None:
-        super().__init__(pool, callbacks)
+        super().__init__(pool, engine, callbacks)
         self._function = function
         self._values: list[Any] = [None] * length
         self._error: BaseException | None = None
@@ -73,7 +78,8 @@ class MapResult(Handle):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        return (pool := self._pool) is not None and self._end(pool._engine.terminator.cancel_all)
+        engine = self._engine
+        return engine is not None and self._end(engine.terminator.cancel_all)
 
     def terminate(self) -> bool:
         """End all its jobs, wherever they are; it fails with `Terminated`, unless an item had
@@ -82,7 +88,8 @@ class MapResult(Handle):
         Returns:
             Whether there was anything to end: False if it was ready.
         """
-        return (pool := self._pool) is not None and self._end(pool._engine.terminator.terminate_all)
+        engine = self._engine
+        return engine is not None and self._end(engine.terminator.terminate_all)
 
     def _end(self, end_all: Callable[[ResultSink], None]) -> bool:
         return uninterrupted(lambda: self._end_now(end_all))

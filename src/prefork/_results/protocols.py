@@ -1,14 +1,15 @@
-"""What a result asks of the pool that it comes from: types, without a runtime of their own."""
+"""What a result asks of who runs its pool: types, without a runtime of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prefork._policy.job import Job, ResultSink
-from prefork._system.condition import Condition
+if TYPE_CHECKING:
+    from prefork._policy.job import Job, ResultSink
+    from prefork._system.condition import Condition
 
-__all__ = ["Callback", "EngineRef", "JobTerminator", "PoolRef", "RunCallback"]
+__all__ = ["Callback", "EngineRef", "JobTerminator", "RunCallback"]
 
 Callback = Callable[..., object] | None
 
@@ -91,10 +92,3 @@ class EngineRef(Protocol):
         Raises:
             RuntimeError: it would wait in vain: in a forked child, or inside of the pool.
         """
-
-
-class PoolRef(Protocol):
-    """The pool that a result comes from; results keep it alive until they are here."""
-
-    @property
-    def _engine(self) -> EngineRef: ...

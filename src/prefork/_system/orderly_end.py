@@ -83,7 +83,7 @@ def part() -> None:
     if waiting.is_alive() or _leftovers():
         _has_parted = True
         std_internals.children().clear()
-        threading._shutdown = _do_nothing  # type: ignore[attr-defined]
+        std_internals.leave_threads()
 
 
 def must_end() -> bool:
@@ -103,14 +103,10 @@ def _leftovers() -> list[object]:
 
 
 def _wait_for_leftovers() -> None:
-    threading._shutdown()  # type: ignore[attr-defined]
+    std_internals.wait_for_threads()
     for child in process.active_children():
         if not child.daemon:
             child.join()
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def end(code: int) -> None:
@@ -118,7 +114,7 @@ def end(code: int) -> None:
     close its files, and exit."""
     global _code  # noqa: PLW0603
     _code = code
-    atexit._run_exitfuncs()
+    std_internals.run_exit_functions()
     _leave()  # newer versions of the standard library have forgotten what `begin` has registered
 
 

@@ -1,4 +1,4 @@
-"""Every use of what is private in `multiprocessing`, in one place.
+"""Every use of what is private in `multiprocessing`, and of how an interpreter ends, in one place.
 
 The standard library has no public way for these. They differ between versions of Python, and may go
 in any later one; `tests/unit/system/test_std_internals.py` fails, and names what has gone.
@@ -6,9 +6,11 @@ in any later one; `tests/unit/system/test_std_internals.py` fails, and names wha
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import context as mp_context
@@ -21,6 +23,7 @@ from prefork._system.locks import RLock
 
 __all__ = [
     "become_current",
+    "before_threads_end",
     "children",
     "disown",
     "end_if_stuck",
@@ -30,11 +33,14 @@ __all__ = [
     "identify",
     "identity",
     "is_forking",
+    "leave_threads",
     "popen",
     "preload",
     "reducers",
+    "run_exit_functions",
     "server_pid",
     "sharing_tracker",
+    "wait_for_threads",
 ]
 
 
@@ -93,6 +99,28 @@ def finalize() -> None:
     """In a child: run the finalizers (`util.Finalize`), end the daemonic child processes, join the
     others; once, however often this is called."""
     util._exit_function()  # type: ignore[attr-defined]
+
+
+def before_threads_end(call: Callable[[], object]) -> None:
+    """Have this called at the end of the main process before all that `atexit` calls: once that
+    runs, Python starts no more threads."""
+    threading._register_atexit(call)  # type: ignore[attr-defined]
+
+
+def wait_for_threads() -> None:
+    """For those that are no daemons. What executors have registered is called before, which tells
+    idle ones to end."""
+    threading._shutdown()  # type: ignore[attr-defined]
+
+
+def leave_threads() -> None:
+    """At the end of this process, do not wait for them."""
+    threading._shutdown = lambda: None  # type: ignore[attr-defined]
+
+
+def run_exit_functions() -> None:
+    """What was registered with `atexit`, once."""
+    atexit._run_exitfuncs()
 
 
 def fork_server_of(context: BaseContext) -> Any:

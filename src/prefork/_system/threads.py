@@ -37,7 +37,7 @@ class BackgroundThread:
     """
 
     def __init__(self, body: Callable[[], object], name: str) -> None:
-        self._body = body
+        self._body: Callable[[], object] | None = body  # until it has ended
         self._name = name
         self._owner = os.getpid()
         self._ident = 0
@@ -65,8 +65,12 @@ class BackgroundThread:
     def _run(self) -> None:
         self._ident = threading.get_ident()
         try:
+            assert self._body is not None
             self._body()
         finally:
+            # What it did the work for often holds this object, too. When both are done with, they
+            # go at once, with the pool that they hold, and do not wait for the garbage collector.
+            self._body = None
             self._ident = 0
             self._has_ended = True
             self.end.notify_all()

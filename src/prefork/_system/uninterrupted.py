@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from prefork._system.signals import get_action, set_action
 
-__all__ = ["uninterrupted"]
+__all__ = ["in_any_case", "uninterrupted"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,23 @@ def uninterrupted(call: Callable[[], T]) -> T:
         finally:
             _set_actions(handlers)  # if one of them, just set again, has raised in the middle
             _raise(came)
+
+
+def in_any_case(call: Callable[[], object]) -> None:
+    """The same for what clears up after something that was interrupted: it is called although a
+    handler raises before it has begun, as when Ctrl-C comes once more."""
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+        call()
+
+    try:
+        uninterrupted(begin)
+    finally:
+        if not has_begun:
+            in_any_case(call)
 
 
 def _set_actions(handlers: dict[int, Any]) -> None:

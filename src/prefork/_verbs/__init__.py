@@ -7,5 +7,6 @@ async_inputs       an async iterable as input; imported when one is given
 executors          `concurrent.futures.Executor`; imported when asked for
 futures            results as `concurrent.futures` has them; imported when asked for
 family             what they share
+pool_options       what a pool is asked for, checked
 signatures         types of functions and their arguments
 """

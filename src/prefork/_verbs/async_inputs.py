@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefork._engine.dispatcher import Dispatcher
-from prefork._policy.job import Job
-from prefork._results.imap import Items
 from prefork._system import event_loops
+
+if TYPE_CHECKING:
+    from prefork._engine.dispatcher import Dispatcher
+    from prefork._policy.job import Job
+    from prefork._results.imap import Items
 
 __all__ = ["AsyncInput", "Handed"]
 
@@ -75,7 +77,7 @@ class AsyncInput:
         self._is_stopped = False
         self._has_all_room = False
         self._has_ended = False
-        items.needed_loop = loop
+        items.read_by(loop)
         dispatcher.begin_input(self)
         items.room.listen(self._told)
         self._task = loop.create_task(self._read())
@@ -150,7 +152,7 @@ class AsyncInput:
         try:
             self._jobs.close()
             self._items.end(error)
-            self._items.needed_loop = None
+            self._items.read_by(None)
         finally:
             self._dispatcher.end_input(self)
 

@@ -226,7 +226,7 @@ class CallFamily(Family):
         told = callbacks_for(
             engine.callbacks, callback, error_callback, accept_callback, timeout_callback
         )
-        result: ApplyResult[R] = ApplyResult(self, told)
+        result: ApplyResult[R] = ApplyResult(self, engine, told)
         limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
         job = engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
@@ -248,7 +248,7 @@ class CallFamily(Family):
         """
         from prefork._verbs import futures  # by now its import is worth the time
 
-        future: Future[R] = futures.Future(self)
+        future: Future[R] = futures.Future(self, self._engine)
         return futures.submit(future, self._engine, func, args, kwargs, self._defaults)
 
     @overload
@@ -280,8 +280,8 @@ class CallFamily(Family):
         """Call `func` with one item after another, in one worker, as one job.
 
         The result is a list with an `Outcome` for each item: `ok`, and as `value` the result or
-        the exception. If the worker is lost or killed on the way, the job fails as a whole, or is
-        run again as a whole.
+        the exception. If the worker is lost or killed on the way, the item that ran fails alone,
+        or is run again; another worker goes on with the next one.
 
         Args:
             func: a callable that takes one item.
@@ -296,6 +296,6 @@ class CallFamily(Family):
         limits = self._limits("each_async", options)
         check_function(func)
         told = callbacks_for(engine.callbacks, callback, error_callback)
-        result: ApplyResult[list[Outcome]] = ApplyResult(self, told)
+        result: ApplyResult[list[Outcome]] = ApplyResult(self, engine, told)
         engine.dispatcher.submit(engine.factory.each(result, func, list(items), limits))
         return result

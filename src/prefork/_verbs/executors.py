@@ -8,23 +8,24 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from prefork._arguments import some_count
 from prefork._compat.habits import check_function
-from prefork._engine.engine import Engine
 from prefork._engine.state import PoolPhase
-from prefork._ipc.outcome import Outcome
 from prefork._policy.chunks import fixed_chunks
-from prefork._policy.job import Job
-from prefork._policy.limits import Limits
-from prefork._policy.retry import Retry
 from prefork._public import public
-from prefork._results.protocols import PoolRef
 from prefork._system.condition import Condition
 from prefork._verbs.futures import Future, as_broken
 from prefork._verbs.signatures import P, R
 from prefork.errors import PoolBrokenError
+
+if TYPE_CHECKING:
+    from prefork._engine.engine import Engine
+    from prefork._ipc.outcome import Outcome
+    from prefork._policy.job import Job
+    from prefork._policy.limits import Limits
+    from prefork._policy.retry import Retry
 
 __all__ = ["BaseExecutor", "PoolExecutor"]
 
@@ -38,14 +39,16 @@ class BaseExecutor(concurrent.futures.Executor):
 
     _defaults: Limits  # of calls
 
-    _future_class: type[Future[Any]] = Future
-
-    def _pool_to_use(self) -> tuple[PoolRef, Engine]:
-        """The pool, and what runs it; made now, if need be.
+    def _engine_to_use(self) -> Engine:
+        """What runs the pool; made now, if need be.
 
         Raises:
             RuntimeError: there is none any more.
         """
+        raise NotImplementedError
+
+    def _new_future(self, engine: Engine) -> Future[Any]:
+        """Of a call that is about to be handed in."""
         raise NotImplementedError
 
     # ---- calls
@@ -60,15 +63,18 @@ class BaseExecutor(concurrent.futures.Executor):
             TypeError: `fn` cannot be called.
         """
         check_function(fn)
-        pool, engine = self._pool_to_use()
-        future = self._future_class(pool)
+        engine = self._engine_to_use()
+        future = self._new_future(engine)
         _hand_in(engine, engine.factory.call(future, fn, args, kwargs, self._defaults))
         return future
 
+    def _submit_one(self, fn: Callable[..., Any], args: Any) -> Future[Any]:
+        return self.submit(fn, *args)
+
     def _submit_each(self, fn: Callable[[Any], Any], items: list[Any]) -> Future[list[Outcome]]:
         """Call `fn` with each of these items, as one job."""
-        pool, engine = self._pool_to_use()
-        future = self._future_class(pool)
+        engine = self._engine_to_use()
+        future = self._new_future(engine)
         _hand_in(engine, engine.factory.each(future, fn, items, self._defaults))
         return future
 
@@ -88,7 +94,7 @@ class BaseExecutor(concurrent.futures.Executor):
         Args:
             timeout: how many seconds after this call the last result must have been taken.
             chunksize: how many calls are handed to a worker at once. Each has an outcome of its
-                own, unless the worker dies: that fails all of its chunk.
+                own; if the worker dies, another one goes on with the next call.
             buffersize: at most so many chunks are handed in whose results have not been taken; the
                 iterables are read no further. None: there is no limit.
 
@@ -100,12 +106,12 @@ class BaseExecutor(concurrent.futures.Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         check_function(fn)
         _check_sizes(chunksize, buffersize)
-        _, engine = self._pool_to_use()
+        engine = self._engine_to_use()
         calls = zip(*iterables)  # noqa: B905  # as `map` does: up to the end of the shortest
         pieces: Iterator[Any]
-        submit: Submit = _submit_chunk
+        submit: Submit = type(self)._submit_each
         if chunksize == 1:
-            pieces, submit = calls, _submit_one
+            pieces, submit = calls, type(self)._submit_one
         elif len(iterables) == 1:
             pieces = fixed_chunks((item for (item,) in calls), chunksize)
         else:
@@ -131,9 +137,10 @@ class BaseExecutor(concurrent.futures.Executor):
         `Pool.options`: `executor.options(timeout=5).submit(f, x)`. To shut it down ends nothing
         but the view."""
         limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        limits = limits.with_terms(priority, deadline)
-        pool, engine = self._pool_to_use()
-        return PoolExecutor(pool, engine, limits)
+        return self._view(limits.with_terms(priority, deadline))
+
+    def _view(self, limits: Limits) -> PoolExecutor:
+        raise NotImplementedError
 
 
 @public
@@ -141,7 +148,7 @@ class PoolExecutor(BaseExecutor):
     """A `concurrent.futures.Executor` whose calls run in a pool that somebody else has: what
     `Pool.executor()` returns."""
 
-    def __init__(self, pool: PoolRef, engine: Engine, limits: Limits) -> None:
+    def __init__(self, pool: object, engine: Engine, limits: Limits) -> None:
         self._pool = pool
         self._engine = engine
         self._defaults = limits
@@ -154,10 +161,16 @@ class PoolExecutor(BaseExecutor):
         """Dask asks for it."""
         return self._engine.supervisor.processes
 
-    def _pool_to_use(self) -> tuple[PoolRef, Engine]:
+    def _engine_to_use(self) -> Engine:
         if self._is_shut:
             raise RuntimeError(AFTER_SHUTDOWN)
-        return self, self._engine  # so that a future knows its executor
+        return self._engine
+
+    def _new_future(self, engine: Engine) -> CountedFuture[Any]:
+        return CountedFuture(self, engine)
+
+    def _view(self, limits: Limits) -> PoolExecutor:
+        return PoolExecutor(self, self._engine_to_use(), limits)
 
     def note_added(self, future: Future[Any]) -> None:
         """There is a job for it."""
@@ -193,8 +206,8 @@ class PoolExecutor(BaseExecutor):
 class CountedFuture(Future[T]):
     """One whose executor waits for it when it is shut down."""
 
-    def __init__(self, executor: PoolExecutor) -> None:
-        super().__init__(executor)
+    def __init__(self, executor: PoolExecutor, engine: Engine) -> None:
+        super().__init__(executor, engine)
         self._executor: PoolExecutor | None = executor  # until its job has ended
 
     def job_added(self, job: Job) -> None:
@@ -209,9 +222,6 @@ class CountedFuture(Future[T]):
         finally:
             if executor is not None:
                 executor.note_done(self)
-
-
-PoolExecutor._future_class = CountedFuture
 
 
 def _hand_in(engine: Engine, job: Job) -> None:
@@ -238,15 +248,7 @@ def _check_sizes(chunksize: int, buffersize: int | None) -> None:
         raise TypeError("chunksize must be an int, not None")
 
 
-Submit = Callable[["BaseExecutor", Callable[..., Any], Any], Future[Any]]
-
-
-def _submit_one(executor: BaseExecutor, fn: Callable[..., Any], args: Any) -> Future[Any]:
-    return executor.submit(fn, *args)
-
-
-def _submit_chunk(executor: BaseExecutor, fn: Callable[..., Any], items: Any) -> Future[Any]:
-    return executor._submit_each(fn, items)
+Submit = Callable[[Any, Callable[..., Any], Any], Future[Any]]
 
 
 class _Unpacking(Generic[R]):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from prefork._arguments import count
 from prefork._compat.habits import check_keywords
-from prefork._engine.engine import Engine
-from prefork._policy.limits import Limits
-from prefork._results.apply import ApplyResult
-from prefork._results.map import MapResult
 from prefork._verbs.signatures import MapOptions, TaskLimits
 
 if TYPE_CHECKING:
+    from prefork._engine.engine import Engine
     from prefork._observe.progress import Counts
+    from prefork._policy.limits import Limits
+    from prefork._results.apply import ApplyResult
+    from prefork._results.map import MapResult
 
 __all__ = ["Family"]
 

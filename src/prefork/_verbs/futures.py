@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefork._compat.habits import check_function
-from prefork._engine.engine import Engine
-from prefork._policy.limits import Limits
 from prefork._public import public
 from prefork._results.future import FutureHandle
-from prefork.errors import PoolBrokenError
 from prefork.results import ApplyResult
+
+if TYPE_CHECKING:
+    from prefork._engine.engine import Engine
+    from prefork._policy.limits import Limits
+    from prefork.errors import PoolBrokenError
 
 __all__ = ["Future", "as_broken", "submit"]
 

@@ -64,7 +64,8 @@ class LazyMapFamily(Family):
             func, options: as in `map`.
             iterable: the items; it may be endless. An async iterable is read by the event loop of
                 asyncio that runs in this thread.
-            chunksize: how many items are handed to a worker at once, an int of at least 1.
+            chunksize: how many items are handed to a worker at once, an int of at least 1. Each
+                has an outcome of its own; if the worker dies, another one goes on with the next.
             lost_worker_timeout: seconds (int or float) instead of the pool's.
             buffersize: how many items the input is read ahead of the results that were taken, an
                 int; None: 20 ms of work per worker, but at least 128 chunks and at most 1,024. In
@@ -139,8 +140,8 @@ class LazyMapFamily(Family):
         buffersize = some_count("buffersize", buffersize)
         name, workers = function_name(func), engine.supervisor.processes
         ordered = iterator_class is not IMapUnorderedIterator
-        items = Items(self, name, buffersize, chunksize, workers, ordered)
-        items.on_cancel = engine.state.check_done
+        done = engine.state.check_done
+        items = Items(self, engine, name, buffersize, chunksize, workers, ordered, done)
         result = iterator_class(items)  # which cancels them if this is interrupted
         total = len(iterable) if isinstance(iterable, Sized) else None
         with self._drawing(progress, items, total, name):

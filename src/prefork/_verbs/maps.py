@@ -302,7 +302,7 @@ class MapFamily(Family):
             chunksize = count("chunksize", chunksize)
         engine, items = self._engine, list(iterable)
         name = function_name(func)
-        result: MapResult[Any] = MapResult(self, name, len(items), callbacks)
+        result: MapResult[Any] = MapResult(self, engine, name, len(items), callbacks)
         if not items:
             return result
         workers = engine.supervisor.processes

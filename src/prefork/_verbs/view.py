@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefork._engine.engine import Engine
 from prefork._policy.limits import NO_TERMS, Limits
-from prefork._policy.retry import Retry
 from prefork._public import public
-from prefork._results.protocols import PoolRef
 from prefork._verbs.calls import CallFamily
 from prefork._verbs.lazy_maps import LazyMapFamily
 from prefork._verbs.maps import MapFamily
 
 if TYPE_CHECKING:
+    from prefork._engine.engine import Engine
+    from prefork._policy.retry import Retry
     from prefork._verbs.executors import PoolExecutor
 
 __all__ = ["PoolView", "Verbs"]
@@ -67,7 +66,7 @@ class Verbs(CallFamily, MapFamily, LazyMapFamily):
 class PoolView(Verbs):
     """A pool with other limits, as `Pool.options` gives it. The pool lives as long as its views."""
 
-    def __init__(self, pool: PoolRef, engine: Engine, limits: Limits) -> None:
+    def __init__(self, pool: object, engine: Engine, limits: Limits) -> None:
         self._pool = pool
         self._engine = engine
         self._defaults = limits

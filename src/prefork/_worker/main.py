@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from multiprocessing import util
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -44,8 +45,7 @@ from prefork._ipc.wire import (
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork, orderly_end, random_state, stacks
 from prefork._system.signals import IGNORE, forget_handlers, let_through, set_action, unblock
-from prefork._worker.options import SOFT_SIGNAL, WorkerOptions
-from prefork._worker.sessions import allowing_sessions
+from prefork._worker.options import SOFT_SIGNAL, WorkerOptions, allowing_sessions
 
 if TYPE_CHECKING:
     from prefork._worker.environment import Place
@@ -118,6 +118,7 @@ class Worker:
         self._calls = CallUnpickler()
         self._fds: list[int] = []  # duplicates that belong to the result, until it is sent
         self._items: Iterator[Any] = iter(())  # of the chunk that runs, those that are left
+        self._first = 0  # of its items that is to be run
         self._limited = False  # the job that runs has time limits
         self._soft_timeout = 0.0
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
@@ -218,7 +219,7 @@ class Worker:
 
     def _run_task(self, ticket: Ticket) -> None:
         end = self._end
-        job, soft_timeout, _, _, _, flags = ticket
+        job, soft_timeout, first, _, _, _, flags = ticket
         end.clock[2] = started = time.monotonic()
         end.clock[1] = started + self._options.load_seconds  # until `_restart_clock`
         end.board[0] = job
@@ -226,6 +227,7 @@ class Worker:
             end.report(Kind.ACCEPTED, job, started)
         self._limited = bool(flags & LIMITED)
         self._soft_timeout = soft_timeout
+        self._first = first
         try:
             try:
                 kind, pickled, buffers = self._load_and_call(ticket)
@@ -241,6 +243,7 @@ class Worker:
                     end.report(Kind.EXITING, job, started, pickled=why)
                 raise
             kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc, self._fds)), []
+            end.page.end()
         if end.closed:  # in a child that the task forked, and that has come back here
             os._exit(0)
         self._report(kind, job, started, pickled, buffers)
@@ -278,11 +281,23 @@ class Worker:
     ) -> None:
         seconds = time.monotonic() - started
         try:
-            self._end.report(kind, job, started, seconds, pickled, buffers, self._fds)
+            self._send(kind, job, started, seconds, pickled, buffers)
         except OSError as exc:
             # There may be no memory left for a large result.
             failure = dumps(encode_failure(exc))
             self._end.report(Kind.FAILED, job, started, seconds, failure)
+
+    def _send(
+        self,
+        kind: int,
+        job: int,
+        started: float,
+        seconds: float,
+        pickled: bytes,
+        buffers: list[memoryview],
+    ) -> None:
+        try:
+            self._end.report(kind, job, started, seconds, pickled, buffers, self._fds)
         finally:
             if self._fds:
                 at_fork.Descriptors(*self._fds).close()
@@ -301,7 +316,7 @@ class Worker:
             return self._encode(func(*arguments))
         items = self._items = iter(arguments)
         if mode == EACH:
-            return Kind.OUTCOMES, *pack([self._one_of_many(func, item) for item in items])
+            return Kind.OUTCOMES, *pack(self._call_each(func, items))
         if self._limited:
             items = self._timed(items)
         # No map(): a task's StopIteration would end it.
@@ -311,6 +326,26 @@ class Worker:
 
     def _encode(self, value: object) -> tuple[int, bytes, list[memoryview]]:
         return encode_result(value, self._options.soft_limit, self._fds)
+
+    def _call_each(self, func: Callable[..., Any], items: Iterator[Any]) -> list[tuple[bool, Any]]:
+        """The outcomes that have not been reported yet when all is done."""
+        end, page, first = self._end, self._end.page, self._first
+        if first:
+            _skip(first, func, items)
+        page.turn(first)
+        outcomes: list[tuple[bool, Any]] = []
+        for number, item in enumerate(items, first):
+            page.begin(number)
+            ok, value = self._one_of_many(func, item)
+            if end.closed:  # in a child that the task forked, and that has come back here
+                break
+            outcomes.append((ok, value))
+            if self._fds or not page.note(ok, value if ok else [dumps(value)]):
+                self._send(Kind.PART, self._job, len(outcomes), 0.0, *pack(outcomes))
+                outcomes = []
+                page.turn(number + 1)
+        page.end()
+        return outcomes
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:
         try:
@@ -365,6 +400,15 @@ class Worker:
             self._soft_deadline = 0.0
             limit = self._soft_timeout
             raise self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")
+
+
+def _skip(count: int, func: Callable[..., Any], items: Iterator[Any]) -> None:
+    """So many items have been run elsewhere."""
+    from prefork._worker.seeding import Seeded
+
+    deque(islice(items, count), 0)
+    if isinstance(func, Seeded):
+        func.skip(count)
 
 
 running: Worker | None = None  # the worker that this process is

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from prefork._ipc.payload import FilePayload
 from prefork._ipc.pickling import is_unknown_name, load, load_by_value
-from prefork._worker import sessions
 from prefork.errors import SoftTimeLimitExceeded
 
 if TYPE_CHECKING:
     from prefork._observe.settings import WorkerSettings
 
-__all__ = ["SOFT_SIGNAL", "Hook", "WorkerOptions"]
+__all__ = ["SOFT_SIGNAL", "Hook", "WorkerOptions", "allowing_sessions"]
 
 SOFT_SIGNAL: Final = signal.SIGUSR1
 _SMALL: Final = (
@@ -88,9 +89,44 @@ def _pickle(func: Callable[..., object], args: tuple[Any, ...]) -> bytes:
 
 
 def _bind(func: Callable[..., object], args: tuple[Any, ...]) -> Callable[..., object]:
-    if func is sessions.REAL:  # it was looked up before `allowing_sessions`
-        func = sessions.setsid
+    if func is _REAL_SETSID:  # it was looked up before `allowing_sessions`
+        func = _setsid
     return functools.partial(func, *args)
+
+
+# ---- `os.setsid` in an initializer, as daemons and terminals' programs use it. A worker leads a
+# process group, and so the kernel would refuse it a session of its own.
+
+_REAL_SETSID: Final = os.setsid
+
+
+def _setsid() -> None:
+    """Like `os.setsid`, also for the leader of a group: it leaves its group for a moment, and then
+    leads one of the same number again, which ends with it as before.
+
+    Raises:
+        PermissionError: it leads a session already, or has processes of its own in its group.
+    """
+    own = os.getpid()
+    if os.getpgrp() != own or os.getsid(0) == own:
+        _REAL_SETSID()
+        return
+    os.setpgid(0, os.getpgid(os.getppid()))
+    try:
+        _REAL_SETSID()
+    except OSError:
+        os.setpgid(0, 0)
+        raise
+
+
+@contextlib.contextmanager
+def allowing_sessions() -> Iterator[None]:
+    """Inside of this, `os.setsid` is the one above."""
+    os.setsid = _setsid
+    try:
+        yield
+    finally:
+        os.setsid = _REAL_SETSID
 
 
 class LoadsHook(Protocol):

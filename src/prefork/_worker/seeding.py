@@ -37,6 +37,10 @@ class Seeded:
         self.func = func  # messages look for its name here
         self._seed, self._position = seed, position
 
+    def skip(self, count: int) -> None:
+        """So many items are not called here."""
+        self._position += count
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (self.func, self._seed, self._position)
 

@@ -28,7 +28,7 @@ import prefork.adapters
 import prefork.taskpool.pool
 from prefork import errors
 from prefork._engine.callbacks import CallbackRunner
-from prefork._engine.drivers import Loop
+from prefork._engine.loop_driver import Loop
 from prefork.celery import child, failures, rejections, shutdown
 from prefork.taskpool.task import Task
 

@@ -19,7 +19,6 @@ Layout, from the top; a module imports only from those below it:
     progress    the bar or log lines, with rich; counts and rates
     inputs      arguments, globs, lines, JSON Lines, CSV; read lazily, in a thread that can stop
     records     the output: one JSON object per line; what an earlier run has written
-    logbook     what the workers have done, in a file that outlives them
     target      MODULE:FUNCTION → the function, in any process
     jsontext    values ↔ JSON text
 

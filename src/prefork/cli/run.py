@@ -8,8 +8,6 @@ submitted and not written yet, are bounded by the window.
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import logging
 import multiprocessing
 import queue
@@ -18,16 +16,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from prefork._system.locks import Lock
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import ASKING, Signals, Stopped
-from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.progress import Progress, duration
 from prefork.cli.records import Earlier, OutputError, Sink, record
 from prefork.cli.target import Target
-from prefork.cli.work import PLAIN, Call, Calling, Work, describe, describe_text, start_worker
+from prefork.cli.work import (
+    CUT_SHORT,
+    DONE,
+    FAILED,
+    PLAIN,
+    Call,
+    Calling,
+    Outcome,
+    describe,
+    describe_text,
+    start_worker,
+)
 from prefork.errors import (
+    LimitExceeded,
     PoolBrokenError,
     SoftTimeLimitExceeded,
     Terminated,
@@ -80,13 +88,12 @@ class Ending(NamedTuple):
     failed: bool = False  # too many inputs have failed
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """What one worker is to do at once."""
 
-    number: int
-    slot: int  # in the logbook
     items: list[Item]
+    number: int = 0  # in the pool, once that has it
 
 
 class Finished(NamedTuple):
@@ -123,19 +130,14 @@ class Submitter:
         self._pool = pool
         self._call = call
         self._report = report
-        self._lock = Lock()
-        self._numbers = itertools.count(1)
-        self._fresh_slots = itertools.count()
-        self._free_slots: list[int] = []
-        self._open: dict[int, Job] = {}  # by their slots
+        self._open: dict[Job, None] = {}
 
     def __call__(self, items: list[Item]) -> None:
         """Raises PoolBrokenError; ValueError if the pool was terminated."""
-        with self._lock:
-            slot = heapq.heappop(self._free_slots) if self._free_slots else next(self._fresh_slots)
-            job = self._open[slot] = Job(next(self._numbers), slot, items)
+        job = Job(items)
+        self._open[job] = None
         many = len(items) > 1
-        work = [Work(slot, job.number, i, many, item.value) for i, item in enumerate(items)]
+        values = [item.value for item in items]
 
         def done(value: Any) -> None:
             self._report(Finished(job, value if many else [(True, value)]))
@@ -144,19 +146,20 @@ class Submitter:
             self._report(Finished(job, error=error))
 
         if many:
-            self._pool.each_async(self._call, work, callback=done, error_callback=failed)
+            job.number = self._pool.each_async(self._call, values, done, failed).job
         else:
-            self._pool.apply_async(self._call, (work[0],), callback=done, error_callback=failed)
+            handle = self._pool.apply_async(
+                self._call, (values[0],), callback=done, error_callback=failed
+            )
+            job.number = handle.job
 
-    def open_jobs(self) -> list[Job]:
-        with self._lock:
-            return list(self._open.values())
+    def open_jobs(self) -> dict[int, Job]:
+        """Those that are not finished, by their numbers."""
+        return {job.number: job for job in list(self._open)}
 
     def release(self, job: Job) -> None:
-        """The logbook's page of this job is not needed any more."""
-        with self._lock:
-            heapq.heappush(self._free_slots, job.slot)
-            del self._open[job.slot]
+        """It is finished."""
+        del self._open[job]
 
 
 class Run:
@@ -186,7 +189,6 @@ class Run:
             lambda item, reason: self._events.put(Rejected(item, reason)),
             lambda submitted, reason: self._events.put(Exhausted(submitted, reason)),
         )
-        self._book = Logbook()
         self._expected: int | None = None  # inputs in all, once it is known
         self._concluded = 0
         self._lines: list[bytes] = []  # to be written
@@ -213,14 +215,13 @@ class Run:
                 self._feeder.stop()
                 if self._feeder.join(1.0):
                     self._inputs.close()
-                self._book.close()
 
     def _make_pool(self) -> Pool:
         plan = self._plan
         return Pool(
             plan.processes,
             start_worker,
-            (plan.target, plan.calling, plan.initializer, self._book),
+            (plan.target, plan.calling, plan.initializer),
             plan.max_tasks,
             timeout=plan.timeout,
             soft_timeout=plan.soft_timeout,
@@ -295,10 +296,11 @@ class Run:
         """The inputs that are being run, as JSON, and for how many seconds; by process ids."""
         found = {}
         now = time.monotonic()
-        for job in self._submit.open_jobs():
-            if (note := self._book.note(job.slot, job.number)) is not None:
-                index, pid, started = note
-                found[pid] = job.items[index].text.decode(), now - started
+        jobs = self._submit.open_jobs()
+        for worker in self._pool.statistics().workers:
+            job = jobs.get(worker.job or 0)
+            if job is not None and worker.since is not None:
+                found[worker.pid] = job.items[worker.item or 0].text.decode(), now - worker.since
         return found
 
     def _longest(self) -> tuple[str, float] | None:
@@ -328,32 +330,24 @@ class Run:
     def _settle(self, job: Job, value: list[tuple[bool, Any]]) -> None:
         self._submit.release(job)
         for item, (ok, outcome) in zip(job.items, value, strict=True):
-            if not ok:
-                self._conclude(item, Outcome(_kind(outcome), describe(outcome), 0.0, 0))
-            elif outcome is None:  # not run: the logbook had no room for it
-                self._resubmit([item])
-            else:
+            if ok:
                 self._conclude(item, outcome)
+            elif not isinstance(outcome, Terminated):
+                self._conclude(item, _failure(outcome))
 
     def _settle_failed(self, job: Job, error: BaseException) -> None:
-        """The job has failed as a whole: its worker is lost, or it did not get there."""
+        """The job has failed as a whole: its worker was lost before it came to the inputs, or it
+        did not get there."""
         if isinstance(error, PoolBrokenError) and not self._stopping:
             raise error
-        page = self._book.read(job.slot, job.number)
         self._submit.release(job)
-        for item, outcome in zip(job.items, page.outcomes, strict=False):
-            self._conclude(item, outcome)
-        rest = job.items[len(page.outcomes) :]
-        if not rest or isinstance(error, (Terminated, PoolBrokenError)):
+        if isinstance(error, (Terminated, PoolBrokenError)):
             return
-        if isinstance(error, (WorkerLostError, TimeLimitExceeded)) or len(job.items) == 1:
-            seconds = time.monotonic() - page.started if page.started is not None else 0.0
-            pid = getattr(error, "pid", page.pid) or 0
-            self._conclude(rest[0], Outcome(_kind(error), describe(error), seconds, pid))
-            if rest[1:]:
-                self._resubmit(rest[1:])
-        else:  # which one cannot be sent or cannot come back?
-            for item in rest:
+        if len(job.items) == 1 or isinstance(error, (WorkerLostError, LimitExceeded)):
+            for item in job.items:
+                self._conclude(item, _failure(error))
+        else:  # which one cannot be sent?
+            for item in job.items:
                 self._resubmit([item])
 
     def _resubmit(self, items: list[Item]) -> None:
@@ -413,6 +407,8 @@ class Run:
             self._output.write_within(self._take_lines(), STOPPING)
 
 
-def _kind(error: BaseException) -> int:
+def _failure(error: BaseException) -> Outcome:
+    """Of an input whose worker could not tell it."""
     again = isinstance(error, (WorkerLostError, TimeLimitExceeded, SoftTimeLimitExceeded))
-    return CUT_SHORT if again else FAILED
+    seconds, pid = getattr(error, "seconds", None), getattr(error, "pid", 0)
+    return Outcome(CUT_SHORT if again else FAILED, describe(error), seconds or 0.0, pid)

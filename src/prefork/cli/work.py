@@ -18,21 +18,32 @@ from typing import Any, NamedTuple
 
 from prefork._describe import describe_exit
 from prefork.cli.jsontext import NotJSONError, to_json
-from prefork.cli.logbook import CUT_SHORT, DONE, FAILED, Logbook, Outcome
 from prefork.cli.target import Target
 from prefork.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
-__all__ = ["PLAIN", "Call", "Calling", "Work", "describe", "describe_text", "start_worker"]
+__all__ = [
+    "CUT_SHORT",
+    "DONE",
+    "FAILED",
+    "PLAIN",
+    "Call",
+    "Calling",
+    "Outcome",
+    "describe",
+    "describe_text",
+    "start_worker",
+]
+
+DONE, FAILED, CUT_SHORT = range(3)
 
 
-class Work(NamedTuple):
-    """One input on its way to a worker."""
+class Outcome(NamedTuple):
+    """What became of one input."""
 
-    slot: int
-    job: int
-    position: int  # within the job
-    many: bool  # whether the job has several inputs
-    value: Any
+    kind: int  # DONE; FAILED; CUT_SHORT, by a time limit or its worker's end: try again
+    text: bytes  # the result, or a description of the error, as JSON
+    seconds: float
+    pid: int
 
 
 class Call:
@@ -44,7 +55,7 @@ class Call:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.func = function
 
-    def __call__(self, work: Work) -> Outcome | None:
+    def __call__(self, value: Any) -> Outcome:
         raise RuntimeError("this runs in workers only")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,9 +95,7 @@ class Calling(NamedTuple):
 PLAIN = Calling(star=False, keywords={})
 
 
-def start_worker(
-    target: Target, calling: Calling, initializer: Target | None, book: Logbook
-) -> None:
+def start_worker(target: Target, calling: Calling, initializer: Target | None) -> None:
     """The workers' initializer.
 
     Raises:
@@ -100,7 +109,7 @@ def start_worker(
     function = target.load()
     if initializer is not None:
         initializer.load()()
-    _runner = Runner(calling.bind(function), book)
+    _runner = Runner(calling.bind(function))
 
 
 def _get_runner() -> Runner:
@@ -109,36 +118,19 @@ def _get_runner() -> Runner:
 
 
 class Runner:
-    """Runs the function and keeps the logbook."""
+    """Runs the function."""
 
-    def __init__(self, function: Callable[[Any], Any], book: Logbook) -> None:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
-        self._book = book
         self._pid = os.getpid()
-        self._position = 0  # in the job's slot
-        self._gave_up = False  # the logbook has no room for this job
 
-    def __call__(self, work: Work) -> Outcome | None:
-        """The outcome; None: it was not run, since it could not have been logged."""
-        if work.position == 0:
-            self._position, self._gave_up = 0, False
-        if not self._note_start(work):
-            return None
+    def __call__(self, value: Any) -> Outcome:
         started = time.monotonic()
         try:
-            return self._log(work, self._run(work.value, started))
+            return self._run(value, started)
         except SoftTimeLimitExceeded as exc:
             # It came between the function's end and here. There is only one for each input.
-            return self._log(work, self._failure(exc, exc.__traceback__, started))
-
-    def _note_start(self, work: Work) -> bool:
-        if not self._gave_up:
-            try:
-                now = time.monotonic()
-                self._book.note_start(work.slot, work.job, work.position, self._pid, now)
-            except OSError:
-                self._gave_up = True
-        return not (self._gave_up and work.many)
+            return self._failure(exc, exc.__traceback__, started)
 
     def _run(self, value: Any, started: float) -> Outcome:
         try:
@@ -151,17 +143,6 @@ class Runner:
         kind = CUT_SHORT if isinstance(exc, SoftTimeLimitExceeded) else FAILED
         seconds = time.monotonic() - started
         return Outcome(kind, describe(exc, frames), seconds, self._pid)
-
-    def _log(self, work: Work, outcome: Outcome) -> Outcome:
-        # A child that the function forked may come back here, too; the pool ends it.
-        if work.many and os.getpid() == self._pid:
-            try:
-                self._position = self._book.add(
-                    work.slot, self._position, work.job, work.position, outcome
-                )
-            except OSError:
-                self._gave_up = True
-        return outcome
 
 
 def _users_frames(exc: BaseException) -> TracebackType | None:

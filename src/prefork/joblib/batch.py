@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefork._system.locks import Lock
+from prefork.adapters import AdapterPool
 from prefork.errors import LimitExceeded, WorkerLostError
 from prefork.joblib import search
 from prefork.joblib.arrays import Reducers
 from prefork.joblib.options import Options
 from prefork.joblib.pickling import Call, outcome
-from prefork.pool import Pool
 from prefork.results import ApplyResult
 
 __all__ = ["Batch", "Terms"]
@@ -22,7 +22,7 @@ Done = Callable[["Batch"], object] | None
 class Terms(NamedTuple):
     """On which terms calls are made."""
 
-    pool: Pool
+    pool: AdapterPool
     options: Options
     reducers: Reducers
 
@@ -35,6 +35,14 @@ class _Part:
         self.item = item  # one that can fail in an account of its own: see `search.py`
         self.handle: ApplyResult[list[Any]] | None = None
         self.pieces: list[Any] = []  # the pickled result
+
+    def note(self, handle: ApplyResult[list[Any]]) -> None:
+        self.handle = handle
+
+    def terminate(self) -> None:
+        """End the job, if it has been handed in, wherever it is."""
+        if self.handle is not None:
+            self.handle.terminate()
 
 
 class Batch:
@@ -90,22 +98,20 @@ class Batch:
         pool, options, reducers = self._terms
         func = self._items[0][0] if self._items else self._calls
         try:
-            handle = pool.apply_async(
+            pool.apply_noted(
+                part.note,
                 Call(part.call, func, reducers),
-                callback=lambda pieces: self._part_done(part, pieces),
-                error_callback=lambda error: self._part_failed(part, error),
-                timeout=options.timeout,
-                soft_timeout=options.soft_timeout,
-                retries=options.retries,
+                lambda pieces: self._part_done(part, pieces),
+                lambda error: self._part_failed(part, error),
+                options.timeout,
+                options.soft_timeout,
+                options.retries,
             )
         except Exception as exc:
             self._finish(exc)
             return
-        with self._lock:
-            part.handle = handle
-            if not self._is_over:
-                return
-        handle.terminate()  # it was abandoned meanwhile
+        if self._is_over:  # it was abandoned meanwhile
+            part.terminate()
 
     def _part_done(self, part: _Part, pieces: list[Any]) -> None:
         part.pieces = pieces
@@ -148,8 +154,7 @@ class Batch:
 
     def _terminate(self) -> None:
         for part in self._parts:
-            if part.handle is not None:
-                part.handle.terminate()
+            part.terminate()
 
     def result(self) -> Any:
         """What the calls have returned, once that is known.

@@ -15,7 +15,7 @@ from typing import Any
 
 from prefork import adapters
 from prefork._describe import function_name
-from prefork._engine.drivers import Loop
+from prefork._engine.loop_driver import Loop
 from prefork._public import public
 from prefork._results.protocols import Callback
 from prefork._system.resources import available_cpus

@@ -25,7 +25,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of all parts."""
     clock = Clock()
-    for name in (*TIMED, "drivers"):
+    for name in (*TIMED, "drivers", "loop_driver"):
         monkeypatch.setattr(f"prefork._engine.{name}.time", clock)
     return clock
 

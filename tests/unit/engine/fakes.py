@@ -26,6 +26,7 @@ from typing import Any
 
 from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
+from prefork._engine.job_factory import make_job
 from prefork._engine.lifecycle import Lifecycle
 from prefork._engine.observer import Observer
 from prefork._engine.options import Options
@@ -39,6 +40,7 @@ from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.channel import MAX_TICKETS, Channel
 from prefork._ipc.memfd import BEST, MemfdCache, Transport
 from prefork._ipc.outcome import encode_exit, encode_failure, encode_result
+from prefork._ipc.page import Page
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import LEAVE, TICKET, Kind, Report, Ticket
 from prefork._ipc.worker_end import WorkerEnd
@@ -46,7 +48,6 @@ from prefork._policy.job import Job, Wakes
 from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.retry import Retry
 from prefork._policy.scheduler import BATCH_SECONDS
-from prefork._policy.terms import make_job
 from prefork._policy.timers import Timers
 from prefork._system.child import NO_TIES, Child, Ties
 from prefork._system.condition import Condition
@@ -154,6 +155,7 @@ class FakeChannel(Channel):
         self.staged: set[int] = set()
         self.trouble: OSError | None = None
         self.noted = (0, 0.0, 0.0)
+        self.noted_page = Page(0, [], 0)
         self.box = self.black_box = FakeBlackBox()
         self.ends: list[FakeWorkerEnd] = []
         self.is_open = False
@@ -181,6 +183,7 @@ class FakeChannel(Channel):
         pickled: bytes,
         payload: Any = None,
         function_length: int = 0,
+        first: int = 0,
     ) -> bytes | None:
         self._check_open()
         if self.trouble is not None:
@@ -188,7 +191,7 @@ class FakeChannel(Channel):
         if len(self.staged) >= self.pickles:
             return None
         self.staged.add(job)
-        ticket: Ticket = job, soft_timeout, 0, len(pickled), function_length, flags
+        ticket: Ticket = job, soft_timeout, first, 0, len(pickled), function_length, flags
         return TICKET.pack(*ticket)
 
     def send(self, tickets: list[bytes]) -> bool:
@@ -203,7 +206,7 @@ class FakeChannel(Channel):
 
     def send_leave(self) -> None:
         self._check_open()
-        self.inbox.append((0, 0.0, 0, 0, 0, LEAVE))
+        self.inbox.append((0, 0.0, 0, 0, 0, 0, LEAVE))
 
     def reclaim(self, most: int) -> list[int]:
         self._check_open()
@@ -238,6 +241,14 @@ class FakeChannel(Channel):
         if self.is_closed:
             raise ValueError("closed")
         return self.noted[2]
+
+    def item(self) -> tuple[int, float] | None:
+        begun = self.noted_page.begun
+        return (begun - 1, self.noted[1]) if begun else None
+
+    def page(self) -> Page:
+        self._check_open()
+        return self.noted_page
 
     def close(self) -> None:
         self.is_closed = True

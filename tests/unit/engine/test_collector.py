@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from fakes import STACK, FakePool, FakeWorker
 from prefork._engine.worker_handle import Phase
-from prefork._ipc.outcome import encode_reason
+from prefork._ipc.outcome import encode_reason, encode_result
+from prefork._ipc.page import Page
 from prefork._ipc.pickling import dumps
-from prefork._ipc.wire import Kind
+from prefork._ipc.wire import EACH, Kind
 from prefork._policy.job import QUEUED, RESOLVED, Job
-from prefork.errors import MaybeDecodingError, WorkerLostError
+from prefork.errors import MaybeDecodingError, Terminated, WorkerLostError
 from prefork.statistics import WorkerState
 
 Make = Callable[..., FakePool]
@@ -332,3 +334,130 @@ def test_without_a_timeout_it_is_waited_for_as_long_as_that_takes(pool: FakePool
     worker.end.close()  # nobody is left who could report it
     pool.settle()
     assert isinstance(pool.told.error(job), WorkerLostError)
+
+
+# ---- items with outcomes of their own
+
+
+def result(value: object) -> tuple[bool, list[Any]]:
+    _, pickled, buffers = encode_result(value)
+    return True, [pickled, *buffers]
+
+
+def chunk(pool: FakePool, size: int = 5, retries: int | None = None) -> Job:
+    job = pool.job(size=size, mode=EACH, retries=retries)
+    pool.dispatcher.submit(job)
+    return job
+
+
+def lose(pool: FakePool, worker: FakeWorker, page: Page) -> FakeWorker:
+    """It dies, having noted this; returns its successor."""
+    worker.begin()
+    worker.channel.noted_page = page
+    worker.die()
+    pool.supervise()
+    return pool.workers[-1]
+
+
+def test_a_job_goes_on_behind_the_item_that_was_lost(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    successor = lose(pool, worker, Page(0, [result("a"), result("b")], 3))
+    assert (job.first, successor.channel.inbox[0][:3]) == (3, (job.id, 0.0, 3))
+    last = lose(pool, successor, Page(3, [], 4))
+    last.begin()
+    last.say(Kind.OUTCOMES, job.id, dumps([result("e")]))
+    pool.collect()
+    outcomes = pool.told.value(job)
+    assert [each.value for each in outcomes if each.ok] == ["a", "b", "e"]
+    assert [type(each.value) for each in outcomes if not each.ok] == [WorkerLostError] * 2
+    assert [each.ok for each in outcomes] == [True, True, False, False, True]
+    assert pool.state.open_jobs.by_id == {}
+
+
+def test_between_two_items_nobody_is_lost(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    lose(pool, worker, Page(0, [result("a"), result("b")], 2))
+    assert job.first == 2
+    assert pool.told.done == {}
+
+
+def test_if_all_is_done_the_job_is_too(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool, 2)
+    lose(pool, worker, Page(0, [result("a"), result("b")], 2))
+    assert [each.value for each in pool.told.value(job)] == ["a", "b"]
+
+
+def test_if_no_item_was_begun_all_that_are_left_are_lost(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    successor = lose(pool, worker, Page(0, [result("a")], 1))
+    lose(pool, successor, Page(0, [], 0))
+    outcomes = pool.told.value(job)
+    assert [each.ok for each in outcomes] == [True, False, False, False, False]
+
+
+def test_parts_that_were_reported_count_once(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    worker.begin()
+    parts = dumps([result("a"), result("b")])
+    worker.end.report(Kind.PART, job.id, 2.0, 0.0, parts)
+    pool.collect()
+    worker.channel.noted_page = Page(1, [result("b"), result("c")], 4)  # not begun anew yet
+    worker.die()
+    pool.supervise()
+    assert job.first == 4
+    pool.workers[-1].begin()
+    pool.workers[-1].say(Kind.OUTCOMES, job.id, dumps([result("e")]))
+    pool.collect()
+    found = [each.value if each.ok else None for each in pool.told.value(job)]
+    assert found == ["a", "b", "c", None, "e"]
+
+
+@pytest.mark.parametrize("count", [-1.0, 0.0, 6.0])
+def test_a_part_that_makes_no_sense_is_foreign(pool: FakePool, count: float) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    worker.begin()
+    worker.end.report(Kind.PART, job.id, count, 0.0, dumps([]))
+    pool.collect()
+    assert worker.handle.is_quarantined
+    outcome = pool.told.error(job)
+    assert "reported a part" in str(outcome)
+
+
+def test_a_task_that_has_the_process_exit_is_one_item_too(pool: FakePool) -> None:
+    worker, other = pool.start(2)
+    job = chunk(pool)
+    if job.slot is other.handle:
+        worker, other = other, worker
+    worker.begin()
+    worker.channel.noted_page = Page(0, [result("a")], 2)
+    worker.say_exit(3)
+    pool.collect()
+    assert other.waiting == [job.id]
+    assert job.first == 2
+
+
+def test_a_retry_begins_with_the_item_that_was_lost(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool, retries=1)
+    successor = lose(pool, worker, Page(0, [result("a")], 2))
+    assert (job.first, job.retried()) == (1, 1)
+    lose(pool, successor, Page(1, [], 2))
+    assert (job.first, job.retried()) == (2, 1)
+
+
+def test_the_end_of_the_pool_keeps_what_is_done(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    worker.begin()
+    worker.channel.noted_page = Page(0, [result("a")], 2)
+    pool.lifecycle.stop(Terminated("the pool was terminated"))
+    pool.state.outcomes.deliver()
+    outcomes = pool.told.value(job)
+    assert [each.ok for each in outcomes] == [True, False, False, False, False]
+    assert isinstance(outcomes[-1].value, Terminated)

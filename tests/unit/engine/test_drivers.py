@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fakes import Clock, FakePool, Readable
-from prefork._engine.drivers import WAIT_INSIDE, EventLoop, Roles, Threads
+from prefork._engine.drivers import WAIT_INSIDE, Roles, Threads
+from prefork._engine.loop_driver import EventLoop
 from prefork._system.condition import Condition
 from prefork._system.selector import MAX_TIMEOUT, is_readable
 

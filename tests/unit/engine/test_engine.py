@@ -14,8 +14,8 @@ import pytest
 from fakes import Clock, FakeChild, FakeWorker, Nursery, fork_options
 from prefork import Pool
 from prefork._engine.callbacks import CallbackRunner
-from prefork._engine.drivers import EventLoop
 from prefork._engine.engine import Engine, RoleClasses
+from prefork._engine.loop_driver import EventLoop
 from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._system.condition import Condition
@@ -242,9 +242,29 @@ def test_an_input_that_cannot_be_read_is_none(pool: Driven) -> None:
 # ---- a start that fails
 
 
+class HereAndNow:
+    """In the place of the thread that undoes a start."""
+
+    def __init__(self, body: Callable[[], object], name: str) -> None:
+        self.starts = 0
+        self._body = body
+
+    @property
+    def is_started(self) -> bool:
+        return self.starts > 0
+
+    def start(self) -> None:
+        self.starts += 1
+        self._body()
+
+    def join(self) -> bool:
+        return True
+
+
 @pytest.fixture
-def engine(clock: Clock, nursery: Nursery) -> Engine:
+def engine(clock: Clock, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """One that is not started."""
+    monkeypatch.setattr("prefork._engine.engine.BackgroundThread", HereAndNow)
     return Engine(fork_options(2), Limits(), CLASSES, threads=False)
 
 
@@ -268,6 +288,38 @@ def test_one_that_is_interrupted_when_there_are_workers_kills_them(
         engine.start()
     assert [{*child.signals} for child in nursery.children] == [{signal.SIGKILL}] * 2
     assert all(child.is_closed for child in nursery.children)
+    assert engine.supervisor.ended
+
+
+def test_one_whose_undoing_is_interrupted_too_is_undone_when_it_is_dropped(
+    engine: Engine, nursery: Nursery
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    engine.driver.start = interrupt  # type: ignore[method-assign, assignment]
+    supervises, engine.driver.supervises = engine.driver.supervises, interrupt  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.start()
+    assert not engine.supervisor.ended
+    engine.driver.supervises = supervises  # type: ignore[method-assign]
+    engine.drop()
+    engine.drop()  # the pool has two owners
+    assert engine.supervisor.ended
+    assert all(child.is_closed for child in nursery.children)
+    assert engine._undoing.starts == 1
+
+
+def test_one_whose_undoing_gets_no_thread_is_undone_all_the_same(
+    engine: Engine, nursery: Nursery
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("can't start new thread")
+
+    nursery.trouble = OSError("no process is left")
+    engine._undoing.start = refuse  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no process is left"):
+        engine.start()
     assert engine.supervisor.ended
 
 

@@ -54,7 +54,7 @@ def test_a_ticket_goes_to_one_reader(pair: tuple[Channel, WorkerEnd]) -> None:
     assert send(channel, 1, 2, 3, flags=ACCEPT)
     ticket = end.receive()
     assert ticket is not None
-    job, soft_timeout, _, length, function_length, flags = ticket
+    job, soft_timeout, _, _, length, function_length, flags = ticket
     assert (job, soft_timeout, length, function_length, flags) == (1, 0.5, 4, 3, ACCEPT)
     assert channel.reclaim(1) == [2]
     assert channel.reclaim(MAX_TICKETS) == [3]

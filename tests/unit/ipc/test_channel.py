@@ -17,12 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork._ipc.channel import MAX_TICKETS, Channel, Ring
-from prefork._ipc.layout import RING
 from prefork._ipc.memfd import Transport
 from prefork._ipc.outcome import Large
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import load, pack
-from prefork._ipc.wire import ACCEPT, INLINE, MARK, Kind, Report
+from prefork._ipc.wire import ACCEPT, INLINE, MARK, RING, Kind, Report
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork
 
@@ -171,7 +170,7 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     pool.send([pool.stage(1, 0.0, 0, b"", FilePayload(packed, views, None, pool.transport))])
     pickled, received, _ = worker.read_call(worker.receive())
     *arrived, small = load([pickled, *received])
-    assert ([bytes(view) for view in arrived], small) == (buffers, b"small")
+    assert ([bytes(view) for view in arrived], small) == (buffers, b"small")  # type: ignore[comparison-overlap]
     arrived[0][0] ^= 1
     assert arrived[0] != buffers[0]
     assert views[0] == buffers[0]  # the sender keeps what it had
@@ -307,7 +306,7 @@ def test_any_bytes_in_any_pieces_can_be_received(data, cuts):
             pool.receive()
         worker.report(Kind.READY)
         worker.close()
-        kinds = [r[0] for r in iter(pool.receive, None) for r in r]
+        kinds = [r[0] for reports in iter(pool.receive, None) for r in reports]
     finally:
         pool.close()
         worker.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -125,7 +126,7 @@ def test_few_are_kept(make, monkeypatch):
 
 def test_they_are_closed_when_nobody_has_used_them_for_a_while(make, monkeypatch):
     now = 100.0
-    monkeypatch.setattr(memfd.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     told = []
     memfd_cache = MemfdCache(lambda: told.append(now))
     assert memfd_cache.tidy() is None

@@ -74,7 +74,7 @@ def test_an_exception_arrives_with_its_traceback_as_the_cause():
 def test_a_result_that_does_not_pickle_is_named(cls):
     error = error_of(*encode_result(cls()))
     assert isinstance(error, MaybeEncodingError)
-    assert isinstance(error, std_pool.MaybeEncodingError)
+    assert isinstance(error, std_pool.MaybeEncodingError)  # type: ignore[attr-defined]
     assert cls.__name__ in str(error)
     assert "I stay here" in str(error)
 

@@ -57,7 +57,12 @@ def test_what_is_too_much_is_dropped_and_counted(log, monkeypatch):
     monkeypatch.setattr(emitter, "MOST_BYTES", 10 * (emitter.OVERHEAD + 10) - 1)
     release, called, some = threading.Event(), [], Emitter(log)
     going = threading.Event()
-    put(some, lambda: going.set() or release.wait(DEADLINE))
+
+    def hold():
+        going.set()
+        release.wait(DEADLINE)
+
+    put(some, hold)
     assert going.wait(DEADLINE)
     put(some, *[lambda: called.append(1)] * 100)
     release.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefork._policy.job import Job, WorkerSlot
+from prefork._policy.job import NULL_SINK, Job, WorkerSlot
 from prefork._policy.timers import LONGEST_PAUSE, StartTimer
 
 DELAY = 0.005
@@ -20,13 +20,8 @@ class Board(WorkerSlot):
         return self.now, 1.0
 
 
-class PoolRef:
-    def job_added(self, job):
-        pass
-
-
 def new_job():
-    job = Job(PoolRef(), "abs")
+    job = Job(NULL_SINK, "abs")
     job.start_unreported = True
     return job
 
@@ -50,6 +45,7 @@ def test_who_does_not_start_is_looked_at_less_and_less_often():
     now, pauses = DELAY, []
     for _ in range(12):
         assert starts.look([slot], now) == []
+        assert starts.next_due is not None
         pauses.append(round(starts.next_due - now, 6))
         now = starts.next_due
     assert pauses == sorted(pauses)

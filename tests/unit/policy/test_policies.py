@@ -15,7 +15,7 @@ from prefork._policy.chunks import (
     AdaptiveChunks,
     fixed_chunks,
 )
-from prefork._policy.job import Job, WorkerSlot
+from prefork._policy.job import NULL_SINK, Job, WorkerSlot
 from prefork._policy.limits import Limits
 from prefork._policy.timers import Expiry, LimitTimer
 from prefork._system.resources import available_cpus
@@ -44,7 +44,7 @@ class Running(WorkerSlot):
 
 
 def sent(slot: WorkerSlot, hard: float | None = None, soft: float | None = None) -> Job:
-    job = Job(None, "print", limits=Limits(hard, soft))
+    job = Job(NULL_SINK, "print", limits=Limits(hard, soft))
     slot.sent[job.id] = job
     return job
 
@@ -183,12 +183,12 @@ def test_fixed_chunks_are_read_as_they_are_needed():
 # ---- CPUs
 
 
-def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
+def machine(root: Path, groups: str, files: dict[str, str]) -> str:
     for name, text in {"proc/self/cgroup": groups, **files}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return root
+    return str(root)
 
 
 def test_a_quota_limits_the_cpus(tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_a_quota_limits_the_cpus(tmp_path, monkeypatch):
     assert available_cpus(v2) == 3
     assert available_cpus(v1) == 2
     assert available_cpus(unlimited) == 8
-    assert available_cpus(tmp_path / "no such system") == 8
+    assert available_cpus(str(tmp_path / "no such system")) == 8
 
 
 def test_a_tiny_quota_is_one_cpu(tmp_path):

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork._engine.job_factory import make_job
 from prefork._ipc.wire import CALL
 from prefork._policy.job import NULL_SINK, Job, WorkerSlot
 from prefork._policy.limits import NO_LIMITS, Limits
 from prefork._policy.priorities import PriorityQueue
 from prefork._policy.retry import Retry
 from prefork._policy.scheduler import BATCH_SECONDS, Scheduler
-from prefork._policy.terms import JobOnTerms, make_job
+from prefork._policy.terms import JobOnTerms
 from prefork._policy.timers import FEW, JobTimer
 from prefork.errors import WorkerLostError
 

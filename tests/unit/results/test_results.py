@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,7 @@ from prefork._system.condition import Condition
 from prefork.results import IMapIterator, IMapUnorderedIterator
 
 
-class Pool:
-    @property
-    def _engine(self):
-        return self
-
+class FakeEngine:
     def check_loop(self, needed=None):
         pass
 
@@ -47,12 +44,17 @@ class Queue:
         return False
 
 
+def make_engine() -> Any:
+    return FakeEngine()
+
+
 def told(callback=None, error_callback=None, **others):
-    return callbacks_for(Queue(), callback, error_callback, **others)
+    queue: Any = Queue()
+    return callbacks_for(queue, callback, error_callback, **others)
 
 
 def pending(**callbacks):
-    handle = ApplyResult(Pool(), told(**callbacks))
+    handle = ApplyResult(None, make_engine(), told(**callbacks))
     job = Job(handle, "len")
     handle.job_added(job)
     return handle, job
@@ -83,7 +85,7 @@ def test_a_failed_handle_raises_each_time():
 
 
 def test_the_right_callback_is_called_once():
-    log = []
+    log: list[Any] = []
     for ok in (True, False):
         handle, job = pending(
             callback=lambda value: log.append(("done", value)),
@@ -101,8 +103,8 @@ def test_the_right_callback_is_called_once():
 
 
 def test_a_handle_keeps_its_pool_until_the_result_is_here():
-    pool = Pool()
-    handle = ApplyResult(pool)
+    pool = FakeEngine()
+    handle = ApplyResult(pool, make_engine())
     reference = weakref.ref(pool)
     del pool
     assert reference() is not None
@@ -142,7 +144,7 @@ def test_no_notification_is_lost():
 
 
 def map_result(length: int, **callbacks):
-    return MapResult(Pool(), "f", length, told(**callbacks))
+    return MapResult(None, make_engine(), "f", length, told(**callbacks))
 
 
 def chunk(owner, index: int, size: int) -> Job:
@@ -182,7 +184,18 @@ def test_a_map_of_nothing_is_ready():
 
 def iterator(cls, buffersize=4, chunksize=1):
     ordered = cls is IMapIterator
-    return cls(Items(Pool(), "f", buffersize, chunksize, workers=1, ordered=ordered))
+    return cls(
+        Items(
+            None,
+            make_engine(),
+            "f",
+            buffersize,
+            chunksize,
+            workers=1,
+            ordered=ordered,
+            on_cancel=lambda: None,
+        )
+    )
 
 
 def test_imap_keeps_the_order_imap_unordered_does_not():

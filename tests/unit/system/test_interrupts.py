@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
+import weakref
 
 import pytest
-from test_condition import Interrupted, every_interrupt, interrupted_at
+from test_condition import Interrupted, every_interrupt, interrupted_at  # type: ignore[import-not-found]
 
 from helpers import DEADLINE, mark, marked
 from prefork import Pool, Terminated
@@ -18,7 +19,7 @@ from prefork._engine.engine import Engine
 from prefork._ipc.memfd import BEST, MemoryFile
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system.threads import BackgroundThread
-from prefork._system.uninterrupted import uninterrupted
+from prefork._system.uninterrupted import in_any_case, uninterrupted
 
 
 @pytest.fixture
@@ -66,6 +67,21 @@ def test_other_threads_run_no_handlers_and_change_none():
     assert seen == [signal.getsignal(signal.SIGUSR2)]
 
 
+@pytest.mark.usefixtures("_raising")
+def test_what_clears_up_is_done_once_whenever_it_is_interrupted():
+    signalled = lambda: signal.raise_signal(signal.SIGUSR2)  # noqa: E731
+    step = 0
+    was_interrupted = True
+    while was_interrupted:
+        step += 1
+        done = []
+        call = lambda: in_any_case(lambda: done.append("all"))  # noqa: B023, E731
+        besides = ("in_any_case",)  # which has a step or two before it has begun to see to that
+        was_interrupted = interrupted_at(step, call, "uninterrupted.py", besides, signalled)
+        assert done == ["all"], step
+    assert step > 100
+
+
 # --- threads
 
 
@@ -84,7 +100,27 @@ def test_a_thread_is_started_whole_or_not_at_all(filename):
             assert ran.wait(DEADLINE), step
         assert thread.join(DEADLINE)
         assert not thread.is_running
-    assert thread.is_started
+    assert thread.is_started  # type: ignore[possibly-undefined]
+
+
+def test_a_thread_that_has_ended_holds_nothing_of_what_it_did():
+    class Work:
+        thread: BackgroundThread
+
+        def do(self):
+            pass
+
+    work = Work()
+    thread = work.thread = BackgroundThread(work.do, "test")
+    gone = weakref.ref(work)
+    thread.start()
+    assert thread.join(DEADLINE)
+    gc.disable()
+    try:
+        del work
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # --- descriptors

@@ -26,12 +26,12 @@ def test_a_process_that_is_gone_has_none():
     assert resident(2**22 + 1) is None
 
 
-def machine(root: Path, files: dict[str, str]) -> Path:
+def machine(root: Path, files: dict[str, str]) -> str:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return root
+    return str(root)
 
 
 VMSTAT = {"proc/vmstat": "nr_free_pages 1\noom_kill 5\n", "proc/self/cgroup": "0::/a\n"}

@@ -1,14 +1,16 @@
-"""All that is private in `multiprocessing`, and used, is there in this version of Python, and means
-what it is used for."""
+"""All that is private in the standard library, and used, is there in this version of Python, and
+means what it is used for."""
 
 from __future__ import annotations
 
 import ast
+import atexit
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing import forkserver, popen_fork, process, reduction, resource_tracker, util
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,6 @@ NOT_THEIRS = {
     ("child.py", "_parent_pid"): "`billiard`'s",
     ("child.py", "_run_after_forkers"): "`billiard`'s",
     ("forks.py", "_bootstrap"): "our own `Process`'s, which calls what it overrides",
-    ("names.py", "_pool"): "of a pool: the list of workers that programs look for there",
 }
 """What has a name in common with something that is private in `multiprocessing`."""
 
@@ -98,7 +99,7 @@ def test_the_processes_that_are_waited_for():
 
 
 def test_the_reducers():
-    assert std_internals.reducers() is reduction.ForkingPickler._extra_reducers
+    assert std_internals.reducers() is reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     reduction.ForkingPickler.register(test_the_reducers.__class__, lambda it: (abs, (1,)))
     try:
         assert test_the_reducers.__class__ in std_internals.reducers()
@@ -107,7 +108,10 @@ def test_the_reducers():
 
 
 def test_the_end_of_a_child():
-    assert callable(util._exit_function)
+    assert callable(util._exit_function)  # type: ignore[attr-defined]
+    assert callable(atexit._run_exitfuncs)
+    assert callable(threading._shutdown)  # type: ignore[attr-defined]
+    assert callable(threading._register_atexit)  # type: ignore[attr-defined]
     std_internals.flush_std_streams()
 
 
@@ -167,7 +171,7 @@ def test_the_resource_tracker():
     assert takes_away == hasattr(resource_tracker, "_fork_intent")
     with std_internals.sharing_tracker():
         if takes_away:
-            assert resource_tracker._fork_intent.preserve_fd
+            assert resource_tracker._fork_intent.preserve_fd  # type: ignore[attr-defined]
 
 
 def test_what_is_overridden():

@@ -40,12 +40,14 @@ class Desk:
         self._jobs = 0
         self._calls = CallPickler()
 
-    def put(self, func: Callable[..., Any], arguments: Any, flags: int = CALL) -> int:
+    def put(
+        self, func: Callable[..., Any], arguments: Any, flags: int = CALL, first: int = 0
+    ) -> int:
         """Send a task; returns the job's number."""
         self._jobs += 1
         pickled, length, _ = self._calls.pickle(func, arguments)
         soft_timeout = 60.0 if flags & LIMITED else 0.0
-        ticket = self.channel.stage(self._jobs, soft_timeout, flags, pickled, None, length)
+        ticket = self.channel.stage(self._jobs, soft_timeout, flags, pickled, None, length, first)
         assert ticket is not None
         assert self.channel.send([ticket])
         return self._jobs
@@ -267,3 +269,57 @@ def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
     ((found, (ok, error)),) = outcomes(desk.run())
     assert (found, ok) == (job, False)
     assert isinstance(error, SoftTimeLimitExceeded)
+
+
+# ---- items that have outcomes of their own
+
+
+class Look:
+    """A task that tells what the pool would see now."""
+
+    found: ClassVar[Any] = None
+
+    def __init__(self, desk: Desk) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        self._desk = desk
+
+    def __call__(self, item: object) -> object:
+        page = self._desk.channel.page()
+        self.seen.append((page.base, len(page.outcomes), page.begun))
+        return item
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found, ()
+
+
+def _found() -> Any:
+    return Look.found
+
+
+def test_what_is_done_is_noted_before_the_next_item_begins(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Look(desk)
+    monkeypatch.setattr(Look, "found", look)
+    job = desk.put(look, [1, "two", None], EACH)
+    _, report = desk.run()
+    assert look.seen == [(0, 0, 1), (0, 1, 2), (0, 2, 3)]
+    assert outcomes([report]) == [(job, (True, [(True, 1), (True, "two"), (True, None)]))]
+    assert desk.channel.page().begun == 0
+
+
+def test_a_job_goes_on_where_another_worker_has_left_it(desk: Desk) -> None:
+    desk.put(int, ["1", "2", "3"], EACH, first=2)
+    _, report = desk.run()
+    ((_, outcome),) = outcomes([report])
+    assert outcome == (True, [(True, 3)])
+
+
+def test_what_has_no_room_on_the_page_is_reported_as_a_part(desk: Desk) -> None:
+    sizes = [10, 40_000, 40_000, 10]
+    job = desk.put(bytes, sizes, EACH)
+    _, part, report = desk.run()
+    assert (part[:3], report[:2]) == ((Kind.PART, job, 3.0), (Kind.OUTCOMES, job))
+    found = [decode(Kind.OUTCOMES, each[-1])[1] for each in (part, report)]
+    assert [len(outcome.value) for outcome in [*found[0], *found[1]]] == sizes
+    assert [len(each) for each in found] == [3, 1]
