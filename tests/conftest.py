@@ -24,6 +24,9 @@ multiprocessing.set_forkserver_preload(["__main__", "pytest", "prefork.pool", "h
 def pytest_configure(config: pytest.Config) -> None:
     """Promises are chosen by their numbers: `-m "promise(3)"`."""
     config.option.markexpr = spelled_out(config.option.markexpr)
+    # A shell ignores Ctrl-C for what runs in its background, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=METHODS)

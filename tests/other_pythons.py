@@ -7,8 +7,8 @@ distribution, which is installed into a directory of its own and entered with ch
 takes some minutes, once). Whatever cannot be had is left out, and the last lines say why.
 
 The newest version runs nearly all tests, with all start methods; the others run the unit and
-integration tests, with their default method. The tests of celery workers, of joblib, of types, and
-those that need the machine to themselves are `make test`'s alone.
+integration tests and CPython's own, with their default method. What is left out everywhere, and
+why, is `LEFT_OUT`; the last lines say it, too.
 """
 
 from __future__ import annotations
@@ -37,12 +37,20 @@ LAZY_TESTS = ["WithProcessesTestPool", "WithProcessesTestPoolWorkerErrors", "Tes
 """Of CPython's own tests of pools, which are run so; pytest cannot be imported lazily."""
 
 NEEDS_COMPILED = "tests/integration/test_benchmarks.py::test_a_run_makes_samples_and_tables"
-"""What is compiled is another version's."""
+
+LEFT_OUT = {
+    "the tests of celery workers, of joblib and of types": "they need packages that are not yet to "
+    "be had for new versions",
+    "those that are marked as serial": "they need the machine to themselves",
+    NEEDS_COMPILED: "what is compiled is another version's",
+}
+"""What `make test` alone runs, and why."""
 
 STUCK_MINUTES = 40.0
 """A run of tests that takes longer is ended: each test has a deadline, so this is not one's."""
 
 HERE = Path(__file__).resolve().parent.parent
+# (A root that is there already, as debootstrap makes one, can be put into it: see `ROOT`.)
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefork-pythons"
 ROOT = CACHE / "debian-unstable"
 
@@ -179,7 +187,7 @@ def commands(version: str, jobs: int, is_full: bool, chosen: list[str]) -> list[
     tests = ["tests/unit", "tests/integration", "tests/cli", "tests/standard"]
     if not is_full:
         methods = DEFAULT_METHODS.get(version, "fork")
-        tests = ["tests/unit", "tests/integration"]
+        tests = ["tests/unit", "tests/integration", "tests/standard"]
     tests = chosen or [*tests, "--deselect", NEEDS_COMPILED]
     start = f'{ENVIRONMENT.format(methods=methods)} {{}}"$venv/bin/python" '
     run = start.format("") + (
@@ -215,8 +223,9 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     outcome = enter(f'{venv}; {install}; "$venv/bin/python" -VV; code=0; {tests}; exit $code')
     need(outcome._replace(code=outcome.code == 99), "what the tests need cannot be installed")
     minutes = f"{(time.monotonic() - began) / 60:.1f} minutes"
+    ran = "all start methods" if is_full else DEFAULT_METHODS.get(version, "fork")
     if not outcome.code:
-        return f"passed, in {minutes}"
+        return f"passed ({ran}), in {minutes}"
     options = f"{'--full ' if is_full else ''}{version}"
     left = outcome.failed or chosen
     again = " ".join([options, *(["--tests", *left] if left else [])])
@@ -248,6 +257,9 @@ def main() -> int:
     print("\n=== On other versions of Python")
     for version in sorted(results):
         print(f"{version}: {results[version]}")
+    if not options.tests:
+        print("Left out:")
+        print(*(f"  {what}: {why}" for what, why in LEFT_OUT.items()), sep="\n")
     return any(result.startswith("FAILED") for result in results.values())
 
 

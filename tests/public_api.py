@@ -99,8 +99,10 @@ def describe_class(path: str, cls: type) -> Iterator[str]:
     if fields and cls.__base__ is not tuple:  # it has a constructor of its own
         yield from describe_call(f"{path}.__new__", cls.__new__)
     for field in fields:
-        home = next(base for base in cls.__mro__ if field in vars(base).get("__annotations__", ()))
-        yield f"    {path}.{field}: {kind(home.__annotations__[field])}"
+        found = next(
+            own[field] for base in cls.__mro__ if field in (own := inspect.get_annotations(base))
+        )
+        yield f"    {path}.{field}: {kind(found)}"
     for name in sorted(names):
         if name.startswith("_") or name in fields:
             continue

@@ -229,7 +229,8 @@ def test_queueing_a_call_takes_few_calls_however_many_workers(
         pool.apply_async(noop)  # the inboxes are full
     jobs = 1_000
     calls = python_calls(lambda: [pool.apply_async(noop, (i,)) for i in range(jobs)])
-    assert calls <= 40 * jobs
+    # On 3.14 locks are the pool's own, in Python; from 3.15 on entering one is seen as a call.
+    assert calls <= (44 if sys.version_info >= (3, 14) else 40) * jobs
     for visitor in visitors:
         visitor.go()
 
@@ -323,7 +324,9 @@ from helpers import eventually
 from prefork import Pool
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd"))
+    names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    # (A newer libffi, once ctypes is there, holds its own file open: one, in some processes.)
+    return sum("libffi" not in os.path.realpath(name) for name in names)
 
 def count(workers, options):
     "With so many workers: those of this process, and of one of them."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import multiprocessing
@@ -148,10 +149,12 @@ def test_a_restart_keeps_the_indices(make_pool):
     for _ in range(3):
         pool.restart()
         assert set(pool.map(index, range(20), 1)) <= {0, 1, 2}
+    # (The last one's workers may still replace each other: their starts can take long.)
     eventually(
-        lambda: not before & {p.pid for p in pool._pool} and len(pool._pool) == 3, "a restart"
+        lambda: not before & {p.pid for p in pool._pool} and indices(pool) == {0, 1, 2},
+        "a restart",
     )
-    assert indices(pool) == {0, 1, 2}
+    eventually(lambda: len(pool._pool) == 3, "one in each place")
 
 
 def test_who_is_added_has_the_next_index(make_pool):
@@ -593,8 +596,8 @@ def test_kills_at_any_moment_leave_each_place_taken_once(make_pool, tmp_path):
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         result = pool.map_async(device, range(30), 1, retries=5)
-        victim = pool._pool[0]
-        os.kill(victim.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, IndexError):  # or it has ended meanwhile
+            os.kill(pool._pool[0].pid, signal.SIGKILL)
         result.wait()
         assert result.successful()
         assert set(result.get()) <= {(i, f"device {i}") for i in range(3)}

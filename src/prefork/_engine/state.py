@@ -365,7 +365,9 @@ class PoolState:
 
     def check_running(self) -> None:
         """Raise unless new jobs are taken: ValueError, PoolBrokenError or RuntimeError."""
-        if self.phase is PoolPhase.RUN:
+        # A pool that has given up says so before it stops: `is_broken`, and what is logged. Who has
+        # seen that must not hand in one more job.
+        if self.phase is PoolPhase.RUN and self.broken is None:
             return
         self.check_owner()
         if self.broken is not None:

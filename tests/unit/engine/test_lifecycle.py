@@ -129,6 +129,19 @@ def test_a_pool_that_breaks_down_tells_its_jobs_and_whoever_wants_to_know(pool: 
     assert [str(each) for each in told] == [str(error)] * 3
 
 
+def test_who_sees_that_a_pool_is_broken_can_hand_in_no_more(
+    pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(reason: Exception) -> None:  # which what is logged before may keep waiting
+        assert pool.state.phase is PoolPhase.RUN
+        with pytest.raises(PoolBrokenError, match="no workers"):
+            pool.state.check_running()
+
+    monkeypatch.setattr(pool.lifecycle, "stop", stop)
+    pool.lifecycle.break_down("no workers")
+    assert pool.state.broken is not None
+
+
 def test_a_pool_that_was_terminated_does_not_break_down(pool: FakePool) -> None:
     pool.lifecycle.stop(Terminated("over"))
     pool.lifecycle.break_down("no workers")
