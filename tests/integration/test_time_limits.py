@@ -172,6 +172,32 @@ class SlowToLoad:
         return load_slowly, ()
 
 
+def lose_the_signal():
+    """As one is lost that comes just before the task begins to sleep."""
+    signals = {signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    assert signal.sigtimedwait(signals, DEADLINE)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    time.sleep(NEVER)
+
+
+class SlowToGo:
+    def __del__(self):
+        time.sleep(DEADLINE)
+
+
+def be_in_a_destructor():
+    SlowToGo()  # where the limit passes
+    time.sleep(NEVER)
+
+
+@pytest.mark.parametrize("func", [lose_the_signal, be_in_a_destructor])
+def test_a_soft_limit_that_was_lost_is_raised_all_the_same(make_pool, func):
+    pool = make_pool(1)
+    with pytest.raises(SoftTimeLimitExceeded):
+        pool.apply_async(func, soft_timeout=SOON).get(DEADLINE)
+
+
 def test_a_soft_limit_is_raised_in_a_task_that_took_long_to_load(make_pool):
     calls = []
     handle = make_pool(1).apply_async(

@@ -85,12 +85,16 @@ class TimeLimits:
             timer.add(now + MOMENT, job.id, open_jobs)
 
     def _enforce_limits(self, now: float) -> None:
-        expired, unread = self._timers.limits.look(self._state.workers, now)
+        expired, unread, unheeded = self._timers.limits.look(self._state.workers, now)
         for slot, job in unread:
             assert isinstance(slot, WorkerHandle)
             self._terminator.replace_unresponsive(slot, job)
         for expiry in expired:
             self._expire(expiry)
+        for slot in unheeded:
+            assert isinstance(slot, WorkerHandle)
+            if not (slot.has_exited or slot.was_killed):
+                slot.process.signal(SOFT_SIGNAL)
 
     def _expire(self, expiry: Expiry) -> None:
         worker, job = expiry.slot, expiry.job

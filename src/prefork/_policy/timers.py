@@ -37,6 +37,9 @@ __all__ = [
 UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
 does not run: one that was stopped, for instance."""
+REMIND_SECONDS: Final = 0.1
+"""So long after its soft limit, and then ever more rarely, a task that goes on is told again. It
+goes on for good reasons, too: then it is told in vain."""
 MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
 HOLD_SECONDS: Final = 0.001
@@ -58,6 +61,16 @@ class Findings(NamedTuple):
 
     expired: list[Expiry]
     unread: list[tuple[WorkerSlot, Job]]  # its worker does not even read it
+    unheeded: list[WorkerSlot]  # a soft limit has passed there before, and the task goes on
+
+
+class Interruption(NamedTuple):
+    """A worker was told that the soft limit of what it runs has passed."""
+
+    job: int
+    started: float
+    at: float
+    pause: float  # seconds until it is reminded, if it still runs that
 
 
 class LimitTimer:
@@ -65,8 +78,7 @@ class LimitTimer:
 
     def __init__(self) -> None:
         self.next_due: float | None = None
-        self._interrupted: dict[WorkerSlot, tuple[int, float]] = {}
-        """Of each worker, the job whose soft limit was dealt with, and when that had started."""
+        self._interrupted: dict[WorkerSlot, Interruption] = {}
 
     def sent(self, job: Job, now: float) -> bool:
         """A job was sent; True if this is due earlier now."""
@@ -79,7 +91,7 @@ class LimitTimer:
 
     def look(self, slots: Iterable[WorkerSlot], now: float) -> Findings:
         """What has expired; sets `next_due`."""
-        findings = Findings([], [])
+        findings = Findings([], [], [])
         looks: list[float] = []
         for slot in slots:
             if not slot.sent:
@@ -89,7 +101,7 @@ class LimitTimer:
                 self._look_at_unread(slot, now, findings, looks)
             for job in slot.sent.values():
                 if job.id == running:
-                    self._look_at(slot, job, started, now, findings.expired, looks)
+                    self._look_at(slot, job, started, now, findings, looks)
                 elif (limit := _first_limit(job)) is not None:
                     looks.append(now + limit)
         self.next_due = min(looks, default=None)
@@ -112,7 +124,7 @@ class LimitTimer:
         job: Job,
         started: float,
         now: float,
-        expired: list[Expiry],
+        findings: Findings,
         looks: list[float],
     ) -> None:
         if (job.size > 1 or started > now) and (limit := _first_limit(job)) is not None:
@@ -121,19 +133,39 @@ class LimitTimer:
             looks.append(now + limit)
         if job.timeout:
             if now >= started + job.timeout:
-                expired.append(Expiry(slot, job, False, job.timeout, started))
+                findings.expired.append(Expiry(slot, job, False, job.timeout, started))
                 return
             looks.append(started + job.timeout)
-        if job.soft_timeout and self._interrupted.get(slot) != (job.id, started):
-            if now < started + job.soft_timeout:
+        if job.soft_timeout:
+            before = self._interrupted.get(slot)
+            if before is not None and (before.job, before.started) == (job.id, started):
+                self._look_again(slot, before, now, findings, looks)
+            elif now < started + job.soft_timeout:
                 looks.append(started + job.soft_timeout)
             elif slot.accepted() == started:
                 # It still loads the call, which may import much: there is nothing to raise in. The
                 # task's own time begins later, so that its limit passes after this look.
                 looks.append(now + job.soft_timeout)
             else:
-                self._interrupted[slot] = job.id, started
-                expired.append(Expiry(slot, job, True, job.soft_timeout, started))
+                self._interrupted[slot] = Interruption(job.id, started, now, REMIND_SECONDS)
+                looks.append(now + REMIND_SECONDS)
+                findings.expired.append(Expiry(slot, job, True, job.soft_timeout, started))
+
+    def _look_again(
+        self,
+        slot: WorkerSlot,
+        last: Interruption,
+        now: float,
+        findings: Findings,
+        looks: list[float],
+    ) -> None:
+        """A signal can be lost: one that comes just before the task begins to sleep wakes nobody,
+        and what is raised in a destructor goes no further."""
+        if now >= last.at + last.pause:
+            last = last._replace(at=now, pause=last.pause * 4)
+            self._interrupted[slot] = last
+            findings.unheeded.append(slot)
+        looks.append(last.at + last.pause)
 
     def forget(self, slot: WorkerSlot) -> None:
         self._interrupted.pop(slot, None)

@@ -122,6 +122,8 @@ class Worker:
         self._limited = False  # the job that runs has time limits
         self._soft_timeout = 0.0
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
+        self._soft_error: BaseException | None = None  # that was raised for it
+        self._unraisable: Callable[[Any], object] = sys.unraisablehook
         self._finalizer: Callable[..., object] | None = None
         self._job = 0  # the one that runs, while there is a function
         self._flags = 0  # of its ticket
@@ -135,6 +137,7 @@ class Worker:
         try:
             self._initialise(place)
             set_action(SOFT_SIGNAL, self._on_soft_limit)  # the initializer may have reset it
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
             self._end.report(Kind.READY)
             self._work()
             self._finalise()
@@ -232,7 +235,7 @@ class Worker:
             try:
                 kind, pickled, buffers = self._load_and_call(ticket)
             finally:
-                self._soft_deadline = 0.0
+                self._forget_limit()
                 self._func = None
                 if self._attachment is not None:
                     self._attachment.end()
@@ -354,7 +357,7 @@ class Worker:
                     self._restart_clock()
                 kind, pickled, buffers = self._encode(func(item))
             finally:
-                self._soft_deadline = 0.0
+                self._forget_limit()
         except _EXITS:
             raise
         except BaseException as exc:
@@ -380,13 +383,17 @@ class Worker:
     def _restart_clock(self) -> None:
         """From here on the soft limit raises; to be called where that will be caught.
 
-        The pool sends its signal once, when the clock that it sees here has run out. However long
-        this process is kept from running in between, the signal must find the deadline set.
+        The pool sends its signal when the clock that it sees here has run out. However long this
+        process is kept from running in between, the signal must find the deadline set.
         """
         started = time.monotonic()
         if self._soft_timeout:
             self._soft_deadline = started + self._soft_timeout
         self._end.clock[1] = started
+
+    def _forget_limit(self) -> None:
+        self._soft_deadline = 0.0
+        self._soft_error = None
 
     def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:
@@ -399,7 +406,18 @@ class Worker:
         if 0.0 < self._soft_deadline <= time.monotonic():
             self._soft_deadline = 0.0
             limit = self._soft_timeout
-            raise self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")
+            error = self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")
+            self._soft_error = error
+            raise error
+
+    def _on_unraisable(self, unraisable: Any) -> None:
+        """Something was raised where nobody can catch it, as in a destructor. If it was the soft
+        limit, it is still to be raised: when the pool reminds us."""
+        if self._soft_error is None or unraisable.exc_value is not self._soft_error:
+            self._unraisable(unraisable)
+            return
+        self._soft_error = None
+        self._soft_deadline = time.monotonic()
 
 
 def _skip(count: int, func: Callable[..., Any], items: Iterator[Any]) -> None:

@@ -353,7 +353,19 @@ def test_after_a_soft_limit_the_task_may_still_end_well(pool: FakePool) -> None:
     worker.finish("tidied up")
     pool.collect()
     assert pool.told.value(job) == "tidied up"
+    pool.clock.passes(1.0)
+    pool.run_due()
+    assert worker.child.signals == [SOFT_SIGNAL]
     assert pool.timers.next_due() is None
+
+
+def test_a_task_that_goes_on_is_told_again(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool, soft_timeout=2.0)
+    for passed in (2.0, 1.0, 1.0):
+        pool.clock.passes(passed)
+        pool.run_due()
+    assert worker.child.signals == [SOFT_SIGNAL] * 3
+    assert pool.told.limits == [(job.id, True, 2.0)]
 
 
 def test_a_task_that_survives_its_termination_is_killed_at_its_limit(pool: FakePool) -> None:

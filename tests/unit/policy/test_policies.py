@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from prefork._policy.chunks import (
 )
 from prefork._policy.job import NULL_SINK, Job, WorkerSlot
 from prefork._policy.limits import Limits
-from prefork._policy.timers import Expiry, LimitTimer
+from prefork._policy.timers import REMIND_SECONDS, Expiry, LimitTimer
 from prefork._system.resources import available_cpus
 
 # ---- timer
@@ -94,8 +95,27 @@ def test_the_soft_limit_fires_once_and_the_hard_one_follows():
     timer.sent(job, 10.0)
     assert timer.next_due == 11.0
     assert timer.look([slot], 11.0).expired == [Expiry(slot, job, True, 1.0, 10.0)]
-    assert timer.next_due == 13.0
+    assert timer.next_due == 11.0 + REMIND_SECONDS
     assert timer.look([slot], 13.0).expired == [Expiry(slot, job, False, 3.0, 10.0)]
+
+
+def test_a_task_that_goes_on_is_reminded_ever_more_rarely():
+    timer = LimitTimer()
+    slot = Running()
+    job = sent(slot, soft=1.0)
+    slot.run(job, 10.0)
+    timer.sent(job, 10.0)
+    now, told = 11.0, []
+    while now < 100.0:
+        expired, _, unheeded = timer.look([slot], now)
+        told += [now] * len(expired + unheeded)
+        assert timer.next_due is not None
+        now = timer.next_due
+    pauses = [after - before for before, after in itertools.pairwise(told)]
+    assert pauses == pytest.approx([REMIND_SECONDS * 4**n for n in range(len(pauses))])
+    assert len(told) == 6
+    slot.run(job, 99.0)  # another item, or another run
+    assert timer.look([slot], 99.5).unheeded == []
 
 
 def test_a_soft_limit_does_not_pass_while_the_call_is_loaded():
@@ -118,8 +138,8 @@ def test_each_item_of_a_chunk_has_the_limit_for_itself():
     job.size = 2
     slot.run(job, 10.0)
     assert len(timer.look([slot], 11.0).expired) == 1
-    assert timer.look([slot], 11.1).expired == []
-    assert timer.next_due == 12.1  # the next item cannot expire before
+    assert timer.look([slot], 11.05).expired == []
+    assert timer.next_due == 11.0 + REMIND_SECONDS  # the next item cannot expire before 12.05
     slot.run(job, 11.5)
     assert timer.look([slot], 12.1).expired == []
     assert len(timer.look([slot], 12.5).expired) == 1
