@@ -46,7 +46,8 @@ A worker's death, from the signal to the error:
                           WorkerSupervisor.supervise
                             Collector.isolate          sends it nothing more, takes back what it
                                                        has not read, reads its last reports
-                            Collector.lose_job         what is left was running
+                            Collector.lose_job         what is left was running; of a chunk, the
+                                                       items that were done are on its page
                               Retrier.fail               it fails, or is run again, now or later
                             Dispatcher.hand_out        what it had not read goes to other workers
                             Spawner.fill_up            starts a successor
