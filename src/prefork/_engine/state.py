@@ -184,12 +184,16 @@ class OpenJobs:
 
         Does nothing if the job has been resolved before.
         """
-        kind, payload = self.whole(job, kind, payload)
-        if self.remove(job, kind in (ERROR, Kind.FAILED)):
+        if job.id in self.by_id:
+            kind, payload = self.whole(job, kind, payload)
+            self.remove(job, kind in (ERROR, Kind.FAILED))
             self._outcomes.add(job, kind, payload)
 
     def add_part(self, job: Job, part: Part | NotedOutcome) -> None:
-        """The next items of this job have come to this; it goes on behind them."""
+        """The next items of this job have come to this; it goes on behind them. Does nothing if it
+        has been resolved."""
+        if job.id not in self.by_id:
+            return
         self._parts.setdefault(job.id, []).append(part)
         job.skip_to(job.first + (part.items if isinstance(part, Part) else 1))
 

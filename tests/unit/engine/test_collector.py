@@ -461,3 +461,20 @@ def test_the_end_of_the_pool_keeps_what_is_done(pool: FakePool) -> None:
     outcomes = pool.told.value(job)
     assert [each.ok for each in outcomes] == [True, False, False, False, False]
     assert isinstance(outcomes[-1].value, Terminated)
+
+
+@pytest.mark.parametrize(("size", "begun"), [(5, 2), (5, 5), (2, 2)])
+def test_what_its_dead_worker_has_noted_since_then_is_too_late(
+    pool: FakePool, size: int, begun: int
+) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool, size)
+    worker.begin()
+    worker.child.survives = {signal.SIGKILL}  # for a moment
+    worker.channel.noted_page = Page(0, [result("a")], 2)
+    pool.lifecycle.stop(Terminated("the pool was terminated"))
+    worker.channel.noted_page = Page(0, [result("a")] * (begun - 1), begun)
+    worker.die()
+    pool.supervise()
+    assert [each.ok for each in pool.told.value(job)] == [True, *[False] * (size - 1)]
+    assert worker.handle.phase is Phase.REAPED
