@@ -293,6 +293,12 @@ class WorkerHandle(WorkerSlot):
         except ValueError:
             return 0.0
 
+    def heeded(self) -> float:
+        try:
+            return self.channel.heeded()
+        except ValueError:
+            return 0.0
+
     def item(self) -> tuple[int, float] | None:
         """Of the job that it runs, if that has several with outcomes of their own: which one, and
         since when."""

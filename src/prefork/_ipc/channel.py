@@ -51,6 +51,7 @@ from prefork._ipc.wire import (
     BOARD,
     CALLS,
     FILE_SENT,
+    HEEDED,
     IN_ANNEX,
     INLINE,
     INSIDE,
@@ -396,6 +397,10 @@ class Channel:
     def accepted(self) -> float:
         """When the worker took the job that is on its board (monotonic, seconds)."""
         return self._clock[2]
+
+    def heeded(self) -> float:
+        """When the clock was started of what the soft limit was raised in last."""
+        return self._clock[HEEDED]
 
     def item(self) -> tuple[int, float] | None:
         """The item of that job which runs, and since when; see `running_item`."""

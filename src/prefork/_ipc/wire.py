@@ -103,9 +103,11 @@ INLINE: Final = 1 << 16
 
 # ---- how the shared file is divided
 
-BOARD: Final = 64
+BOARD: Final = 128
 """Bytes, in words of eight: the job; when its limits' clock started; when it was taken; how many
-annexed results the pool has read; then what `page.py` has there."""
+annexed results the pool has read; what `page.py` has there; and the start of what runs, as above,
+once its soft limit has been raised there."""
+HEEDED: Final = 8  # that last word
 RING: Final = 1 << 18  # bytes of shared memory for pickles on their way to one worker
 BLACK_BOX: Final = BOARD + RING  # where it starts
 PAGE: Final = BLACK_BOX + BOX  # where it starts

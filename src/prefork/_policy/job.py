@@ -313,3 +313,7 @@ class WorkerSlot:
     def accepted(self) -> float:
         """When the worker took that job."""
         return 0.0
+
+    def heeded(self) -> float:
+        """When the clock was started of what the soft limit was raised in last."""
+        return 0.0

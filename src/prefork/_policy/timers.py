@@ -38,8 +38,8 @@ UNREAD_SECONDS: Final = 2.0
 """A job that its idle worker has not read by so long after its limit was sent to a process that
 does not run: one that was stopped, for instance."""
 REMIND_SECONDS: Final = 0.1
-"""So long after its soft limit, and then ever more rarely, a task that goes on is told again. It
-goes on for good reasons, too: then it is told in vain."""
+"""So long after a soft limit, and then ever more rarely, a worker that has not raised it is told
+again."""
 MEMORY_SECONDS: Final = 0.1
 """How often the memory of busy workers is measured, if it is limited while they run."""
 HOLD_SECONDS: Final = 0.001
@@ -61,7 +61,7 @@ class Findings(NamedTuple):
 
     expired: list[Expiry]
     unread: list[tuple[WorkerSlot, Job]]  # its worker does not even read it
-    unheeded: list[WorkerSlot]  # a soft limit has passed there before, and the task goes on
+    unheeded: list[WorkerSlot]  # it was told of a soft limit, and has not raised it
 
 
 class Interruption(NamedTuple):
@@ -164,7 +164,8 @@ class LimitTimer:
         if now >= last.at + last.pause:
             last = last._replace(at=now, pause=last.pause * 4)
             self._interrupted[slot] = last
-            findings.unheeded.append(slot)
+            if slot.heeded() != last.started:
+                findings.unheeded.append(slot)
         looks.append(last.at + last.pause)
 
     def forget(self, slot: WorkerSlot) -> None:

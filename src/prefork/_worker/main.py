@@ -35,6 +35,7 @@ from prefork._ipc.wire import (
     CALL,
     CONTEXT,
     EACH,
+    HEEDED,
     KEYWORDS,
     LIMITED,
     MAP,
@@ -123,6 +124,7 @@ class Worker:
         self._soft_timeout = 0.0
         self._soft_deadline = 0.0  # of the item that runs now, monotonic; 0.0: no limit
         self._soft_error: BaseException | None = None  # that was raised for it
+        self._clock_started = 0.0  # of the limits
         self._unraisable: Callable[[Any], object] = sys.unraisablehook
         self._finalizer: Callable[..., object] | None = None
         self._job = 0  # the one that runs, while there is a function
@@ -386,7 +388,7 @@ class Worker:
         The pool sends its signal when the clock that it sees here has run out. However long this
         process is kept from running in between, the signal must find the deadline set.
         """
-        started = time.monotonic()
+        self._clock_started = started = time.monotonic()
         if self._soft_timeout:
             self._soft_deadline = started + self._soft_timeout
         self._end.clock[1] = started
@@ -408,6 +410,7 @@ class Worker:
             limit = self._soft_timeout
             error = self._options.soft_limit(f"the soft time limit of {limit:g} s has passed")
             self._soft_error = error
+            self._end.clock[HEEDED] = self._clock_started
             raise error
 
     def _on_unraisable(self, unraisable: Any) -> None:
@@ -418,6 +421,7 @@ class Worker:
             return
         self._soft_error = None
         self._soft_deadline = time.monotonic()
+        self._end.clock[HEEDED] = 0.0
 
 
 def _skip(count: int, func: Callable[..., Any], items: Iterator[Any]) -> None:

@@ -156,6 +156,7 @@ class FakeChannel(Channel):
         self.trouble: OSError | None = None
         self.noted = (0, 0.0, 0.0)
         self.noted_page = Page(0, [], 0)
+        self.noted_heeded = 0.0
         self.box = self.black_box = FakeBlackBox()
         self.ends: list[FakeWorkerEnd] = []
         self.is_open = False
@@ -241,6 +242,9 @@ class FakeChannel(Channel):
         if self.is_closed:
             raise ValueError("closed")
         return self.noted[2]
+
+    def heeded(self) -> float:
+        return self.noted_heeded
 
     def item(self) -> tuple[int, float] | None:
         begun = self.noted_page.begun

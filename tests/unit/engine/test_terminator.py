@@ -359,13 +359,17 @@ def test_after_a_soft_limit_the_task_may_still_end_well(pool: FakePool) -> None:
     assert pool.timers.next_due() is None
 
 
-def test_a_task_that_goes_on_is_told_again(pool: FakePool) -> None:
+def test_a_worker_that_has_not_heeded_is_told_again(pool: FakePool) -> None:
     worker, (job,) = one_running(pool, soft_timeout=2.0)
     for passed in (2.0, 1.0, 1.0):
         pool.clock.passes(passed)
         pool.run_due()
     assert worker.child.signals == [SOFT_SIGNAL] * 3
     assert pool.told.limits == [(job.id, True, 2.0)]
+    worker.channel.noted_heeded = worker.handle.running()[1]
+    pool.clock.passes(100.0)
+    pool.run_due()
+    assert worker.child.signals == [SOFT_SIGNAL] * 3
 
 
 def test_a_task_that_survives_its_termination_is_killed_at_its_limit(pool: FakePool) -> None:

@@ -242,7 +242,7 @@ def test_options_are_plain() -> None:
 def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool sends its signal once. The worker may be kept from running, at whatever moment, from
+    """The worker may be kept from running, at whatever moment, from
     when it has told what its clock says until that signal is there."""
     handlers: list[Callable[..., object]] = []
     monkeypatch.setattr(worker, "set_action", lambda signum, call: handlers.append(call))
@@ -269,6 +269,7 @@ def test_a_soft_limit_that_passes_as_soon_as_the_clock_is_seen_is_heeded(
     ((found, (ok, error)),) = outcomes(desk.run())
     assert (found, ok) == (job, False)
     assert isinstance(error, SoftTimeLimitExceeded)
+    assert desk.channel.heeded() == desk.channel.running()[1]  # so it need not be told again
 
 
 # ---- items that have outcomes of their own
