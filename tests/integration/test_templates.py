@@ -67,10 +67,14 @@ def test_later_workers_are_forked_from_one_process(pool):
     assert [name for *_, name, _ in found] == [f"PreforkWorker-{n}" for n in (1, 2, 3)]
     numbers = [identity[-1] for *_, identity in found]
     assert numbers == sorted(set(numbers))
-    # A successor may be at work before the one before it is accounted for.
-    eventually(
-        lambda: [left.exitcode for left in pool.statistics().exits] == [3, 4], "both are known"
-    )
+
+    def are_known():
+        # A successor may be at work before the one before it is accounted for; and without threads
+        # nothing is, unless somebody waits for the pool.
+        pool.apply(origin)
+        return [left.exitcode for left in pool.statistics().exits] == [3, 4]
+
+    eventually(are_known, "both are known")
 
 
 def take_lock():

@@ -124,7 +124,7 @@ class Collector:
         worker.channel.forget(job.id)
         worker.note_finished_job()
         if type(payload) is Large:
-            job.note_result(payload.nbytes)
+            job.note_result(job.result_bytes + payload.nbytes)
         if kind != Kind.DONE and isinstance(job, JobOnTerms) and self._retrier.may_retry(job):
             self._retrier.report(job, kind, payload)
         else:
@@ -263,7 +263,7 @@ class Collector:
         if job is None or not 0 < count <= job.size - job.first:
             raise ValueError("it reported a part of a job that it was not sent")
         if type(payload) is Large:
-            job.result_bytes += payload.nbytes
+            job.note_result(job.result_bytes + payload.nbytes)
         self._open_jobs.add_part(job, Part(count, payload))
 
     def _seconds_of(self, worker: WorkerHandle, job: Job) -> float | None:
