@@ -114,7 +114,7 @@ def read_page(board: Words, memory: Any, start: int, size: int) -> Page:
             break
         ok, count = _HEAD.unpack_from(memory, position)
         position += _HEAD.size
-        if position + count * _LENGTH > end:
+        if not count or position + count * _LENGTH > end:
             break
         lengths = struct.unpack_from(f"<{count}Q", memory, position)
         position += count * _LENGTH

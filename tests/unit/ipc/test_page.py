@@ -79,6 +79,7 @@ def test_after_the_job_nothing_is_begun(shared: Shared) -> None:
     "nonsense",
     [
         b"\xff" * SIZE,  # more pieces than there is room for
+        b"\1\0\0\0\0\0\0\0",  # none
         b"\1\0\0\0\1\0\0\0" + b"\xff" * 8,  # a length beyond the end
         b"\1\0\0\0\2\0\0\0" + b"\xff" * 16,  # the sum of them, too
     ],
