@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from gate import enter
 from helpers import DEADLINE, METHODS, NEVER, eventually, log_start
 from prefork import (
     ProcessPoolExecutor,
+    Retry,
     SoftTimeLimitExceeded,
     Terminated,
     TimeLimitExceeded,
@@ -311,3 +313,49 @@ def test_workers_are_killed_at_any_time(make_pool, tmp_path, method):
     runs = [n for n in losses if n % 100 == 0 or n - 1 not in losses]
     assert len(runs) <= kills
     eventually(lambda: len(pool.statistics().workers) == 2, "they have been replaced")
+
+
+def fork_and_die(item):
+    """The child comes back, and only then is its parent killed."""
+    if item == 2:
+        if (child := os.fork()) == 0:
+            return "from the child"
+        os.waitpid(child, 0)
+        be_killed()
+    return item
+
+
+def test_a_child_that_comes_back_changes_nothing_of_what_is_noted(make_pool):
+    found = collect(make_pool(1).imap(fork_and_die, range(5), chunksize=5))
+    assert found == [0, 1, WorkerLostError, 3, 4]
+
+
+def fail_once(item):
+    path, number, size = item
+    log_start(path, number)
+    if number == 1 and starts(path)[number] == 1:
+        raise ValueError(number)
+    return bytes(size)
+
+
+def test_an_error_that_is_to_be_retried_is_so_whatever_the_others_return(make_pool, tmp_path):
+    pool = make_pool(1).options(retries=Retry(2, on=ValueError))
+    items = [(tmp_path / "log", number, 100_000 * number) for number in range(4)]
+    found = collect(pool.imap(fail_once, items, chunksize=4))
+    assert [len(each) for each in found] == [size for *_, size in items]
+
+
+def leave_by_a_raw_fork(item):
+    """The child knows of no hook, and its `sys.exit` is not the worker's."""
+    if item[1] == 1:
+        if ctypes.CDLL(None).fork() == 0:
+            sys.exit()
+        os.waitpid(-1, 0)
+    log_start(*item)
+    return item[1]
+
+
+def test_what_a_child_of_a_task_exits_with_is_its_own_affair(make_pool, tmp_path):
+    items = [(tmp_path / "log", number) for number in range(4)]
+    assert collect(make_pool(1).imap(leave_by_a_raw_fork, items, chunksize=4)) == [0, 1, 2, 3]
+    assert starts(tmp_path / "log") == dict.fromkeys(range(4), 1)

@@ -112,7 +112,10 @@ class Collector:
                     self._scheduler.note_finished(worker, count, seconds)
                     count, seconds = 0, 0.0
                     try:
-                        self._take_notice(worker, kind, job_id, started, payload)
+                        if kind == Kind.PART:
+                            self._take_part(worker, job_id, started, duration, payload)
+                        else:
+                            self._take_notice(worker, kind, job_id, started, payload)
                     except ValueError as exc:
                         self._quarantine(worker, str(exc))
         finally:
@@ -154,8 +157,6 @@ class Collector:
                 code, why = decode_exit(payload)
                 self._scheduler.shut(worker)
                 self.lose_job(worker, job, code, note=why, is_over=True)
-        elif kind == Kind.PART:
-            self._take_part(worker, job_id, int(started), payload)
         elif kind == Kind.BROKEN:
             worker.fail_to_start(payload)  # it is unpickled without the lock
             self._state.wake_supervisor()
@@ -247,24 +248,28 @@ class Collector:
             return None
         page = worker.channel.page()
         begun = min(page.begun, job.size)
-        if begun <= job.first:
+        if not begun or begun < job.first:
             return None
         for number, outcome in enumerate(page.outcomes, page.base):
             if job.first == number < begun:
                 self._open_jobs.add_part(job, outcome)
         return begun - job.first
 
-    def _take_part(self, worker: WorkerHandle, job_id: int, count: int, payload: object) -> None:
+    def _take_part(
+        self, worker: WorkerHandle, job_id: int, count: float, first: float, payload: object
+    ) -> None:
         """
         Raises:
             ValueError: it makes no sense.
         """
         job = worker.sent.get(job_id)
-        if job is None or not 0 < count <= job.size - job.first:
-            raise ValueError("it reported a part of a job that it was not sent")
+        if job is None or job.flags & MODE != EACH:
+            raise ValueError("it reported a part of a job that has none")
+        if first != job.first or not 0 < count <= job.size - job.first:
+            raise ValueError("it reported a part of a job that does not come next")
         if type(payload) is Large:
             job.note_result(job.result_bytes + payload.nbytes)
-        self._open_jobs.add_part(job, Part(count, payload))
+        self._open_jobs.add_part(job, Part(int(count), payload))
 
     def _seconds_of(self, worker: WorkerHandle, job: Job) -> float | None:
         """How long what was lost had run: the job, or one item of it."""

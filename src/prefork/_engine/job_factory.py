@@ -11,14 +11,14 @@ from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import CallPickler
-from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS
+from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS, TOGETHER
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork._policy.terms import JobOnTerms
 from prefork._system import at_fork
 from prefork._worker.seeding import Seeded
-from prefork.errors import remote_traceback
+from prefork.errors import WorkerLostError, remote_traceback
 
 if TYPE_CHECKING:
     from prefork._ipc.main_module import WorkersMain
@@ -214,6 +214,8 @@ def make_job(
     """What it is made of depends on what it asks for."""
     if (terms := limits.terms) is None:
         return Job(sink, function, mode, limits, size, index)
+    if mode == EACH and terms.retries is not None and terms.retries.on != (WorkerLostError,):
+        mode |= TOGETHER
     return JobOnTerms(sink, function, mode, limits, terms, size, index)
 
 

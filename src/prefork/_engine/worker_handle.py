@@ -314,6 +314,8 @@ class WorkerHandle(WorkerSlot):
     def statistics(self) -> WorkerStatistics:
         job = self.current_job()
         item, since = (self.item() if job else None) or (None, self.accepted())
+        if item is not None and (job is not self.current_job() or job is None or item >= job.size):
+            item = None  # it has gone on meanwhile
         return WorkerStatistics(
             self.pid,
             self.name,

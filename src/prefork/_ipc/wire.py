@@ -37,6 +37,7 @@ WITH_FDS: Final = 256  # descriptors come with it; their number is in the length
 UNIT: Final = 64  # bytes
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
+TOGETHER: Final = 1024  # its outcomes tell together whether it is run again
 CONTEXT: Final = 512  # they are a pair of the arguments and of what is set in the task's context
 
 # How to apply the function to the arguments: one of these is among the flags, too.
@@ -62,7 +63,9 @@ class Kind:
     BROKEN: Final = 6  # the initializer failed: a pickled `PickledError`
     LEAVING: Final = 7  # the worker leaves of itself: why, as text
     FINALIZER_FAILED: Final = 8  # it leaves all the same: a traceback, as text
-    PART: Final = 9  # OUTCOMES of some items of a job that goes on; `started` is their number
+    PART: Final = 9
+    """OUTCOMES of some items of a job that goes on. In the place of `started` is their number, in
+    that of the seconds the first of them."""
     CORRUPTED: Final = 10  # is never sent: something came here that is no report
 
 

@@ -40,6 +40,7 @@ from prefork._ipc.wire import (
     LIMITED,
     MAP,
     MODE,
+    TOGETHER,
     Kind,
     Ticket,
 )
@@ -127,6 +128,7 @@ class Worker:
         self._clock_started = 0.0  # of the limits
         self._unraisable: Callable[[Any], object] = sys.unraisablehook
         self._finalizer: Callable[..., object] | None = None
+        self._pid = os.getpid()
         self._job = 0  # the one that runs, while there is a function
         self._flags = 0  # of its ticket
         self._func: Callable[..., Any] | None = None  # that it calls
@@ -243,15 +245,16 @@ class Worker:
                     self._attachment.end()
         except BaseException as exc:
             if isinstance(exc, _EXITS):
-                if not end.closed:
+                if not end.closed and os.getpid() == self._pid:
                     why = encode_exit(_exit_code(exc), f"it raised {describe(exc)}"[:1000])
                     end.report(Kind.EXITING, job, started, pickled=why)
                 raise
             kind, pickled, buffers = Kind.FAILED, dumps(encode_failure(exc, self._fds)), []
-            end.page.end()
         if end.closed:  # in a child that the task forked, and that has come back here
             os._exit(0)
         self._report(kind, job, started, pickled, buffers)
+        if flags & MODE == EACH:
+            end.page.end()
 
     def _load_and_call(self, ticket: Ticket) -> tuple[int, bytes, list[memoryview]]:
         """The arguments are gone when this returns, unless the task, or its result, keeps them."""
@@ -334,6 +337,8 @@ class Worker:
 
     def _call_each(self, func: Callable[..., Any], items: Iterator[Any]) -> list[tuple[bool, Any]]:
         """The outcomes that have not been reported yet when all is done."""
+        if self._flags & TOGETHER:
+            return [self._one_of_many(func, item) for item in items]
         end, page, first = self._end, self._end.page, self._first
         if first:
             _skip(first, func, items)
@@ -343,13 +348,13 @@ class Worker:
             page.begin(number)
             ok, value = self._one_of_many(func, item)
             if end.closed:  # in a child that the task forked, and that has come back here
-                break
+                return []
             outcomes.append((ok, value))
             if self._fds or not page.note(ok, value if ok else [dumps(value)]):
-                self._send(Kind.PART, self._job, len(outcomes), 0.0, *pack(outcomes))
+                self._send(Kind.PART, self._job, len(outcomes), first, *pack(outcomes))
                 outcomes = []
-                page.turn(number + 1)
-        page.end()
+                first = number + 1
+                page.turn(first)
         return outcomes
 
     def _one_of_many(self, func: Callable[..., Any], item: Any) -> tuple[bool, Any]:

@@ -332,7 +332,9 @@ class Run:
         for item, (ok, outcome) in zip(job.items, value, strict=True):
             if ok:
                 self._conclude(item, outcome)
-            elif not isinstance(outcome, Terminated):
+            elif isinstance(outcome, PoolBrokenError) and not self._stopping:
+                raise outcome
+            elif not isinstance(outcome, (Terminated, PoolBrokenError)):
                 self._conclude(item, _failure(outcome))
 
     def _settle_failed(self, job: Job, error: BaseException) -> None:

@@ -417,16 +417,37 @@ def test_parts_that_were_reported_count_once(pool: FakePool) -> None:
     assert found == ["a", "b", "c", None, "e"]
 
 
-@pytest.mark.parametrize("count", [-1.0, 0.0, 6.0])
-def test_a_part_that_makes_no_sense_is_foreign(pool: FakePool, count: float) -> None:
+@pytest.mark.parametrize(
+    ("count", "first"), [(-1.0, 0.0), (0.0, 0.0), (6.0, 0.0), (float("nan"), 0.0), (1.0, 1.0)]
+)
+def test_a_part_that_makes_no_sense_is_foreign(pool: FakePool, count: float, first: float) -> None:
     (worker,) = pool.start(1)
     job = chunk(pool)
     worker.begin()
-    worker.end.report(Kind.PART, job.id, count, 0.0, dumps([]))
+    worker.end.report(Kind.PART, job.id, count, first, dumps([]))
     pool.collect()
     assert worker.handle.is_quarantined
     outcome = pool.told.error(job)
-    assert "reported a part" in str(outcome)
+    assert "reported a part of a job that does not come next" in str(outcome)
+
+
+def test_a_part_of_what_has_none_is_foreign(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.end.report(Kind.PART, job.id, 1.0, 0.0, dumps([]))
+    pool.collect()
+    assert "reported a part of a job that has none" in str(pool.told.error(job))
+
+
+def test_a_death_right_after_a_part_loses_nobody(pool: FakePool) -> None:
+    (worker,) = pool.start(1)
+    job = chunk(pool)
+    worker.begin()
+    worker.end.report(Kind.PART, job.id, 2.0, 0.0, dumps([result("a"), result("b")]))
+    worker.channel.noted_page = Page(2, [], 2)
+    worker.die()
+    pool.supervise()
+    assert job.first == 2
+    assert pool.told.done == {}
 
 
 def test_a_task_that_has_the_process_exit_is_one_item_too(pool: FakePool) -> None:
