@@ -112,10 +112,7 @@ class Collector:
                     self._scheduler.note_finished(worker, count, seconds)
                     count, seconds = 0, 0.0
                     try:
-                        if kind == Kind.PART:
-                            self._take_part(worker, job_id, started, duration, payload)
-                        else:
-                            self._take_notice(worker, kind, job_id, started, payload)
+                        self._take_notice(worker, kind, job_id, started, duration, payload)
                     except ValueError as exc:
                         self._quarantine(worker, str(exc))
         finally:
@@ -136,7 +133,13 @@ class Collector:
             self._dispatcher.expect_start(worker)
 
     def _take_notice(
-        self, worker: WorkerHandle, kind: int, job_id: int, started: float, payload: object
+        self,
+        worker: WorkerHandle,
+        kind: int,
+        job_id: int,
+        started: float,
+        seconds: float,
+        payload: object,
     ) -> None:
         """What a worker says about something else than a result.
 
@@ -157,6 +160,8 @@ class Collector:
                 code, why = decode_exit(payload)
                 self._scheduler.shut(worker)
                 self.lose_job(worker, job, code, note=why, is_over=True)
+        elif kind == Kind.PART:
+            self._take_part(worker, job_id, started, seconds, payload)
         elif kind == Kind.BROKEN:
             worker.fail_to_start(payload)  # it is unpickled without the lock
             self._state.wake_supervisor()

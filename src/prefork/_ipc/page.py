@@ -75,18 +75,17 @@ class WorkersPage:
     def note(self, ok: bool, pieces: list[Any]) -> bool:
         """The outcome of the item that was begun; False if there is no room for it."""
         if len(pieces) == 1:
-            data = _ONE.pack(ok, 1, len(pieces[0])) + pieces[0]
+            size = len(pieces[0])
+            table = _ONE.pack(ok, 1, size)
         else:
-            lengths = map(len, pieces)
+            lengths = [len(piece) for piece in pieces]
+            size = sum(lengths)
             table = struct.pack(f"<II{len(pieces)}Q", ok, len(pieces), *lengths)
-            if self._end + len(table) + sum(map(len, pieces)) > self._size:
-                return False
-            data = b"".join((table, *pieces))
         start = self._end
-        end = start + len(data)
+        end = start + len(table) + size
         if end > self._size:
             return False
-        self._memory[start:end] = data
+        self._memory[start:end] = b"".join((table, *pieces))
         self._end = end
         self._board[_NOTED] += 1
         return True

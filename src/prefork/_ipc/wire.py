@@ -37,8 +37,8 @@ WITH_FDS: Final = 256  # descriptors come with it; their number is in the length
 UNIT: Final = 64  # bytes
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
-TOGETHER: Final = 1024  # its outcomes tell together whether it is run again
 CONTEXT: Final = 512  # they are a pair of the arguments and of what is set in the task's context
+TOGETHER: Final = 1024  # the outcomes of its items tell together whether it is run again
 
 # How to apply the function to the arguments: one of these is among the flags, too.
 CALL: Final = 0  # func(*args)

@@ -393,6 +393,7 @@ class Worker:
         The pool sends its signal when the clock that it sees here has run out. However long this
         process is kept from running in between, the signal must find the deadline set.
         """
+        self._soft_error = None
         self._clock_started = started = time.monotonic()
         if self._soft_timeout:
             self._soft_deadline = started + self._soft_timeout
