@@ -39,17 +39,18 @@ demo: $(DEMO_INSTALLED) ## Measure the standard library, and three files that be
 	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl --overwrite || [ $$? -eq 1 ]
 	@$(BIN)/python examples/stdlib_demo.py check $(DEMO)
 
+PYTEST := $(BIN)/python tests/steady.py
+
 test: $(INSTALLED) servers lint compiled ## Lint, then run all tests
-# The tests get a temporary directory of their own, which goes with them. pytest's exit code 5
-# says that it found no tests, which is no failure for the serial ones: there may be none.
-# The unit tests take the source apart; what is compiled is tested as a whole.
+# The tests get a temporary directory of their own, which goes with them. The unit tests take the
+# source apart; what is compiled is tested as a whole.
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-test.XXXXXX"); \
 	trap 'rm -rf "$$scratch"' EXIT; \
 	export TMPDIR="$$scratch"; \
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
-	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/celery_worker; \
-	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]; \
-	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
+	$(PYTEST) -n $(JOBS) --dist loadfile tests/celery_worker; \
+	$(PYTEST) -m serial --ignore tests/celery_worker; \
+	PYTHONPATH=$(CURDIR)/$(COMPILED) $(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
 
 # What `pip install` makes of the source where there is a C compiler. In a place of its own, since
 # the tests are to be run with both.
