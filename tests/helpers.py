@@ -39,7 +39,7 @@ def at_leisure(attempt: Callable[[float], T], seconds: float = 0.1) -> T:
     """Call `attempt(seconds)`; if it fails, do so again with more of them.
 
     For limits of time that find a task in a certain place: how long it takes to come there is up
-    to the machine.
+    to the machine. So is whether it comes to its last words, for which it has a tenth of a second.
     """
     for _ in range(3):
         try:
