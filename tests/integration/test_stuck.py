@@ -13,7 +13,7 @@ import time
 import pytest
 
 from gate import enter
-from helpers import DEADLINE, at_leisure, eventually, has_ended, mark, marked, stop
+from helpers import DEADLINE, NEVER, at_leisure, eventually, has_ended, mark, marked, stop
 from prefork import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
 SOON = 0.1
@@ -132,6 +132,14 @@ def test_a_task_in_each_start_method_tells_where_it_was(context, make_pool):
         assert "in stuck_in_c" in caught.value.stack
 
     at_leisure(attempt)
+
+
+@pytest.mark.promise(number=4)
+def test_who_has_blocked_all_signals_is_not_waited_for(make_pool, monkeypatch):
+    monkeypatch.setattr("prefork._engine.worker_handle.STARVED_SECONDS", NEVER)
+    pool = make_pool(1)
+    with pytest.raises(TimeLimitExceeded, match="no stack could be had"):
+        pool.apply_async(stuck_and_blocking, timeout=SOON).get(DEADLINE)
 
 
 @pytest.mark.promise(number=6)

@@ -204,7 +204,8 @@ class WorkerSupervisor:
         if worker.phase is Phase.KILLED:
             self._reap(worker)  # not even the kernel ends it
         elif worker.phase is Phase.KILLING:
-            worker.kill()
+            if not worker.hear_out():
+                worker.kill()
         elif worker.phase is Phase.CLOSED and worker.sent:
             worker.kill("its task has closed the channel to the pool")
         elif worker.phase is Phase.CLOSED:

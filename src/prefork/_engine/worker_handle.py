@@ -29,6 +29,9 @@ LAST_WORDS_SECONDS: Final = 0.1
 """So long a worker that is to be killed has for writing its stack: some hundred times what it
 takes. One that blocks signals does not even begin."""
 
+STARVED_SECONDS: Final = 1.0
+"""And so long if it could begin, and has not ended: the machine has had no time for it."""
+
 GIVE_UP_SECONDS: Final = 5.0
 """A process can be stuck in the kernel, so that not even SIGKILL ends it. So long it is waited
 for; then its job fails and the pool goes on without it."""
@@ -110,6 +113,7 @@ class WorkerHandle(WorkerSlot):
         self.phase = Phase.STARTING
         self._passed = {Phase.STARTING}
         self.deadline: float | None = None
+        self._speaks_until = 0.0  # last words are waited for no longer
         self.reason = ""
         self.start_failure: object = None
         self.kill_reason: KillReason | None = None
@@ -207,9 +211,19 @@ class WorkerHandle(WorkerSlot):
             return
         self.reason = why
         self.channel.black_box.rewind()
-        self.deadline = time.monotonic() + LAST_WORDS_SECONDS
+        now = time.monotonic()
+        self.deadline, self._speaks_until = now + LAST_WORDS_SECONDS, now + STARVED_SECONDS
         self.process.signal(LAST_WORDS)
         self.process.signal(signal.SIGCONT)
+
+    def hear_out(self) -> bool:
+        """It has not ended in time. False if it never will of itself, as far as can be seen; else
+        it has a little more time, but not for ever."""
+        now = time.monotonic()
+        if now >= self._speaks_until or self.process.is_deaf_to(LAST_WORDS):
+            return False
+        self.deadline = now + LAST_WORDS_SECONDS
+        return True
 
     def kill(self, why: str = "") -> None:
         """SIGKILL to it and to its group; nothing once it is reaped, as its number may be another

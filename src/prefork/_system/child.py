@@ -190,6 +190,13 @@ class Child:
         sets = ("SigPnd", "ShdPnd", "SigBlk")
         return not any(_has(status, name, signum) for status in self._threads() for name in sets)
 
+    def is_deaf_to(self, signum: int) -> bool:
+        """Whether such a signal that was sent waits in vain, as all threads block it; True where
+        that is not told."""
+        threads = self._threads()
+        waits = any(_has(each, name, signum) for each in threads for name in ("SigPnd", "ShdPnd"))
+        return not threads or (waits and all(_has(each, "SigBlk", signum) for each in threads))
+
     def is_stopped(self) -> bool:
         """Whether somebody has stopped it (SIGSTOP, a debugger)."""
         return any(status.get("State", "")[:1] in "Tt" for status in self._threads())

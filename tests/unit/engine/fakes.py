@@ -335,6 +335,7 @@ class FakeChild(Child):
     Attributes:
         signals: those that it was sent, in their order.
         survives: signals that do not end it.
+        starves: it would take them, if it ran.
         exitcode: how it has ended; None: it runs.
         end: its side of the channel.
         is_collected, is_closed: what was done with it.
@@ -358,6 +359,7 @@ class FakeChild(Child):
         self.args = args
         self.signals: list[int] = []
         self.survives: set[int] = set()
+        self.starves = False
         self.exitcode: int | None = None
         self.is_collected = False
         self.is_closed = False
@@ -418,6 +420,9 @@ class FakeChild(Child):
 
     def has_handled(self, signum: int) -> bool:
         return signum not in self.survives
+
+    def is_deaf_to(self, signum: int) -> bool:
+        return signum in self.survives and not self.starves
 
     def is_stopped(self) -> bool:
         return self.stopped

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fakes import STACK, FakePool, FakeWorker, Told
-from prefork._engine.worker_handle import LAST_WORDS_SECONDS, Phase
+from prefork._engine.worker_handle import LAST_WORDS_SECONDS, STARVED_SECONDS, Phase
 from prefork._policy.job import QUEUED, Job
 from prefork._system.stacks import LAST_WORDS
 from prefork._worker.options import SOFT_SIGNAL
@@ -171,6 +171,32 @@ def test_killed_while_its_last_words_are_waited_for(pool: FakePool) -> None:
     assert isinstance(pool.told.error(job), Terminated)
     (end,) = pool.observer.statistics().exits
     assert end.exitcode == -signal.SIGKILL
+
+
+def test_who_has_no_chance_to_say_its_last_words_is_given_more_time(pool: FakePool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.child.survives, worker.child.starves = {LAST_WORDS}, True
+    worker.handle.ask_for_last_words("for a test")
+    for _ in range(3):
+        pool.clock.passes(1.5 * LAST_WORDS_SECONDS)
+        pool.supervise()
+        assert worker.handle.phase is Phase.KILLING
+    worker.child.survives = set()
+    worker.child.signal(LAST_WORDS)  # now it does
+    pool.supervise()
+    assert STACK in str(pool.told.error(job))
+
+
+@pytest.mark.parametrize("starves", [False, True])
+def test_but_not_if_it_is_deaf_and_not_for_ever(pool: FakePool, starves: bool) -> None:
+    worker, (job,) = one_running(pool)
+    worker.child.survives, worker.child.starves = {LAST_WORDS}, starves
+    worker.handle.ask_for_last_words("for a test")
+    pool.clock.passes(STARVED_SECONDS if starves else LAST_WORDS_SECONDS)
+    pool.supervise()
+    assert worker.child.exitcode == -signal.SIGKILL
+    pool.supervise()
+    assert isinstance(pool.told.error(job), WorkerLostError)
 
 
 def test_what_is_no_number_ends_nothing(pool: FakePool) -> None:
