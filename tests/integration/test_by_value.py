@@ -9,8 +9,8 @@ import signal
 
 import pytest
 
-from helpers import DEADLINE, METHODS
-from prefork import MaybeEncodingError, ProcessPoolExecutor, WorkerLostError
+from helpers import DEADLINE, METHODS, eventually, has_ended, mark_and_stay, marked
+from prefork import MaybeEncodingError, Pool, ProcessPoolExecutor, WorkerLostError
 
 pytest.importorskip("cloudpickle")
 
@@ -422,6 +422,59 @@ def test_cloudpickle_is_imported_when_it_is_needed(script):
 
 
 # --- Ctrl-C in a call that nobody else has
+
+
+class InterruptedHandler(Pool.TaskHandler):
+    """Ctrl-C comes when a job has been handed in, and has begun, and no other one yet."""
+
+    def __init__(self, taskqueue, put, outqueue, pool):
+        def interrupted(job):
+            put(job)
+            marked(InterruptedPool.path)
+            raise KeyboardInterrupt
+
+        super().__init__(taskqueue, interrupted, outqueue, pool)
+
+
+class InterruptedPool(Pool):
+    TaskHandler = InterruptedHandler
+    path = None
+
+
+@pytest.mark.parametrize("chunksize", [None, 1])
+def test_a_map_that_is_interrupted_while_it_is_handed_in_is_ended(make_pool, tmp_path, chunksize):
+    pool = make_pool(1, pool_class=InterruptedPool)
+    InterruptedPool.path = path = tmp_path / "started"
+    with pytest.raises(KeyboardInterrupt):
+        pool.map(mark_and_stay, [path] * 3, chunksize)
+    eventually(lambda: has_ended(int(path.read_text())), "its worker ends")
+    assert pool.apply_async(abs, (-1,)).get(DEADLINE) == 1
+
+
+AT_ONCE = """
+import os, signal, sys
+from prefork import Pool
+def interrupt(pid):
+    os.kill(pid, signal.SIGINT)
+    while True: signal.pause()
+if __name__ == "__main__":
+    verb, pid = sys.argv[1], os.getpid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pool = Pool(1, context="fork")
+    for _ in range(100):
+        assert pool.apply_async(abs, (-1,)).get(20) == 1
+        try:
+            getattr(pool, verb)(interrupt, {"map": [pid] * 3, "apply": (pid,)}[verb])
+        except KeyboardInterrupt:
+            pass
+    assert pool.apply_async(abs, (-1,)).get(20) == 1
+    pool.terminate()
+"""
+
+
+@pytest.mark.parametrize("verb", ["map", "apply"])
+def test_an_interrupt_that_comes_as_soon_as_a_task_runs(script, verb):
+    assert script(AT_ONCE, verb).finish()[:2] == (0, "")
 
 
 INTERRUPTED = """

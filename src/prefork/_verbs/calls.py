@@ -231,10 +231,14 @@ class CallFamily(Family):
         job = engine.factory.call(result, func, args, kwds, limits)
         if accept_callback is not None:
             job.report_start(by_worker=engine.reports_starts)
-        if waitforslot:
-            engine.dispatcher.submit_when_free(job)
-        else:
-            engine.dispatcher.submit(job)
+        try:
+            if waitforslot:
+                engine.dispatcher.submit_when_free(job)
+            else:
+                engine.dispatcher.submit(job)
+        except KeyboardInterrupt:
+            engine.terminator.terminate(job)  # nobody will have it
+            raise
         return result
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:

@@ -322,7 +322,9 @@ class MapFamily(Family):
                 engine.feed(jobs, result, here=wait, at_once=len(items) <= few)
                 if wait:
                     result.wait()
-            except KeyboardInterrupt:
-                result.terminate()  # nobody will have it
+            except KeyboardInterrupt:  # nobody will have it
+                result.terminate()
+                # Also if it is over for the handle, which has heard of the interrupt first.
+                engine.terminator.terminate_all(result)
                 raise
         return result
