@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from helpers import at_leisure
+
 METHODS = multiprocessing.get_all_start_methods()
 CHUNKSIZES = [1, 3]
 
@@ -385,12 +387,16 @@ def test_a_time_limit_is_each_inputs_own(prefork: Any) -> None:
 
 
 def test_a_soft_limit_lets_the_function_clean_up(prefork: Any, chunksize: Any) -> None:
-    done = prefork.run("patient", "a", "b", "--soft-timeout", 0.2, "--timeout", 50, *chunksize)
-    assert [record["result"] for record in done.records] == ["cleaned up", "cleaned up"]
+    def attempt(seconds: float) -> None:  # it may pass before the function has come to its `try`
+        limits = ["--soft-timeout", seconds, "--timeout", 50]
+        done = prefork.run("patient", "a", "b", *limits, *chunksize)
+        assert [record["result"] for record in done.records] == ["cleaned up", "cleaned up"]
+
+    at_leisure(attempt, 0.2)
 
 
 def test_a_soft_limit_fails_the_input(prefork: Any, chunksize: Any) -> None:
-    done = prefork.run("behave", "loop", "a", "--soft-timeout", 0.2, "--retries", 1, *chunksize)
+    done = prefork.run("behave", "loop", "a", "--soft-timeout", 1, "--retries", 1, *chunksize)
     record = done.by_input()["loop"]
     assert record["error"]["type"] == "SoftTimeLimitExceeded"
     assert "functions.py" in record["error"]["traceback"]
@@ -407,7 +413,7 @@ def test_retries_after_a_lost_worker(prefork: Any, tmp_path: Path, chunksize: An
 
 def test_retries_come_to_an_end(prefork: Any, chunksize: Any) -> None:
     done = prefork.run("behave", "exit 1", "a", "raise it", "loop", "--retries", 2,
-                       "--timeout", 0.5, *chunksize)  # fmt: skip
+                       "--timeout", 1, *chunksize)  # fmt: skip
     assert done.code == 1
     attempts = {given: record["attempts"] for given, record in done.by_input().items()}
     assert attempts == {"exit 1": 3, "a": 1, "raise it": 1, "loop": 3}

@@ -6,8 +6,8 @@ import contextlib
 import http.client
 import json
 import re
+import select
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,14 @@ pytest.importorskip("uvicorn")
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "asyncio.md"
 SERVE = """
+import socket
 import sys
 import uvicorn
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    uvicorn.run("app:app", port=int(sys.argv[2]), log_level="warning")
+    own = socket.create_server(("127.0.0.1", 0))  # who connects now waits until it is served
+    print(own.getsockname()[1], flush=True)
+    uvicorn.Server(uvicorn.Config("app:app", log_level="warning")).run(sockets=[own])
 """
 
 
@@ -34,17 +37,8 @@ class Server:
         (code,) = re.findall(r":caption: app.py\n(.*?)^```", PAGE.read_text(), re.M | re.S)
         (folder / "app.py").write_text(code)
         (folder / "serve.py").write_text(SERVE)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.script = script(folder / "serve.py", folder, self.port)
-        eventually(self.running_or_none, "the server listens")
-
-    def running_or_none(self):
-        try:
-            return self.running() is not None
-        except ConnectionRefusedError:
-            assert self.script.process.poll() is None, self.script.process.stderr.read()
-            return False
+        self.script = script(folder / "serve.py", folder)
+        self.port = int(self.script.process.stdout.readline())
 
     @contextlib.contextmanager
     def request(self, path):
@@ -86,7 +80,11 @@ def test_a_request_that_is_cut_off_ends_its_job(server):
 
 def test_sigterm_drains(server):
     with server.request("/primes/300000") as request:
-        eventually(server.running, "its job runs")
+
+        def is_on_its_way():  # or has come, if nobody had a chance to look meanwhile
+            return server.running() or select.select([request.sock], [], [], 0)[0]
+
+        eventually(is_on_its_way, "its job runs")
         server.script.process.send_signal(signal.SIGTERM)
         assert answer(request) == 25997
     status, _, err = server.script.finish()

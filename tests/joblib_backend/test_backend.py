@@ -125,7 +125,7 @@ def test_arrays_of_objects_and_results(config):
 
 @pytest.mark.parametrize("batch_size", ["auto", 4])
 def test_a_time_limit_is_of_each_task_and_kills_that_alone(config, batch_size, tmp_path):
-    config(timeout=1.0)
+    config(timeout=2.0)
 
     def task(i):
         if i == 2:
@@ -138,7 +138,7 @@ def test_a_time_limit_is_of_each_task_and_kills_that_alone(config, batch_size, t
     assert caught.value.pid == int(marked(tmp_path / "pid"))
     assert "in stay" in caught.value.stack
     # All of a batch together take longer than one may.
-    found = Parallel(batch_size=4)(delayed(time.sleep)(0.3) for _ in range(8))
+    found = Parallel(batch_size=4)(delayed(time.sleep)(0.6) for _ in range(8))
     assert found == [None] * 8
 
 
