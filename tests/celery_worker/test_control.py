@@ -7,7 +7,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
 from helpers import eventually, has_ended
 
-SOON = 0.3
+SOON = 0.8
 
 
 @pytest.fixture(scope="module")

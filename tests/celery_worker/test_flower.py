@@ -18,7 +18,7 @@ from servers import Server
 
 from helpers import DEADLINE, eventually, has_ended
 
-SOON = 0.3
+SOON = 0.8
 HERE = Path(__file__).resolve().parent
 
 

@@ -15,7 +15,7 @@ from running import CELERY
 from helpers import eventually, has_ended
 from prefork._system.resources import available_cpus
 
-SOON = 0.3
+SOON = 0.8
 
 
 def test_the_pool_as_a_setting(start_worker):
@@ -25,8 +25,8 @@ def test_the_pool_as_a_setting(start_worker):
 
 
 def test_limits_of_all_tasks(start_worker):
-    worker = start_worker("--time-limit", "1", "--soft-time-limit", str(SOON))
-    assert worker.stats["timeouts"] == [SOON, 1]
+    worker = start_worker("--time-limit", "3", "--soft-time-limit", str(SOON))
+    assert worker.stats["timeouts"] == [SOON, 3]
     assert worker.run("spin").startswith("caught ")
     assert isinstance(worker.outcome(worker.send("hang")), TimeLimitExceeded)
     assert "in hang_here" in worker.logged("Task handler raised error: TimeLimitExceeded(")
@@ -175,7 +175,7 @@ def test_first_processes_may_take_longer_than_their_successors(start_worker):
 def test_successors_that_do_not_start_leave_those_that_work_alone(start_worker, gate, tmp_path):
     slow = tmp_path / "slow"
     worker = start_worker(
-        env={"PROJECT_SLOW": str(slow)}, settings={"worker_proc_alive_timeout": 0.05}
+        env={"PROJECT_SLOW": str(slow)}, settings={"worker_proc_alive_timeout": 0.3}
     )
     result = worker.send("enter", gate._address, "done")
     busy = gate.arrival()

@@ -21,7 +21,7 @@ from helpers import eventually, has_ended, marked
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``:DeprecationWarning")  # kombu's
 
-SOON = 0.3
+SOON = 0.8
 
 
 @pytest.fixture(scope="module")

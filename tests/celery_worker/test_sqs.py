@@ -13,7 +13,7 @@ import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from servers import SQS
 
-SOON = 0.3
+SOON = 0.8
 
 TRANSPORT = {
     "region": "us-east-1",

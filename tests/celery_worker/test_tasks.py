@@ -15,7 +15,7 @@ from celery.exceptions import (
 
 from helpers import eventually, has_ended, marked
 
-SOON = 0.3
+SOON = 0.8
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from kombu.utils.json import dumps
 
 from helpers import eventually
 
-SOON = 0.3
+SOON = 0.8
 
 
 @pytest.fixture(scope="module")
