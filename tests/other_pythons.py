@@ -62,6 +62,8 @@ class Outcome(NamedTuple):
     code: int
     failed: list[str]
     """The tests that have, as pytest takes them, but for their parameters."""
+    unsteady: list[str]
+    """The tests that have failed once, but passed alone; see steady.py."""
 
 
 class LeftOut(Exception):
@@ -90,6 +92,7 @@ def find(version: str) -> str | None:
 def run(program: list[str], minutes: float = STUCK_MINUTES) -> Outcome:
     """Run a program, and show what it prints."""
     failed: dict[str, None] = {}
+    unsteady: list[str] | None = None  # until their list begins
     process = subprocess.Popen(
         program, cwd=HERE, stdout=subprocess.PIPE, text=True, errors="replace", process_group=0
     )
@@ -106,12 +109,16 @@ def run(program: list[str], minutes: float = STUCK_MINUTES) -> Outcome:
             print(line, end="", flush=True)
             if match := FAILED.match(line):
                 failed[match[1]] = None
+            if line.startswith("Unsteady"):
+                unsteady = []
+            elif unsteady is not None and line.startswith("  tests/"):
+                unsteady.append(line.strip())
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return Outcome(process.wait(), list(failed))
+    return Outcome(process.wait(), list(failed), unsteady or [])
 
 
 def run_here(command: str) -> Outcome:
@@ -191,8 +198,7 @@ def commands(version: str, jobs: int, is_full: bool, chosen: list[str]) -> list[
     tests = chosen or [*tests, "--deselect", NEEDS_COMPILED]
     start = f'{ENVIRONMENT.format(methods=methods)} {{}}"$venv/bin/python" '
     run = start.format("") + (
-        f"-m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal "
-        f"-m 'not serial' {shlex.join(tests)}"
+        f"tests/steady.py -q -n {jobs} --dist worksteal -m 'not serial' {shlex.join(tests)}"
     )
     lazily = start.format("PYTHON_LAZY_IMPORTS=all ") + "tests/standard/runner.py forkserver "
     return [run, *(lazily + name for name in LAZY_TESTS if version == LAZY and not chosen)]
@@ -225,7 +231,8 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     minutes = f"{(time.monotonic() - began) / 60:.1f} minutes"
     ran = "all start methods" if is_full else DEFAULT_METHODS.get(version, "fork")
     if not outcome.code:
-        return f"passed ({ran}), in {minutes}"
+        unsteady = "; unsteady (failed once, then passed alone):" if outcome.unsteady else ""
+        return "\n  ".join([f"passed ({ran}), in {minutes}{unsteady}", *outcome.unsteady])
     options = f"{'--full ' if is_full else ''}{version}"
     left = outcome.failed or chosen
     again = " ".join([options, *(["--tests", *left] if left else [])])
