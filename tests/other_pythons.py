@@ -125,11 +125,15 @@ def run_here(command: str) -> Outcome:
     return run(["bash", "-euc", command])
 
 
+def run_mounting(command: str) -> Outcome:
+    """What it mounts is there for its own processes only, and goes with the last of them."""
+    return run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", command])
+
+
 def run_in_debian(command: str) -> Outcome:
-    """What is mounted is so for this command alone, and goes with it."""
     root, here = shlex.quote(str(ROOT)), shlex.quote(str(HERE))
     entered = shlex.quote(f"cd {here}; {command}")
-    script = f"""
+    return run_mounting(f"""
         mkdir -p {root}{here}
         mount --bind {here} {root}{here}
         mount --rbind /proc {root}/proc
@@ -138,8 +142,13 @@ def run_in_debian(command: str) -> Outcome:
         mount -t tmpfs tmpfs {root}/tmp
         exec chroot {root} env -u TMPDIR HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
             bash -euc {entered}
-    """
-    return run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", script])
+    """)
+
+
+def may_mount() -> bool:
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        return False
+    return not run_mounting("mount -t tmpfs tmpfs /tmp").code
 
 
 def need(outcome: Outcome, what: str) -> None:
@@ -150,8 +159,10 @@ def need(outcome: Outcome, what: str) -> None:
 def install_from_debian(version: str) -> None:
     if version not in FROM_DEBIAN:
         raise LeftOut("it is not here, and Debian's unstable distribution has it no more")
-    if os.geteuid() != 0 or not (shutil.which("apt-get") and shutil.which("unshare")):
-        raise LeftOut("it is not here; to install it from Debian takes root, apt-get and unshare")
+    if not (shutil.which("apt-get") and may_mount()):
+        raise LeftOut(
+            "it is not here; to install it from Debian takes apt-get, and root who may mount"
+        )
     quiet = "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends"
     if not ROOT.exists():
         if not shutil.which("debootstrap"):
@@ -162,7 +173,8 @@ def install_from_debian(version: str) -> None:
         command = f"debootstrap --variant=minbase --include=ca-certificates,procps sid {made}"
         print("Installing Debian's unstable distribution, once", flush=True)
         try:
-            need(run_here(f"{command} >/dev/null"), "it is not here, and debootstrap has failed")
+            done = run_mounting(f"{command} >/dev/null")
+            need(done, "it is not here, and debootstrap has failed")
             made.rename(ROOT)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -248,6 +260,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=[], help="these tests alone, as for pytest")
     options = parser.parse_args()
     this = "{}.{}".format(*sys.version_info)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     began = time.monotonic()
     results = {}
     for version in options.versions or [each for each in VERSIONS if each != this]:
