@@ -28,9 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Promises are chosen by their numbers: `-m "promise(3)"`."""
     config.option.markexpr = spelled_out(config.option.markexpr)
     config.stash[STDERR] = os.dup(2)  # while pytest does not read what is written there
-    # A shell ignores Ctrl-C for what runs in its background, and so would all that tests start.
+    # A shell ignores Ctrl-C for what runs in its background, and nohup ignores SIGHUP; and so would
+    # all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 STDERR = pytest.StashKey[int]()

@@ -251,12 +251,43 @@ def use(other):
     pool = Pool(1, context="forkserver", max_restarts=100)
     pool.apply(abs, (1,))
     server = forkserver._forkserver._forkserver_pid
+    before = len(descriptors())
     for spare in range(8):
         is_over = lose(pool)
         leave_descriptors(spare)
         eventually(is_over, "a worker cannot be replaced, or is")
         enough_descriptors()
         pool.apply(abs, (1,))
+    assert forkserver._forkserver._forkserver_pid == server
+    eventually(lambda: len(descriptors()) == before, "no descriptor is forgotten")
+    pool.terminate()
+    assert pool.join(20)
+""")
+
+
+def test_a_fork_server_is_told_all_although_no_descriptor_is_left_once_it_listens(run):
+    run("""
+import socket
+from helpers import eventually
+from multiprocessing import forkserver
+
+class Greedy(socket.socket):
+    def connect(self, address):
+        super().connect(address)
+        leave_descriptors(0)
+
+def use(other):
+    pool = Pool(1, context="forkserver")
+    pool.apply(abs, (1,))
+    server = forkserver._forkserver._forkserver_pid
+    plain, socket.socket = socket.socket, Greedy
+    pool.grow()
+    eventually(lambda: len(pool.statistics().workers) == 2, "another one is started")
+    socket.socket = plain
+    enough_descriptors()
+    gates = [Gate(), Gate()]
+    handles = [pool.apply_async(enter, (gate,)) for gate in gates]
+    assert len({gate.arrival().pid for gate in gates}) == 2
     assert forkserver._forkserver._forkserver_pid == server
     pool.terminate()
     assert pool.join(20)
