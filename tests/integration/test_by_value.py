@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -438,7 +439,7 @@ class InterruptedHandler(Pool.TaskHandler):
 
 class InterruptedPool(Pool):
     TaskHandler = InterruptedHandler
-    path = None
+    path: Path
 
 
 @pytest.mark.parametrize("chunksize", [None, 1])

@@ -113,11 +113,12 @@ def test_a_thread_that_has_ended_holds_nothing_of_what_it_did():
 
 @pytest.mark.parametrize("filename", ["memfd.py", "at_fork.py"])
 def test_an_interrupted_file_leaves_no_descriptor(filename):
+    gc.collect()  # what other tests have left
     before = set(os.listdir("/proc/self/fd"))
     call = lambda: MemoryFile("prefork-test", BEST).close()  # noqa: E731
     besides = ("__init__", "close", "is_lost", "hand_over", "__del__")
     for step in every_interrupt(call, filename, besides):
-        assert set(os.listdir("/proc/self/fd")) == before, step
+        assert set(os.listdir("/proc/self/fd")) <= before, step
 
 
 # --- the pool's calls
