@@ -142,12 +142,12 @@ def run_in_debian(command: str) -> Outcome:
     root, here = shlex.quote(str(ROOT)), shlex.quote(str(HERE))
     entered = shlex.quote(f"cd {here}; {command}")
     return run_mounting(f"""
-        mkdir -p {root}{here}
-        mount --bind {here} {root}{here}
         mount --rbind /proc {root}/proc
         mount --rbind /dev {root}/dev
         mount -t tmpfs tmpfs {root}/dev/shm
         mount -t tmpfs tmpfs {root}/tmp
+        mkdir -p {root}{here}
+        mount --bind {here} {root}{here}
         exec chroot {root} env -u TMPDIR HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
             bash -euc {entered}
     """)
