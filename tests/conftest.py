@@ -51,7 +51,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
 
 
 def pytest_timeout_cancel_timer(item: pytest.Item) -> bool:
-    if timer := TIMERS.pop(item.nodeid, None):  # a test that fails calls this twice
+    if timer := TIMERS.pop(item.nodeid, None):  # asked twice for a test that fails
         timer.cancel()
     return True
 

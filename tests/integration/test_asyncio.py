@@ -794,9 +794,7 @@ def test_the_loop_that_reads_it_ends(make_pool, end):
     if end == "run":  # as asyncio.run ends one
         for task in asyncio.all_tasks(loop):
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.run_until_complete(asyncio.sleep(0))
-        assert source.ended
+        loop.run_until_complete(until(lambda: source.ended))
     loop.close()
     pool.close()
     assert pool.join(DEADLINE)

@@ -268,20 +268,12 @@ def allocate_result(size):
 
 
 def test_a_task_without_memory_fails_alone(pool):
-    pid = pool.apply(os.getpid)
+    pids = {worker.pid for worker in pool.statistics().workers}
     with pytest.raises(MemoryError) as caught:
         pool.apply(with_little_memory, (allocate, 1 << 30))
     assert "in allocate" in str(caught.value.__cause__)
     assert works(pool)
-    assert pool.apply(os.getpid) in {pid, *pids_of(pool)}
-
-
-def pids_of(pool):
-    return set(pool.map(pid_after, range(20), 1))
-
-
-def pid_after(_):
-    return os.getpid()
+    assert {worker.pid for worker in pool.statistics().workers} == pids
 
 
 def test_a_result_that_finds_no_memory_fails_alone(make_pool):

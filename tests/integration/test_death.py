@@ -390,4 +390,5 @@ def test_a_lack_of_memory_is_told(make_pool, gate, monkeypatch):
     assert later.terminate()  # by the pool itself: nothing of the kind is said
     with pytest.raises(Terminated):
         later.get(DEADLINE)
-    assert "memory" not in pool.statistics().exits[-1].reason
+    _, last = eventually(lambda: len(exits := pool.statistics().exits) == 2 and exits, "two exits")
+    assert "memory" not in last.reason

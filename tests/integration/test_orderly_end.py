@@ -25,6 +25,12 @@ from prefork import Terminated, WorkerState
 kept: list[object] = []
 
 
+@pytest.fixture(autouse=True)
+def time_to_end(monkeypatch):
+    """However long a busy machine takes for the end of a worker that is idle."""
+    monkeypatch.setattr("prefork._engine.lifecycle.TERMINATE_SECONDS", DEADLINE)
+
+
 class Anything:
     """It can be referred to weakly."""
 

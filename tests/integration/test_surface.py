@@ -190,11 +190,12 @@ def test_roles_of_a_subclass_are_used():
     with NotingPool(1) as pool:
         assert pool.apply_async(abs, (-1,), timeout=100).get(DEADLINE) == 1
         assert list(pool.imap(abs, [-1, -2])) == [1, 2]
-    calls = set()
-    while not used.empty():
-        calls.add(used.get())
     roles = ["TaskHandler", "ResultHandler", "TimeoutHandler", "Supervisor"]
-    assert calls == {(role, method) for role in roles for method in ("__init__", "body")}
+    expected = {(role, method) for role in roles for method in ("__init__", "body")}
+    calls = set()
+    while calls < expected:  # a thread may come late
+        calls.add(used.get(timeout=DEADLINE))
+    assert calls == expected
 
 
 def test_a_role_that_nobody_needs_is_not_started():
