@@ -106,7 +106,7 @@ class BadRepr:
 
 
 def exit_with_bad_repr():
-    sys.exit(BadRepr())
+    sys.exit(BadRepr())  # type: ignore[arg-type]
 
 
 def test_it_may_exit_with_an_object_that_has_no_repr(pool):
@@ -190,19 +190,19 @@ def test_exceptions_keep_what_they_carry(pool):
     with pytest.raises(Constructed) as caught:
         pool.apply(raise_constructed)
     assert (caught.value.code, caught.value.reason, str(caught.value)) == (5, "r", "5: r")
-    with pytest.raises(TwoArguments) as caught:
+    with pytest.raises(TwoArguments) as two:
         pool.apply(raise_two)
-    assert (caught.value.args, caught.value.sum) == ((1, 2), 3)
-    with pytest.raises(ValueError, match="plain") as caught:
+    assert (two.value.args, two.value.sum) == ((1, 2), 3)
+    with pytest.raises(ValueError, match="plain") as decorated:
         pool.apply(raise_decorated)
-    assert caught.value.extra == {"a": [1]}
-    assert caught.value.__notes__ == ["a note", "another"]
-    with pytest.raises(FileNotFoundError) as caught:
+    assert decorated.value.extra == {"a": [1]}
+    assert decorated.value.__notes__ == ["a note", "another"]
+    with pytest.raises(FileNotFoundError) as missing:
         pool.apply(raise_os_error)
-    assert caught.value.filename == "/nonexistent/file"
-    with pytest.raises(UnicodeDecodeError) as caught:
+    assert missing.value.filename == "/nonexistent/file"
+    with pytest.raises(UnicodeDecodeError) as undecoded:
         pool.apply(raise_unicode_error)
-    assert caught.value.object == b"\xff"
+    assert undecoded.value.object == b"\xff"
 
 
 def test_the_remote_traceback_shows_the_whole_chain(pool):

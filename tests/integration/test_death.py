@@ -390,5 +390,6 @@ def test_a_lack_of_memory_is_told(make_pool, gate, monkeypatch):
     assert later.terminate()  # by the pool itself: nothing of the kind is said
     with pytest.raises(Terminated):
         later.get(DEADLINE)
-    _, last = eventually(lambda: len(exits := pool.statistics().exits) == 2 and exits, "two exits")
+    eventually(lambda: len(pool.statistics().exits) == 2, "two exits")
+    _, last = pool.statistics().exits
     assert "memory" not in last.reason

@@ -375,7 +375,7 @@ class NestablePool:
         class NoDaemonProcess(multiprocessing.Process):
             daemon = property(lambda self: False, lambda self, value: None)
 
-        class NoDaemonContext(type(multiprocessing.get_context("fork"))):
+        class NoDaemonContext(type(multiprocessing.get_context("fork"))):  # type: ignore[misc]
             Process = NoDaemonProcess
 
         class Nestable(multiprocessing.pool.Pool):

@@ -165,7 +165,7 @@ def test_nobody_else_sets_its_outcome(pool):
         ("set_running_or_notify_cancel", []),
     ]:
         with pytest.raises(concurrent.futures.InvalidStateError, match="its outcome from its pool"):
-            getattr(future, verb)(*args)
+            getattr(future, verb)(*args)  # type: ignore[misc]
     assert future.result(DEADLINE) == 9
 
 

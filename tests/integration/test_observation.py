@@ -72,9 +72,8 @@ def test_the_history_of_exits(make_pool):
     eventually(lambda: len(pool.statistics().exits) == 2, "the second one ends")
     with pytest.raises(TimeLimitExceeded):
         pool.apply(time.sleep, (60,), timeout=0.05)
-    first, second, third = eventually(
-        lambda: len(pool.statistics().exits) == 3 and pool.statistics().exits, "three exits"
-    )
+    eventually(lambda: len(pool.statistics().exits) == 3, "three exits")
+    first, second, third = pool.statistics().exits
     assert (first.exitcode, first.tasks, first.reason) == (0, 3, "it has run 3 tasks")
     assert (second.exitcode, second.tasks) == (7, 0)
     assert re.fullmatch(r"it ran job \d+ \(posix._exit\)", second.reason)

@@ -325,7 +325,7 @@ def test_a_retry_is_a_value():
     assert pickle.loads(pickle.dumps(retry)) == retry
     assert len({retry, Retry(3, (KeyError, OSError), 1.0, max_backoff=5.0), Retry(3)}) == 2
     with pytest.raises(AttributeError):
-        retry.retries = 4
+        retry.retries = 4  # type: ignore[misc]
 
 
 # --- priorities

@@ -203,7 +203,7 @@ def test_what_is_neither_is_refused(wrong):
 
 def test_another_word_is_refused():
     with pytest.raises(ValueError, match='capture_output must be "prefix" or callable'):
-        Pool(1, capture_output="suffix")
+        Pool(1, capture_output="suffix")  # type: ignore[arg-type]
 
 
 def test_a_line_shows_who_has_printed_it():

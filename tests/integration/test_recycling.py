@@ -362,7 +362,7 @@ def test_one_that_comes_back_ends_the_trouble(make_pool, tmp_path):
         with pytest.raises(WorkerLostError):
             pool.apply(os._exit, (1,))
         handle = pool.apply_async(square, (3,))
-        eventually(lambda count=count: len(pool.statistics().exits) > count + 1, "a start fails")
+        eventually(lambda count=count: len(pool.statistics().exits) > count + 1, "a start fails")  # type: ignore[misc]
         path.unlink()
         assert handle.get(DEADLINE) == 9
 

@@ -209,7 +209,7 @@ class Signalled(Process):
 
 def test_a_newborn_worker_runs_no_handler_of_its_parent(tmp_path):
     class OwnPool(Pool):
-        Process = Signalled
+        Process = Signalled  # type: ignore[assignment]
 
     before = signal.signal(signal.SIGURG, lambda *_: mark(tmp_path / "ran"))
     try:

@@ -584,9 +584,9 @@ def test_an_executor_takes_the_same(tmp_path, context):
 
 def test_an_executor_refuses_the_same_at_once():
     with pytest.raises(TypeError, match="env must map"):
-        ProcessPoolExecutor(1, env={"A": 1})
+        ProcessPoolExecutor(1, env={"A": 1})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="finalizer must be callable"):
-        ProcessPoolExecutor(1, finalizer="x")
+        ProcessPoolExecutor(1, finalizer="x")  # type: ignore[arg-type]
 
 
 # --- attacked
