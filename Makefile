@@ -105,7 +105,7 @@ cpython-tests:
 	mkdir -p $(CPYTHON_TESTS); \
 	cp "$$scratch"/usr/lib/python3.11/test/test_concurrent_futures.py $(CPYTHON_TESTS)
 
-# PYTHONS passes options on, as in: make test-pythons PYTHONS='--full 3.13 3.14'
+# PYTHONS passes options on, as in: make test-pythons PYTHONS='--share full 3.13 3.14'
 test-pythons: cpython-tests ## The tests on other versions of Python: those that are here, or can be installed
 	@'$(PYTHON)' tests/other_pythons.py --jobs $(JOBS) $(PYTHONS)
 

@@ -1,14 +1,14 @@
 """Runs the tests on other versions of Python: those that are here, or can be installed.
 
-    other_pythons.py [--full] [--jobs N] [--minutes N] [VERSION ...] [--tests TEST ...]
+    other_pythons.py [--share SHARE] [--jobs N] [--minutes N] [VERSION ...] [--tests TEST ...]
 
 A version is looked for on PATH and among pyenv's. What is not here comes from Debian's unstable
 distribution, which is installed into a directory of its own and entered with chroot (as root; it
 takes some minutes, once). Whatever cannot be had is left out, and the last lines say why.
 
-The newest version runs nearly all tests, with all start methods; the others run the unit and
-integration tests and CPython's own, with their default method. What is left out everywhere, and
-why, is `LEFT_OUT`; the last lines say it, too.
+How much a version runs is its share, one of `SHARES`: nearly all for the newest, the whole of the
+default start method for the one before, which is the first whose default is another; less for the
+others. What is left out everywhere, and why, is `LEFT_OUT`. The last lines say both.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ VERSIONS = ["3.15", "3.14", "3.13", "3.12", "3.11"]  # the newest first
 FROM_DEBIAN = {"3.15", "3.14"}
 DEFAULT_METHODS = {"3.15": "forkserver", "3.14": "forkserver"}  # before: fork
 
+SHARES = {
+    "full": "with all start methods",
+    "default": "with the default start method",
+    "short": "unit tests, CPython's, and those that guard a promise; the default start method",
+}
+SHARE_OF = {"3.15": "full", "3.14": "default"}  # the others: short
+
 LAZY = "3.15"
 """The first version that can have all imports be lazy."""
 
@@ -41,13 +48,15 @@ NEEDS_COMPILED = "tests/integration/test_benchmarks.py::test_a_run_makes_samples
 LEFT_OUT = {
     "the tests of celery workers, of joblib and of types": "they need packages that are not yet to "
     "be had for new versions",
+    "those that need anyio, fastapi, hatchling or uvloop": "likewise",
     "those that are marked as serial": "they need the machine to themselves",
     NEEDS_COMPILED: "what is compiled is another version's",
 }
 """What `make test` alone runs, and why."""
 
-STUCK_MINUTES = 40.0
-"""A run of tests that takes longer is ended: each test has a deadline, so this is not one's."""
+STUCK_MINUTES = 60.0
+"""A run of tests that takes longer is ended: each test has a deadline, so this is not one's. (On a
+busy machine, the newest version's takes half an hour and more.)"""
 
 HERE = Path(__file__).resolve().parent.parent
 # (A root that is there already, as debootstrap makes one, can be put into it: see `ROOT`.)
@@ -134,12 +143,12 @@ def run_in_debian(command: str) -> Outcome:
     root, here = shlex.quote(str(ROOT)), shlex.quote(str(HERE))
     entered = shlex.quote(f"cd {here}; {command}")
     return run_mounting(f"""
-        mkdir -p {root}{here}
-        mount --bind {here} {root}{here}
         mount --rbind /proc {root}/proc
         mount --rbind /dev {root}/dev
         mount -t tmpfs tmpfs {root}/dev/shm
         mount -t tmpfs tmpfs {root}/tmp
+        mkdir -p {root}{here}
+        mount --bind {here} {root}{here}
         exec chroot {root} env -u TMPDIR HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
             bash -euc {entered}
     """)
@@ -200,23 +209,30 @@ ENVIRONMENT = (
 )
 
 
-def commands(version: str, jobs: int, is_full: bool, chosen: list[str]) -> list[str]:
+def commands(version: str, jobs: int, share: str, chosen: list[str]) -> list[str]:
     """What runs its tests."""
-    methods = "fork forkserver spawn"
-    tests = ["tests/unit", "tests/integration", "tests/cli", "tests/standard"]
-    if not is_full:
-        methods = DEFAULT_METHODS.get(version, "fork")
-        tests = ["tests/unit", "tests/integration", "tests/standard"]
-    tests = chosen or [*tests, "--deselect", NEEDS_COMPILED]
+    methods = "fork forkserver spawn" if share == "full" else DEFAULT_METHODS.get(version, "fork")
     start = f'{ENVIRONMENT.format(methods=methods)} {{}}"$venv/bin/python" '
-    run = start.format("") + (
-        f"tests/steady.py -q -n {jobs} --dist worksteal -m 'not serial' {shlex.join(tests)}"
-    )
+
+    def pytest(*tests: str, which: str = "not serial") -> str:
+        options = f"-q -n {jobs} --dist worksteal -m {shlex.quote(which)}"
+        return start.format("") + f"tests/steady.py {options} {shlex.join(tests)}"
+
+    if chosen:
+        return [pytest(*chosen)]
+    if share == "short":
+        guards = pytest("tests/integration", which="promise and not serial")
+        return [pytest("tests/unit", "tests/standard"), guards]
+    folders = ["tests/unit", "tests/integration", "tests/standard"]
+    folders += ["tests/cli"] if share == "full" else []
     lazily = start.format("PYTHON_LAZY_IMPORTS=all ") + "tests/standard/runner.py forkserver "
-    return [run, *(lazily + name for name in LAZY_TESTS if version == LAZY and not chosen)]
+    return [
+        pytest(*folders, "--deselect", NEEDS_COMPILED),
+        *(lazily + name for name in LAZY_TESTS if version == LAZY),
+    ]
 
 
-def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
+def test(version: str, jobs: int, share: str, chosen: list[str]) -> str:
     """What has come of its tests.
 
     Raises:
@@ -235,26 +251,25 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     # All are run, whatever comes of the first.
     tests = "; ".join(
         f"echo {shlex.quote(each)}; {each} || code=$?"
-        for each in commands(version, jobs, is_full, chosen)
+        for each in commands(version, jobs, share, chosen)
     )
     began = time.monotonic()
     outcome = enter(f'{venv}; {install}; "$venv/bin/python" -VV; code=0; {tests}; exit $code')
     need(outcome._replace(code=outcome.code == 99), "what the tests need cannot be installed")
     minutes = f"{(time.monotonic() - began) / 60:.1f} minutes"
-    ran = "all start methods" if is_full else DEFAULT_METHODS.get(version, "fork")
     if not outcome.code:
+        ran = "the tests that were chosen" if chosen else SHARES[share]
         unsteady = "; unsteady (failed once, then passed alone):" if outcome.unsteady else ""
         return "\n  ".join([f"passed ({ran}), in {minutes}{unsteady}", *outcome.unsteady])
-    options = f"{'--full ' if is_full else ''}{version}"
     left = outcome.failed or chosen
-    again = " ".join([options, *(["--tests", *left] if left else [])])
+    again = " ".join(["--share", share, version, *(["--tests", *left] if left else [])])
     return f"FAILED, in {minutes}; to run it again:\n  make test-pythons PYTHONS='{again}'"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="default: all but this one")
-    parser.add_argument("--full", action="store_true", help="all tests, with all start methods")
+    parser.add_argument("--share", choices=SHARES, help="how much to run; default: as CI does")
     parser.add_argument("--jobs", type=int, default=2, help="how many tests to run at once")
     parser.add_argument("--minutes", type=float, help="begin no other version after so long")
     parser.add_argument("--tests", nargs="+", default=[], help="these tests alone, as for pytest")
@@ -268,8 +283,8 @@ def main() -> int:
         try:
             if options.minutes and time.monotonic() - began > 60 * options.minutes:
                 raise LeftOut(f"more than {options.minutes:g} minutes had passed")
-            is_full = options.full or version == VERSIONS[0]
-            results[version] = test(version, options.jobs, is_full, options.tests)
+            share = options.share or SHARE_OF.get(version, "short")
+            results[version] = test(version, options.jobs, share, options.tests)
         except LeftOut as exc:
             results[version] = f"left out: {exc}"
     if not options.versions:

@@ -373,7 +373,8 @@ class Engine:
             self._log.flush(LOG_SECONDS)
 
     def join(self, timeout: float | None = None) -> bool:
-        if self.state.phase is PoolPhase.RUN:
+        # A pool that has given up stops by itself, a moment after it has said so.
+        if self.state.phase is PoolPhase.RUN and self.state.broken is None:
             self.state.check_owner()
             raise ValueError("the pool is still running: call close() or terminate() before join()")
         deadline = None if timeout is None else time.monotonic() + timeout

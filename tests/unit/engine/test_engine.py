@@ -167,6 +167,14 @@ def test_a_closed_pool_is_joined_when_its_workers_have_left(pool: Driven) -> Non
     assert pool.engine.state.phase is PoolPhase.ENDED
 
 
+def test_a_pool_that_has_said_that_it_gives_up_can_be_joined_at_once(pool: Driven) -> None:
+    state = pool.engine.state
+    with state.lock:
+        state.give_up(PoolBrokenError("no database"))
+    assert state.phase is PoolPhase.RUN  # it is about to stop
+    assert not pool.engine.join(0.0)
+
+
 def test_terminating_waits_for_the_end(pool: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
     job = pool.submit()
     (worker,) = [worker for worker in pool.workers() if worker.handle is job.slot]
