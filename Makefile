@@ -17,7 +17,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test compiled dist servers test-oldest-celery test-pythons lint format bench bench-full docs docs-links changelog clean
+.PHONY: help demo test compiled dist servers cpython-tests test-oldest-celery test-pythons lint format bench bench-full docs docs-links changelog clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -39,17 +39,18 @@ demo: $(DEMO_INSTALLED) ## Measure the standard library, and three files that be
 	  --lines $(DEMO)/inputs.txt --timeout 10 --output $(DEMO)/results.jsonl --overwrite || [ $$? -eq 1 ]
 	@$(BIN)/python examples/stdlib_demo.py check $(DEMO)
 
-test: $(INSTALLED) servers lint compiled ## Lint, then run all tests
-# The tests get a temporary directory of their own, which goes with them. pytest's exit code 5
-# says that it found no tests, which is no failure for the serial ones: there may be none.
-# The unit tests take the source apart; what is compiled is tested as a whole.
+PYTEST := $(BIN)/python tests/steady.py
+
+test: $(INSTALLED) servers cpython-tests lint compiled ## Lint, then run all tests
+# The tests get a temporary directory of their own, which goes with them. The unit tests take the
+# source apart; what is compiled is tested as a whole.
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-test.XXXXXX"); \
 	trap 'rm -rf "$$scratch"' EXIT; \
 	export TMPDIR="$$scratch"; \
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
-	$(BIN)/pytest -n $(JOBS) --dist loadfile tests/celery_worker; \
-	$(BIN)/pytest -m serial --ignore tests/celery_worker || [ $$? -eq 5 ]; \
-	PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
+	$(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' --ignore tests/celery_worker; \
+	$(PYTEST) -n $(JOBS) --dist loadfile tests/celery_worker; \
+	$(PYTEST) -m serial --ignore tests/celery_worker; \
+	PYTHONPATH=$(CURDIR)/$(COMPILED) $(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' tests/integration
 
 # What `pip install` makes of the source where there is a C compiler. In a place of its own, since
 # the tests are to be run with both.
@@ -91,8 +92,21 @@ servers: ## Install Redis and RabbitMQ from Debian's packages, if they are not t
 	trap '[ -z "$$guard" ] || rm -f /usr/sbin/policy-rc.d' EXIT; \
 	{ apt-get -qq update && apt-get -qq install --no-install-recommends $$missing; } >/dev/null
 
+# Some installations of Python 3.11 and 3.12 come without CPython's tests of executors. Debian has
+# those of 3.11, in a package of which one file is unpacked; without it, these tests are skipped.
+CPYTHON_TESTS := build/cpython-tests
+cpython-tests:
+	@[ ! -e $(CPYTHON_TESTS) ] || exit 0; \
+	scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-cpython.XXXXXX"); \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	get() { (cd "$$scratch" && apt-get -qq download libpython3.11-testsuite) 2>/dev/null; }; \
+	{ get || { apt-get -qq update && get; } && dpkg-deb --extract "$$scratch"/*.deb "$$scratch"; } >/dev/null 2>&1 || { \
+	  echo "Debian's package of CPython's tests cannot be had: where Python has no tests of executors, they are skipped"; exit 0; }; \
+	mkdir -p $(CPYTHON_TESTS); \
+	cp "$$scratch"/usr/lib/python3.11/test/test_concurrent_futures.py $(CPYTHON_TESTS)
+
 # PYTHONS passes options on, as in: make test-pythons PYTHONS='--full 3.13 3.14'
-test-pythons: ## The tests on other versions of Python: those that are here, or can be installed
+test-pythons: cpython-tests ## The tests on other versions of Python: those that are here, or can be installed
 	@'$(PYTHON)' tests/other_pythons.py --jobs $(JOBS) $(PYTHONS)
 
 OLDEST := 5.3.0

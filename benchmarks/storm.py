@@ -224,16 +224,15 @@ class Storm:
 
     def _kill_template(self) -> bool:
         """The process that forks later workers, if there is one. Workers that are stopped may die
-        with it: their process groups are orphaned then, so the kernel sends them SIGHUP."""
-        processes, workers = running(), set(self.pool.workers())
-        for process in processes:
+        with it: their process groups are orphaned then, so the kernel sends them SIGHUP. So it is
+        stopped first: then it forks no more, and all that may die are seen alive."""
+        workers = set(self.pool.workers())
+        for process in running():
             is_ours = process.parent == os.getpid() and process.group == process.pid
             if is_ours and process.pid not in workers and process.state not in "ZX":
+                os.kill(process.pid, signal.SIGSTOP)
+                children = {p.pid for p in running() if p.parent == process.pid}
                 os.kill(process.pid, signal.SIGKILL)
-                children = {p.pid for p in processes if p.parent == process.pid}
-                # It may have forked more before it was hit.
-                ours = {p.pid for p in running() if p.parent == os.getpid()}
-                children |= set(self.pool.workers()) - ours
                 self.deeds.killed |= {process.pid} | children
                 return True
         return False

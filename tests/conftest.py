@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -24,9 +27,40 @@ multiprocessing.set_forkserver_preload(["__main__", "pytest", "prefork.pool", "h
 def pytest_configure(config: pytest.Config) -> None:
     """Promises are chosen by their numbers: `-m "promise(3)"`."""
     config.option.markexpr = spelled_out(config.option.markexpr)
-    # A shell ignores Ctrl-C for what runs in its background, and so would all that tests start.
+    config.stash[STDERR] = os.dup(2)  # while pytest does not read what is written there
+    # A shell ignores Ctrl-C for what runs in its background, and nohup ignores SIGHUP; and so would
+    # all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+STDERR = pytest.StashKey[int]()
+
+TIMERS: dict[str, threading.Timer] = {}
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+    """A test that is over its time says where it is; pytest-timeout's own words are lost when
+    tests run several at once."""
+    timer = TIMERS[item.nodeid] = threading.Timer(settings.timeout, _is_over_time, (item,))
+    timer.daemon = True
+    timer.start()
+    return True
+
+
+def pytest_timeout_cancel_timer(item: pytest.Item) -> bool:
+    if timer := TIMERS.pop(item.nodeid, None):  # asked twice for a test that fails
+        timer.cancel()
+    return True
+
+
+def _is_over_time(item: pytest.Item) -> None:
+    stderr = item.config.stash[STDERR]
+    os.write(stderr, f"\nover its time: {item.nodeid}\n".encode())
+    faulthandler.dump_traceback(stderr, all_threads=True)
+    os._exit(1)
 
 
 @pytest.fixture(params=METHODS)

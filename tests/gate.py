@@ -86,6 +86,6 @@ class Door:
         return value
 
 
-def enter(gate: Door, value: object = None) -> object:
+def enter(gate: Gate | Door, value: object = None) -> object:
     """A task that waits at the gate and returns the value."""
     return gate.enter(value)

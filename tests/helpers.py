@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +33,33 @@ def eventually(look: Callable[[], T], what: str) -> T:
             raise AssertionError(f"{what}: not within {DEADLINE:g} s")
         time.sleep(0.002)
     return found
+
+
+def at_leisure(attempt: Callable[[float], T], seconds: float = 0.1) -> T:
+    """Call `attempt(seconds)`; if it fails, do so again with more of them.
+
+    For limits of time that find a task in a certain place: how long it takes to come there is up
+    to the machine. So is whether it comes to its last words, for which it has a tenth of a second.
+    """
+    for _ in range(3):
+        try:
+            return attempt(seconds)
+        except Exception:
+            seconds *= 4
+    return attempt(seconds)
+
+
+@contextlib.contextmanager
+def an_unclosed_pool_says_so(name: str = "") -> Iterator[None]:
+    """Running pools are dropped in this block: each warns when the last who has it lets it go,
+    which may be a thread of its own, in the midst of something."""
+    text = f"unclosed running multiprocessing pool <{name}"
+    with warnings.catch_warnings(record=True, action="always") as told:
+        yield
+        eventually(
+            lambda: [w for w in told if w.category is ResourceWarning and text in str(w.message)],
+            "a warning of what was not closed",
+        )
 
 
 # --- tasks tell their test something, through files

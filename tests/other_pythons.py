@@ -62,6 +62,8 @@ class Outcome(NamedTuple):
     code: int
     failed: list[str]
     """The tests that have, as pytest takes them, but for their parameters."""
+    unsteady: list[str]
+    """The tests that have failed once, but passed alone; see steady.py."""
 
 
 class LeftOut(Exception):
@@ -90,6 +92,7 @@ def find(version: str) -> str | None:
 def run(program: list[str], minutes: float = STUCK_MINUTES) -> Outcome:
     """Run a program, and show what it prints."""
     failed: dict[str, None] = {}
+    unsteady: list[str] | None = None  # until their list begins
     process = subprocess.Popen(
         program, cwd=HERE, stdout=subprocess.PIPE, text=True, errors="replace", process_group=0
     )
@@ -106,23 +109,31 @@ def run(program: list[str], minutes: float = STUCK_MINUTES) -> Outcome:
             print(line, end="", flush=True)
             if match := FAILED.match(line):
                 failed[match[1]] = None
+            if line.startswith("Unsteady"):
+                unsteady = []
+            elif unsteady is not None and line.startswith("  tests/"):
+                unsteady.append(line.strip())
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return Outcome(process.wait(), list(failed))
+    return Outcome(process.wait(), list(failed), unsteady or [])
 
 
 def run_here(command: str) -> Outcome:
     return run(["bash", "-euc", command])
 
 
+def run_mounting(command: str) -> Outcome:
+    """What it mounts is there for its own processes only, and goes with the last of them."""
+    return run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", command])
+
+
 def run_in_debian(command: str) -> Outcome:
-    """What is mounted is so for this command alone, and goes with it."""
     root, here = shlex.quote(str(ROOT)), shlex.quote(str(HERE))
     entered = shlex.quote(f"cd {here}; {command}")
-    script = f"""
+    return run_mounting(f"""
         mkdir -p {root}{here}
         mount --bind {here} {root}{here}
         mount --rbind /proc {root}/proc
@@ -131,8 +142,13 @@ def run_in_debian(command: str) -> Outcome:
         mount -t tmpfs tmpfs {root}/tmp
         exec chroot {root} env -u TMPDIR HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
             bash -euc {entered}
-    """
-    return run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", script])
+    """)
+
+
+def may_mount() -> bool:
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        return False
+    return not run_mounting("mount -t tmpfs tmpfs /tmp").code
 
 
 def need(outcome: Outcome, what: str) -> None:
@@ -143,8 +159,10 @@ def need(outcome: Outcome, what: str) -> None:
 def install_from_debian(version: str) -> None:
     if version not in FROM_DEBIAN:
         raise LeftOut("it is not here, and Debian's unstable distribution has it no more")
-    if os.geteuid() != 0 or not (shutil.which("apt-get") and shutil.which("unshare")):
-        raise LeftOut("it is not here; to install it from Debian takes root, apt-get and unshare")
+    if not (shutil.which("apt-get") and may_mount()):
+        raise LeftOut(
+            "it is not here; to install it from Debian takes apt-get, and root who may mount"
+        )
     quiet = "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends"
     if not ROOT.exists():
         if not shutil.which("debootstrap"):
@@ -155,7 +173,8 @@ def install_from_debian(version: str) -> None:
         command = f"debootstrap --variant=minbase --include=ca-certificates,procps sid {made}"
         print("Installing Debian's unstable distribution, once", flush=True)
         try:
-            need(run_here(f"{command} >/dev/null"), "it is not here, and debootstrap has failed")
+            done = run_mounting(f"{command} >/dev/null")
+            need(done, "it is not here, and debootstrap has failed")
             made.rename(ROOT)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -191,8 +210,7 @@ def commands(version: str, jobs: int, is_full: bool, chosen: list[str]) -> list[
     tests = chosen or [*tests, "--deselect", NEEDS_COMPILED]
     start = f'{ENVIRONMENT.format(methods=methods)} {{}}"$venv/bin/python" '
     run = start.format("") + (
-        f"-m pytest -q -p no:cacheprovider -n {jobs} --dist worksteal "
-        f"-m 'not serial' {shlex.join(tests)}"
+        f"tests/steady.py -q -n {jobs} --dist worksteal -m 'not serial' {shlex.join(tests)}"
     )
     lazily = start.format("PYTHON_LAZY_IMPORTS=all ") + "tests/standard/runner.py forkserver "
     return [run, *(lazily + name for name in LAZY_TESTS if version == LAZY and not chosen)]
@@ -225,7 +243,8 @@ def test(version: str, jobs: int, is_full: bool, chosen: list[str]) -> str:
     minutes = f"{(time.monotonic() - began) / 60:.1f} minutes"
     ran = "all start methods" if is_full else DEFAULT_METHODS.get(version, "fork")
     if not outcome.code:
-        return f"passed ({ran}), in {minutes}"
+        unsteady = "; unsteady (failed once, then passed alone):" if outcome.unsteady else ""
+        return "\n  ".join([f"passed ({ran}), in {minutes}{unsteady}", *outcome.unsteady])
     options = f"{'--full ' if is_full else ''}{version}"
     left = outcome.failed or chosen
     again = " ".join([options, *(["--tests", *left] if left else [])])
@@ -241,6 +260,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=[], help="these tests alone, as for pytest")
     options = parser.parse_args()
     this = "{}.{}".format(*sys.version_info)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     began = time.monotonic()
     results = {}
     for version in options.versions or [each for each in VERSIONS if each != this]:

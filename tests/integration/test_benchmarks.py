@@ -25,7 +25,7 @@ def benchmarks(*args: object) -> str:
 
 
 def test_the_structure_is_read_from_the_source():
-    script = [sys.executable, ROOT / "benchmarks" / "structure.py", "--static"]
+    script = [sys.executable, str(ROOT / "benchmarks" / "structure.py"), "--static"]
     table = subprocess.run(script, capture_output=True, text=True, check=True, timeout=DEADLINE)
     rows = dict(line.strip("| ").split(" | ") for line in table.stdout.splitlines()[2:])
     assert int(rows["lines of the core"]) > 1000

@@ -377,6 +377,7 @@ def test_a_handle_from_submission_to_result(make_pool, gate):
     assert running.successful()
     assert running.pid == visitor.pid
     assert running.time_accepted == started
+    assert running.seconds is not None
     assert 0 <= running.seconds <= time.monotonic() - started
     assert repr(running) == f"<ApplyResult of job {running.job} gate.enter: successful>"
 

@@ -98,7 +98,7 @@ def test_a_soft_limit_is_raised_in_it(make_pool):
 
 def test_what_is_no_variable_is_refused():
     with pytest.raises(TypeError, match=r"must be contextvars\.ContextVar objects, not 'request'"):
-        Pool(1, context_vars=["request"])
+        Pool(1, context_vars=["request"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="is no global of a module"):
         Pool(1, context_vars=[contextvars.ContextVar("local")])
 

@@ -363,7 +363,7 @@ def made_between_forks(workers: int) -> float:
         made.append(len(os.listdir("/proc/self/fd")))
 
     noting = [True]
-    os.register_at_fork(before=lambda: noting[0] and note())
+    os.register_at_fork(before=lambda: note() if noting[0] else None)
     with Pool(workers, context="fork"):
         noting[0] = False
     return (made[-1] - made[0]) / (workers - 1)

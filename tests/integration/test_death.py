@@ -390,4 +390,6 @@ def test_a_lack_of_memory_is_told(make_pool, gate, monkeypatch):
     assert later.terminate()  # by the pool itself: nothing of the kind is said
     with pytest.raises(Terminated):
         later.get(DEADLINE)
-    assert "memory" not in pool.statistics().exits[-1].reason
+    eventually(lambda: len(pool.statistics().exits) == 2, "two exits")
+    _, last = pool.statistics().exits
+    assert "memory" not in last.reason

@@ -118,7 +118,7 @@ def nothing_left(pool):
     assert threading.active_count() <= threads + 1  # the thread that enforces limits, or none
     for pid, count in open_there.items():
         eventually(
-            lambda pid=pid, count=count: (
+            lambda pid=pid, count=count: (  # type: ignore[misc]
                 not os.path.exists(f"/proc/{pid}/fd") or len(os.listdir(f"/proc/{pid}/fd")) <= count
             ),
             "descriptors are closed in the worker",
@@ -265,12 +265,13 @@ def test_kept_results_hold_no_descriptors(make_pool):
     before = len(numbers())
     kept = [pool.map(bytes, sizes * 20, 1), list(pool.imap(bytes, sizes * 20))]
     kept += [handle.get(DEADLINE) for handle in [pool.apply_async(bytes, (n,)) for n in sizes * 20]]
-    assert len(numbers()) <= before
+    # (Files that were of use may be of use again, and are kept for a second.)
+    eventually(lambda: len(numbers()) <= before, "nothing is kept open")
     assert kept
 
 
 def which_tracker():
-    return os.fstat(resource_tracker.getfd()).st_ino
+    return os.fstat(resource_tracker.getfd()).st_ino  # type: ignore[arg-type]
 
 
 def test_workers_share_the_resource_tracker(make_pool, context):

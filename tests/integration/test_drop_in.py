@@ -62,7 +62,8 @@ def test_names_of_a_pool(make_pool, context, gate):
         visitor.go()
     for _ in range(2):
         gate.arrival().go()
-    a_map.get(DEADLINE)
+    for each in (*results, a_map):
+        each.get(DEADLINE)
     assert not pool._cache
     assert pool._taskqueue.empty()
     pool.close()
@@ -374,7 +375,7 @@ class NestablePool:
         class NoDaemonProcess(multiprocessing.Process):
             daemon = property(lambda self: False, lambda self, value: None)
 
-        class NoDaemonContext(type(multiprocessing.get_context("fork"))):
+        class NoDaemonContext(type(multiprocessing.get_context("fork"))):  # type: ignore[misc]
             Process = NoDaemonProcess
 
         class Nestable(multiprocessing.pool.Pool):
@@ -552,6 +553,7 @@ def run_and_fail(pool):
 def test_a_failed_call_leaves_no_cycle(make_pool):
     pool = make_pool(1)
     run_and_fail(pool)
+    pool.apply(square, (1,))  # the handler has let go of the last job
     gc.collect()
     gc.disable()
     try:
@@ -559,7 +561,7 @@ def test_a_failed_call_leaves_no_cycle(make_pool):
         run_and_fail(pool)
         pool.apply(square, (1,))
         found = [o for o in gc.get_objects() if isinstance(o, MapResult | ApplyResult)]
-        assert len(found) == before
+        assert len(found) <= before  # those of other tests may go meanwhile
     finally:
         gc.enable()
 

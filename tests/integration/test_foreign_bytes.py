@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gate import Door, Gate
+from gate import Gate
 from helpers import DEADLINE, eventually, has_ended, log_start
 from prefork import ApplyResult, Pool, PoolBrokenError, WorkerLostError
 from prefork._engine import roles
@@ -44,7 +44,7 @@ def own_end() -> WorkerEnd:
     )
 
 
-def write_out(data: bytes, gate: Door | None = None) -> int:
+def write_out(data: bytes, gate: Gate | None = None) -> int:
     """A task that writes into its outbox, and then waits or returns."""
     fd = own_end()._outbox
     while data:
@@ -54,7 +54,7 @@ def write_out(data: bytes, gate: Door | None = None) -> int:
     return os.getpid()
 
 
-def exit_with(payload: bytes, gate: Door) -> None:
+def exit_with(payload: bytes, gate: Gate) -> None:
     """A task that sends a report of its exit that nobody can read."""
     job = own_end().board[0]
     header = REPORT.pack(job, 0.0, 0.0, len(payload), Kind.EXITING, 0, 0, MARK)
@@ -134,7 +134,7 @@ def deaf_pool() -> Iterator[Pool]:
         DeafPool.listens.set()
 
 
-def start_and_enter(log: Path, gate: Door, number: int) -> int:
+def start_and_enter(log: Path, gate: Gate, number: int) -> int:
     log_start(log, number)
     gate.enter()
     return number

@@ -16,7 +16,7 @@ import pytest
 
 import prefork
 from gate import enter
-from helpers import DEADLINE, NEVER, eventually, log_start
+from helpers import DEADLINE, NEVER, an_unclosed_pool_says_so, eventually, log_start
 from prefork import (
     ApplyResult,
     Future,
@@ -165,7 +165,7 @@ def test_nobody_else_sets_its_outcome(pool):
         ("set_running_or_notify_cancel", []),
     ]:
         with pytest.raises(concurrent.futures.InvalidStateError, match="its outcome from its pool"):
-            getattr(future, verb)(*args)
+            getattr(future, verb)(*args)  # type: ignore[misc]
     assert future.result(DEADLINE) == 9
 
 
@@ -268,14 +268,17 @@ def test_an_interrupted_wait(pool, gate):
     def interrupt(signum, frame):
         raise Interrupted
 
+    def interrupted(wait):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        wait()
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         future = pool.submit(enter, gate, "ran")
         visitor = gate.arrival()
         for how in (future.result, lambda: wait([future]), lambda: list(as_completed([future]))):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(Interrupted):
-                how()
+                interrupted(how)
         visitor.go()
         assert future.result(DEADLINE) == "ran"
     finally:
@@ -354,7 +357,7 @@ def test_a_pool_lives_as_long_as_its_views():
     del view
     gc.collect()
     assert executor.submit(square, 3).result(DEADLINE) == 9
-    with pytest.warns(ResourceWarning, match="unclosed running"):
+    with an_unclosed_pool_says_so():
         del executor
 
 

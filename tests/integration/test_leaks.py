@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def die(pool):
 
 def use(context, end, jobs):
     pool = Pool(2, context=context)
-    results = [pool.apply_async(abs, (-n,)) for n in range(jobs)]
+    results: list[Any] = [pool.apply_async(abs, (-n,)) for n in range(jobs)]
     results += [pool.apply_async(bytes, (n,)) for n in range(0, jobs * 100_000, 100_000)]
     results += [pool.apply_async(len, (bytes(n),)) for n in range(0, jobs * 100_000, 100_000)]
     end(pool)
@@ -180,7 +181,7 @@ def test_a_result_can_be_referred_to_weakly(make_pool, ask):
     reference = weakref.ref(result)
     gc.collect(0)
     assert reference() is result
-    result.wait(DEADLINE) if hasattr(result, "wait") else next(result)
+    result.wait(DEADLINE) if hasattr(result, "wait") else next(result)  # type: ignore[arg-type]
     gc.collect(0)
     assert reference() is result
     del result

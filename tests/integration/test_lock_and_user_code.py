@@ -348,7 +348,7 @@ class SpiedPopen:
 
 
 def spied_context(context: BaseContext) -> BaseContext:
-    process: Any = context.Process  # type: ignore[attr-defined]
+    process: Any = context.Process
 
     def start(process_obj: Any) -> Any:
         popen = process._Popen(process_obj)
@@ -358,7 +358,7 @@ def spied_context(context: BaseContext) -> BaseContext:
     parts: dict[str, Any] = {}
     if context.get_start_method() != "fork":  # there is no fork but the pool's own
         parts["Process"] = type("Process", (process,), {"_Popen": staticmethod(start)})
-    return type("Context", (SpiedContext, type(context)), parts)()  # type: ignore[no-any-return]
+    return type("Context", (SpiedContext, type(context)), parts)()
 
 
 class SpiedProcess(Pool.Process):
@@ -373,7 +373,7 @@ class SpiedProcess(Pool.Process):
 
 
 class Spied(Watched):
-    Process = SpiedProcess
+    Process = SpiedProcess  # type: ignore[assignment]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import multiprocessing
@@ -343,6 +344,7 @@ def test_a_handler_that_raises_is_told_of_once(make_pool, notes, capfd):
 
 
 def sleep_and_say(seconds):
+    logging.logMultiprocessing = False  # as below
     say_many(100)
     time.sleep(seconds)
 
@@ -437,7 +439,11 @@ def say_for_ever(size):
 def test_workers_that_are_killed_at_any_moment(make_pool, notes, size):
     """What arrives is whole, and without a gap."""
     pool = make_pool(2, forward_logs=True)
-    for _ in range(10):
+
+    def heard():
+        return {record.job for record in notes.records if record.function.endswith("say_for_ever")}
+
+    while len(heard()) < 10:  # one that has no chance to run says nothing
         with pytest.raises(TimeLimitExceeded):
             pool.apply(say_for_ever, (size,), timeout=0.05)
         pool.apply(say, (-1,))
@@ -448,7 +454,7 @@ def test_workers_that_are_killed_at_any_moment(make_pool, notes, size):
             number, text = record.args
             assert text == "x" * size
             jobs.setdefault(record.job, []).append(number)
-    assert len(jobs) == 10
+    assert len(jobs) >= 10
     assert all(numbers == list(range(len(numbers))) for numbers in jobs.values())
 
 
@@ -464,8 +470,10 @@ def say_until_the_limit(size):
 @pytest.mark.parametrize("size", [10, 30_000])
 def test_a_soft_limit_comes_through(make_pool, notes, size, capfd):
     pool = make_pool(1, forward_logs=True)
-    for _ in range(20):
-        assert pool.apply(say_until_the_limit, (size,), soft_timeout=0.02) == "in time"
+    in_time = 0
+    while in_time < 20:
+        with contextlib.suppress(SoftTimeLimitExceeded):  # before it has come to its `try`
+            in_time += pool.apply(say_until_the_limit, (size,), soft_timeout=0.02) == "in time"
     close(pool)
     assert [r.args[0] for r in notes.records].count(-1) == 20
     assert "Logging error" not in capfd.readouterr().err

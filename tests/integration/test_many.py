@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from gate import enter
-from helpers import DEADLINE
+from helpers import DEADLINE, eventually
 from prefork import Pool, Terminated
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
@@ -114,5 +114,5 @@ def test_many_pools_one_after_another():
         with Pool(1) as pool:
             assert pool.apply_async(abs, (-1,), timeout=100, callback=print).get(DEADLINE) == 1
     assert pool.join(DEADLINE)
-    assert len(set(threading.enumerate()) - threads) <= 1
-    assert len(os.listdir("/proc/self/fd")) <= files + 1
+    eventually(lambda: len(set(threading.enumerate()) - threads) <= 1, "threads end")
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= files + 1, "descriptors are closed")

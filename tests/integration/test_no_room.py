@@ -7,6 +7,7 @@ import functools
 import os
 import resource
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def limit_files(size: int) -> None:
 
 def test_a_worker_without_descriptors(worker_pool: Callable[..., Pool]) -> None:
     pool = worker_pool(leave_descriptors, (0,))
-    large = [pool.apply_async(bytes, (LARGE,)) for _ in range(5)]
+    large: list[Any] = [pool.apply_async(bytes, (LARGE,)) for _ in range(5)]
     large += [pool.apply_async(len, (bytes(LARGE),)) for _ in range(5)]
     small = [pool.apply_async(bytes, (size,)) for size in range(20)]
     assert [len(handle.get(DEADLINE)) for handle in large[:5]] == [LARGE] * 5

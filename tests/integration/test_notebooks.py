@@ -79,7 +79,7 @@ def test_the_cells_of_the_page_do_what_it_says(method):
 
     async def use(notebook: Notebook) -> None:
         for cell in cells:
-            expected = re.search(r"# (.*)\n\Z", cell)[1]
+            (expected,) = re.findall(r"# (.*)\n\Z", cell)
             assert await notebook.run(cell.replace("Pool(2)", f"Pool(2, context={method!r})")) == (
                 expected
             )

@@ -65,13 +65,15 @@ def test_the_history_of_exits(make_pool):
     pool = make_pool(1, maxtasksperchild=3)
     for _ in range(3):
         pool.apply(square, (1,))
+    # A successor may be at work before the one before it is accounted for.
+    eventually(lambda: len(pool.statistics().exits) == 1, "the first one leaves")
     with pytest.raises(WorkerLostError):
         pool.apply(os._exit, (7,))
+    eventually(lambda: len(pool.statistics().exits) == 2, "the second one ends")
     with pytest.raises(TimeLimitExceeded):
         pool.apply(time.sleep, (60,), timeout=0.05)
-    first, second, third = eventually(
-        lambda: len(pool.statistics().exits) == 3 and pool.statistics().exits, "three exits"
-    )
+    eventually(lambda: len(pool.statistics().exits) == 3, "three exits")
+    first, second, third = pool.statistics().exits
     assert (first.exitcode, first.tasks, first.reason) == (0, 3, "it has run 3 tasks")
     assert (second.exitcode, second.tasks) == (7, 0)
     assert re.fullmatch(r"it ran job \d+ \(posix._exit\)", second.reason)
@@ -115,6 +117,7 @@ def test_the_log_tells_every_start_and_end_once(make_pool, caplog):
     pool = make_pool(1, maxtasksperchild=2)
     pids = [pool.apply(os.getpid) for _ in range(2)]
     pids.append(pool.apply(os.getpid))
+    eventually(lambda: len(pool.statistics().exits) == 1, "the first one leaves")
     with pytest.raises(WorkerLostError):
         pool.apply(os._exit, (3,))
     pids.append(pool.apply(os.getpid))
@@ -159,14 +162,15 @@ def test_stacks_of_all_workers(make_pool, gate, context):
     waiting = gate.arrival()
     busy = eventually(lambda: handles[1].pid, "the other task runs")
     frames = {"in fullmatch", "in stuck_in_c"}  # an import may call fullmatch(), too
-    eventually(
-        lambda: all(frame in pool.dump_stacks()[busy] for frame in frames),
-        "it has come to the C code",
-    )
-    stacks = pool.dump_stacks()
+
+    def look():
+        """They are where they are to be; and have had a chance to say so."""
+        stacks = pool.dump_stacks()
+        is_there = all(frame in stacks[busy] for frame in frames)
+        return is_there and "in enter" in stacks[waiting.pid] and stacks
+
+    stacks = eventually(look, "all have come so far")
     assert set(stacks) == {worker.pid for worker in pool.statistics().workers}
-    assert "in enter" in stacks[waiting.pid]
-    assert "in stuck_in_c" in stacks[busy]
     waiting.go()
     assert handles[0].get(DEADLINE) == 1
     assert not handles[1].ready()
@@ -205,6 +209,6 @@ def test_workers_that_cannot_tell(make_pool, gate, monkeypatch):
 def test_a_starting_worker_is_left_alone(make_pool, gate):
     pool = make_pool(1, enter, (gate,))
     visitor = gate.arrival()
-    assert "in enter" in pool.dump_stacks()[visitor.pid]
+    eventually(lambda: "in enter" in pool.dump_stacks()[visitor.pid], "it says where it is")
     visitor.go()
     assert pool.apply(square, (3,)) == 9

@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 import pytest
 
@@ -23,6 +24,12 @@ from helpers import DEADLINE, eventually, marked, stop
 from prefork import Terminated, WorkerState
 
 kept: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def time_to_end(monkeypatch):
+    """However long a busy machine takes for the end of a worker that is idle."""
+    monkeypatch.setattr("prefork._engine.lifecycle.TERMINATE_SECONDS", DEADLINE)
 
 
 class Anything:
@@ -172,10 +179,12 @@ def test_a_file_that_cannot_be_written_is_said_and_the_others_are(make_pool, tmp
     assert "No space left on device" in capfd.readouterr().err
 
 
+kept_open: list[IO[str]] = []
+
+
 def open_full():
-    global full
-    full = open("/dev/full", "w")  # noqa: SIM115
-    full.write("x")
+    kept_open.append(open("/dev/full", "w"))  # noqa: SIM115
+    kept_open[0].write("x")
 
 
 def stay(path):

@@ -211,7 +211,7 @@ def test_with_terminates(gate):
 
 def test_with_lets_errors_through():
     with pytest.raises(KeyError), Pool(1) as pool:
-        pool.apply({}.__getitem__, ("x",))
+        pool.apply({}.__getitem__, ("x",))  # type: ignore[arg-type]
 
 
 # --- making one
@@ -232,7 +232,7 @@ def initialize(*args):
     initargs = args
 
 
-initargs = None
+initargs: tuple[object, ...] | None = None
 
 
 def initialized(_):

@@ -117,7 +117,7 @@ def test_counts_of_a_map_that_runs(make_pool, gate):
     result = pool.map_async(enter, [gate] * 3, 1)
     for n in range(3):
         visitor = gate.arrival()
-        eventually(lambda n=n: result.done == n, "the others are counted")
+        eventually(lambda n=n: result.done == n, "the others are counted")  # type: ignore[misc]
         assert (result.failed, result.remaining) == (0, 3 - n)
         visitor.go()
     result.get(DEADLINE)
@@ -252,7 +252,7 @@ def test_tqdm_as_a_class_and_as_a_bar(make_pool):
     pool = make_pool(2)
     made = []
 
-    class Noted(tqdm.tqdm):
+    class Noted(tqdm.tqdm):  # type: ignore[misc, name-defined]
         def __init__(self, **kwargs):
             super().__init__(**kwargs, file=io.StringIO())
             made.append(self)

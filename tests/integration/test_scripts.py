@@ -292,7 +292,9 @@ def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # not so if it was ignored before
-Pool(1, context="fork").terminate()  # what is made once stays
+with Pool(1, context="fork") as pool:
+    pass  # what is made once stays
+assert pool.join(20)
 before = descriptors()
 # In the midst of a fork, by C alone: so it is heard of as soon as the fork has returned.
 signals = [0] * int(sys.argv[1]) + [signal.SIGINT]

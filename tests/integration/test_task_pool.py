@@ -248,5 +248,5 @@ def test_restart_and_repr(make):
     before = calls.next()
     pool.restart()
     eventually(lambda: pool.info["processes"] != [before], "it is replaced")
-    assert repr(pool) == "<TaskPool: 1 processes, 0 tasks>"
+    eventually(lambda: repr(pool) == "<TaskPool: 1 processes, 0 tasks>", "its task is over")
     assert pool.info["tasks"]["finished"] >= 1

@@ -138,7 +138,7 @@ def ignore(path):
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["ignored", "stopped"])
 def test_a_signal_that_does_not_end_it_leaves_it_its_time_limit(make_pool, tmp_path, is_stopped):
     pool = make_pool(1)
-    handle = pool.apply_async(ignore, (tmp_path / "at",), timeout=0.5)
+    handle = pool.apply_async(ignore, (tmp_path / "at",), timeout=1.0)
     pid = int(marked(tmp_path / "at"))
     if is_stopped:
         stop(pid)

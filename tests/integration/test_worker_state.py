@@ -211,6 +211,7 @@ def test_the_state_is_what_the_initializer_returns_and_the_finalizer_gets(
     ledgers, tmp_path, context
 ):
     pool = ledgers(2, context=context)
+    eventually(lambda: all(w.state is WorkerState.IDLE for w in pool.statistics().workers), "start")
     used = pool.map(use_ledger, range(10), 1)
     pids = {process.pid for process in pool._pool}
     pool.close()
@@ -583,16 +584,18 @@ def test_an_executor_takes_the_same(tmp_path, context):
 
 def test_an_executor_refuses_the_same_at_once():
     with pytest.raises(TypeError, match="env must map"):
-        ProcessPoolExecutor(1, env={"A": 1})
+        ProcessPoolExecutor(1, env={"A": 1})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="finalizer must be callable"):
-        ProcessPoolExecutor(1, finalizer="x")
+        ProcessPoolExecutor(1, finalizer="x")  # type: ignore[arg-type]
 
 
 # --- attacked
 
 
 def test_kills_at_any_moment_leave_each_place_taken_once(make_pool, tmp_path):
-    pool = make_pool(3, open_ledger, (tmp_path,), finalizer=close_ledger, env=devices)
+    pool = make_pool(
+        3, open_ledger, (tmp_path,), finalizer=close_ledger, env=devices, max_restarts=1000
+    )
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         result = pool.map_async(device, range(30), 1, retries=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from helpers import METHODS
-from standard.futures_runner import PARTS
+from standard.futures_runner import PARTS, are_here
 
 RUNNER = Path(__file__).with_name("futures_runner.py")
 
 pytestmark = [
     pytest.mark.skipif(
-        importlib.util.find_spec("test") is None
-        or importlib.util.find_spec("test.test_concurrent_futures") is None,
+        not are_here(),
         reason="this interpreter comes without CPython's tests",
     ),
     pytest.mark.timeout(300),  # they sleep a lot

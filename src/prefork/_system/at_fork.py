@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from itertools import chain, starmap
+from itertools import chain, compress, starmap
 from typing import Any, Protocol, TypeVar
 
 from prefork._system.locks import RLock
@@ -192,22 +192,66 @@ def holding_logging() -> Iterator[None]:
     """
     held: list[Any] = []
     try:
-        if (logging := sys.modules.get("logging")) is not None:
-            # In the order in which logging itself takes them, where it takes both.
-            _hold(getattr(logging, "_lock", None), held)
-            for find in list(getattr(logging, "_handlerList", ())):
-                _hold(getattr(find(), "lock", None), held)
+        # The guard first: who waits for it, as each fork does, must not have what others wait for.
+        # Then in the order in which logging itself takes its locks, where it takes both.
+        _hold_guard_and_logging(held)
+        for find in list(getattr(sys.modules.get("logging"), "_handlerList", ())):
+            _hold(getattr(find(), "lock", None), held)
         yield
     finally:
-        while held:
-            with suppress(RuntimeError):  # it is another one by now, in the child
-                held.pop().release()
+        _release(held)
 
 
-def _hold(lock: Any, held: list[Any]) -> None:
-    with suppress(Exception):  # none; or somebody's own, which knows no timeout
-        if lock.acquire(timeout=LOCK_SECONDS):
-            held.append(lock)
+def _hold_guard_and_logging(held: list[Any]) -> None:
+    """Hold the guard, and the lock that logging's own hook takes in each fork after ours.
+
+    Neither is waited for while the other is held, at least not for long: whoever has the other may
+    be waiting for the one. That is a thread that is about to fork, too; or one that has logging's
+    lock, and there the garbage collector closes what nobody refers to any more.
+    """
+    while True:
+        _take(_guard, held)
+        lock = getattr(sys.modules.get("logging"), "_lock", None)
+        if _hold(lock, held):
+            return
+        held.pop().release()
+        waited: list[Any] = []
+        _hold(lock, waited)  # with empty hands
+        _release(waited)
+
+
+def _hold(lock: Any, held: list[Any]) -> bool:
+    """False if somebody else has it, for long."""
+    with suppress(Exception):  # there is none; or it is somebody's own, which knows no timeout
+        return _take(lock, held, LOCK_SECONDS)
+    return True
+
+
+def _take(lock: Any, held: list[Any], timeout: float = -1.0) -> bool:
+    """Acquire a lock. It is in the list then, also if a signal handler raises at this moment."""
+    before = len(held)
+    held.extend(compress((lock,), starmap(lock.acquire, ((True, timeout),))))
+    return len(held) > before
+
+
+def _release(held: list[Any]) -> None:
+    while held:
+        with suppress(RuntimeError):  # it is another one by now, in the child
+            held.pop().release()
+
+
+_forks = threading.local()  # `held`: for each fork that this thread is in, what it holds
+
+
+def _before() -> None:
+    held: list[Any] = []
+    _forks.__dict__.setdefault("held", []).append(held)
+    _hold_guard_and_logging(held)
+
+
+def _after() -> None:
+    if forks := getattr(_forks, "held", None):
+        _release(forks.pop())
 
 
 def _after_in_child() -> None:
@@ -241,3 +285,5 @@ os.register_at_fork(
     after_in_parent=_guard.release,
     after_in_child=_after_in_child,
 )
+# Before that one, and after it: the last that is registered comes first.
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)

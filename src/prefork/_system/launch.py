@@ -8,6 +8,7 @@ The process stays a zombie, whose number is its own, until the pool has accounte
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import time
@@ -39,29 +40,6 @@ STATUS_SECONDS = 1.0
 """How long to wait for a fork server to tell the exit code of a child that has ended."""
 
 STEP_SECONDS = 0.05
-
-ASKING = 6
-"""Descriptors that whoever asks a fork server for a child makes: a socket, two pipes, one more."""
-
-
-def _check_room() -> None:
-    """That many can be made.
-
-    A fork server ends when somebody connects to it and then has no descriptors left to send: it
-    does not expect that the connection is closed. Its children would be orphaned, which ends those
-    that are stopped, and nobody could tell how the others end.
-
-    Raises:
-        OSError: they cannot.
-    """
-    room = at_fork.Descriptors()
-    try:
-        with at_fork.creating():
-            for _ in range(ASKING // 2):
-                for fd in os.pipe():
-                    room.add(fd)
-    finally:
-        room.close()
 
 
 def peek(popen: Any, flag: int) -> int | None:
@@ -232,9 +210,13 @@ class Foreign(Launch):
     def __init__(self, process: Process, context: BaseContext, fds: tuple[int, ...]) -> None:
         super().__init__(process, None)
         self.fds = fds
-        self._popen = std_internals.popen(context)
         self._method = context.get_start_method()
         self._server = std_internals.fork_server_of(context)
+        self._popen = std_internals.popen(context)
+        if std_internals.asks_server(context):
+            from prefork._system.server_child import ServerChild  # large
+
+            self._popen = functools.partial(ServerChild, server=self._server)
         self._popens: list[Any] = []  # of one process, once it has been started
         self._lock = Lock()
         self._is_closed = False
@@ -261,8 +243,6 @@ class Foreign(Launch):
     def launch(self) -> None:
         try:
             with surviving_interrupts(self._method, self._server):
-                if self._server is not None:
-                    _check_room()
                 # All in C: nothing comes between the start and its being known.
                 self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
         except (ConnectionError, EOFError) as exc:

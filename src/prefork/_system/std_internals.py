@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from typing import Any
 from prefork._system.locks import RLock
 
 __all__ = [
+    "ask_server",
+    "asks_server",
     "become_current",
     "before_threads_end",
     "children",
@@ -36,6 +39,7 @@ __all__ = [
     "leave_threads",
     "popen",
     "preload",
+    "read_number",
     "reducers",
     "run_exit_functions",
     "server_pid",
@@ -55,6 +59,12 @@ def popen(context: BaseContext) -> Callable[[BaseProcess], Any]:
     """What starts a process in this context, and then stands for it."""
     start: Callable[[BaseProcess], Any] = context.Process._Popen  # type: ignore[attr-defined]
     return start
+
+
+def asks_server(context: BaseContext) -> bool:
+    """Whether it is a fork server that is asked for processes, in the standard library's way."""
+    asked = getattr(mp_context, "ForkServerProcess", None)
+    return asked is not None and getattr(context, "Process", None) is asked
 
 
 def children() -> set[BaseProcess]:
@@ -131,6 +141,43 @@ def fork_server_of(context: BaseContext) -> Any:
     from multiprocessing import forkserver  # large
 
     return getattr(context, "server", forkserver._forkserver)
+
+
+def ask_server(server: Any, pipes: list[int], more: list[int]) -> None:
+    """Ask a fork server that runs for a child. All but the connection itself is there already, so
+    that the server is told what it wants to know, or not even connected to.
+
+    Args:
+        pipes: what the child reads from, and what the server tells its number and status through.
+        more: other descriptors that the child is to have.
+
+    Raises:
+        OSError: the server has ended; or no descriptor is left.
+        ValueError: these are too many descriptors.
+    """
+    from multiprocessing import connection, forkserver, reduction, resource_tracker
+
+    server.ensure_running()
+    fds = [*pipes, server._forkserver_alive_fd, resource_tracker.getfd(), *more]
+    if len(fds) >= forkserver.MAXFDS_TO_SEND:
+        raise ValueError(f"a process can be given {forkserver.MAXFDS_TO_SEND} descriptors")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(server._forkserver_address)
+        if key := getattr(server, "_forkserver_authkey", None):  # from Python 3.14 on
+            link: Any = connection.Connection(client.fileno())
+            try:
+                connection.answer_challenge(link, key)
+                connection.deliver_challenge(link, key)
+            finally:
+                link._detach()
+        reduction.sendfds(client, fds)
+
+
+def read_number(status: int) -> int:
+    """What a fork server tells of a child: its process id; later, its exit code."""
+    from multiprocessing import forkserver
+
+    return int(forkserver.read_signed(status))
 
 
 def preload(server: Any, module: str) -> None:

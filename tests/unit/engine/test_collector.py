@@ -484,7 +484,7 @@ def test_the_end_of_the_pool_keeps_what_is_done(pool: FakePool) -> None:
     assert isinstance(outcomes[-1].value, Terminated)
 
 
-@pytest.mark.parametrize(("size", "begun"), [(5, 2), (5, 5), (2, 2)])
+@pytest.mark.parametrize(("size", "begun"), [(5, 3), (5, 5), (3, 3)])
 def test_what_its_dead_worker_has_noted_since_then_is_too_late(
     pool: FakePool, size: int, begun: int
 ) -> None:
@@ -498,4 +498,5 @@ def test_what_its_dead_worker_has_noted_since_then_is_too_late(
     worker.die()
     pool.supervise()
     assert [each.ok for each in pool.told.value(job)] == [True, *[False] * (size - 1)]
+    assert job.first == 1  # what was told stays as it was
     assert worker.handle.phase is Phase.REAPED

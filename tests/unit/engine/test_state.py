@@ -16,7 +16,7 @@ from prefork._engine.state import (
     OpenJobs,
     OutcomeQueue,
 )
-from prefork._ipc.outcome import Large, Outcome, encode_result
+from prefork._ipc.outcome import Large, Outcome, Part, encode_result
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import Kind
 from prefork._policy.job import NULL_SINK, RESOLVED, Job, WorkerSlot
@@ -137,6 +137,17 @@ def test_a_chunks_outcomes_are_told_one_by_one(queue: Queue, told: Told) -> None
     queue.add(job, Kind.OUTCOMES, dumps([(True, dumps(1)), (True, dumps(2))]))
     queue.deliver()
     assert told.value(job) == [Outcome(True, 1), Outcome(True, 2)]
+
+
+def test_a_part_of_a_resolved_job_is_too_late(open_jobs: OpenJobs, told: Told) -> None:
+    """Else it would be kept for ever: nobody comes for it any more."""
+    early, late = Job(told, "task", size=5), Job(told, "task", size=5)
+    for job in (early, late):
+        open_jobs.add(job)
+    open_jobs.add_part(early, Part(2, dumps([])))
+    open_jobs.fail(late, ValueError("too late"))
+    open_jobs.add_part(late, Part(2, dumps([])))
+    assert (early.first, late.first) == (2, 0)
 
 
 def test_a_sink_that_raises_hears_of_it_and_does_not_keep_the_others_from_theirs(
