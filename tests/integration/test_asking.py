@@ -97,7 +97,7 @@ def test_it_can_be_turned_off(make_pool, monkeypatch):
 
 def test_what_observable_may_be():
     with pytest.raises(TypeError, match='observable must be a bool or "control", not 7'):
-        Pool(1, observable=7)
+        Pool(1, observable=7)  # type: ignore[arg-type]
 
 
 def test_nothing_is_left_behind(make_pool):
@@ -194,7 +194,11 @@ def test_who_is_gone_when_the_answer_comes(asked):
 def test_only_so_many_are_heard_in_a_second(make_pool, monkeypatch):
     """A flood costs the pool next to nothing, and later everybody is heard again."""
     heard = []
-    note = lambda self: heard.append(time.monotonic()) or b""  # noqa: E731
+
+    def note(_):
+        heard.append(time.monotonic())
+        return b""
+
     monkeypatch.setattr("prefork._engine.answers.Answers._statistics", note)
     monkeypatch.setattr(endpoint, "PER_SECOND", 5)
     pool = make_pool(1)
