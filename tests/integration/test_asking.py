@@ -154,8 +154,9 @@ def test_a_bug_in_there_does_not_end_the_pool(make_pool, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     "question",
-    [b"", b"\xff\0\n" * 80, b"x" * 10_000, b"stack", b"stack -1", b"stack 1e3", b"stack " * 40,
-     b"terminate 1 1", b"statistics statistics", b"stack 99999999999999999999999"],
+    [b"", b"\xff\0\n" * 80, b"x" * 10_000, b"stacks", b"stacks -1", b"stacks 1e3", b"stacks " * 40,
+     b"stacks" + b" 1" * 99, b"terminate 1 1", b"statistics statistics",
+     b"stacks 99999999999999999999999"],
 )  # fmt: skip
 def test_garbage_is_answered_or_ignored(asked, question):
     with client() as sock:
@@ -234,6 +235,23 @@ def test_another_user_is_not_answered(asked):
 
 
 # --- what may be asked
+
+
+def test_the_stacks_of_many_workers_take_few_questions(make_pool, monkeypatch):
+    """No more than so many are heard in a second."""
+    questions = []
+    ask_all = asking.ask_all
+
+    def note(addresses, question=""):
+        questions.append(question)
+        return ask_all(addresses, question)
+
+    pool = make_pool(20)
+    eventually(lambda: {w.state for w in pool.statistics().workers} == {"idle"}, "they are ready")
+    pids = {worker.pid for worker in pool.statistics().workers}
+    monkeypatch.setattr(asking, "ask_all", note)
+    assert set(asking.stacks(ours()[-1], pids)) == pids
+    assert len(questions) < len(pids)
 
 
 def test_a_process_that_is_not_there():

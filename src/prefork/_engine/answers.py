@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefork._observe.questions import (
     LONGEST_ANSWER,
-    STACK,
+    MOST_STACKS,
+    STACKS,
     STATISTICS,
     TERMINATE,
     encode,
@@ -46,8 +47,10 @@ class Answers:
         match question.split():
             case [str(word)] if word == STATISTICS:
                 return self._statistics()
-            case [str(word), pid] if word == STACK and _is_number(pid):
-                answer = encode({"stack": self._observer.stack_so_far(int(pid))})
+            case [str(word), *pids] if word == STACKS and all(map(_is_number, pids)):
+                look = self._observer.stack_so_far
+                found = {pid: look(int(pid)) for pid in pids[:MOST_STACKS]}
+                answer = encode({"stacks": found})
             case [str(word), pid, job] if word == TERMINATE and _is_number(pid) and _is_number(job):
                 answer = encode(self._terminate(int(pid), int(job)))
             case _:

@@ -14,7 +14,8 @@ from prefork._observe.questions import (
     CREDENTIALS,
     IS_SUPPORTED,
     LONGEST_ANSWER,
-    STACK,
+    MOST_STACKS,
+    STACKS,
     STATISTICS,
     TERMINATE,
     Address,
@@ -25,10 +26,11 @@ from prefork._system.resources import read_text
 
 __all__ = ["AskingError", "ask", "ask_all", "find", "stacks", "terminate"]
 
-ANSWER_SECONDS: Final = 1.0
-"""So long an answer is waited for; it takes a millisecond, if the pool's process runs."""
-STACK_SECONDS: Final = 1.5
-_PAUSE: Final = 0.005  # seconds between two questions for the same stack
+ANSWER_SECONDS: Final = 2.0
+"""So long an answer is waited for. It takes a millisecond, if the pool's process runs; where many
+ask, nobody may be heard for a second."""
+STACK_SECONDS: Final = 1.5  # for a worker to write its stack
+_PAUSE: Final = 0.005  # seconds between two questions for the same stack, at first
 
 _NAMES: Final = "/proc/net/unix"
 
@@ -126,14 +128,19 @@ def stacks(address: Address, pids: Iterable[int]) -> dict[int, str]:
     deadline = time.monotonic() + STACK_SECONDS
     left = list(pids)
     found: dict[int, str] = {}
+    pause = _PAUSE
     while left and time.monotonic() < deadline:
-        for pid in list(left):
-            text = ask(address, f"{STACK} {pid}").get("stack")
-            if isinstance(text, str):
-                found[pid] = text
-                left.remove(pid)
+        for first in range(0, len(left), MOST_STACKS):
+            question = " ".join([STACKS, *map(str, left[first : first + MOST_STACKS])])
+            told = ask(address, question).get("stacks")
+            if isinstance(told, dict):
+                found |= {
+                    pid: told[str(pid)] for pid in left if isinstance(told.get(str(pid)), str)
+                }
+        left = [pid for pid in left if pid not in found]
         if left:
-            time.sleep(_PAUSE)
+            time.sleep(pause)
+            pause *= 2.0
     return found | dict.fromkeys(left, "(it does not take signals)")
 
 

@@ -22,7 +22,8 @@ __all__ = [
     "IS_SUPPORTED",
     "LONGEST_ANSWER",
     "LONGEST_QUESTION",
-    "STACK",
+    "MOST_STACKS",
+    "STACKS",
     "STATISTICS",
     "TERMINATE",
     "Address",
@@ -35,8 +36,10 @@ IS_SUPPORTED: Final = sys.platform == "linux" and hasattr(socket, "SO_PASSCRED")
 """Whether this system has abstract sockets, and tells who has sent a datagram."""
 
 STATISTICS: Final = "statistics"  # what there is now
-STACK: Final = "stack"  # and a worker's process id: the Python stack of that one
+STACKS: Final = "stacks"  # and some workers' process ids: the Python stacks of those
 TERMINATE: Final = "terminate"  # and a worker's process id, and the number of its job
+
+MOST_STACKS: Final = 16  # that are asked for at once
 
 LONGEST_QUESTION: Final = 256  # bytes
 LONGEST_ANSWER: Final = 1 << 18  # bytes, compressed; no datagram is longer
