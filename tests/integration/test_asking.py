@@ -18,7 +18,7 @@ from helpers import DEADLINE, eventually, stop
 from prefork import Pool, Terminated
 from prefork._observe import asking, endpoint
 from prefork._observe.asking import AskingError
-from prefork._observe.questions import IS_SUPPORTED, Address
+from prefork._observe.questions import IS_SUPPORTED, Address, encode
 
 pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="there are no abstract Unix sockets here")
 
@@ -305,7 +305,16 @@ def test_a_pool_that_has_ended(owner):
 
 @pytest.mark.parametrize("answer", [b"", b"\0", b"x" * 100, b"x\x9c\xab\x56\x02\0"])
 def test_what_is_answered_may_be_garbage(answer):
-    address = Address(os.geteuid(), os.getpid(), 999_999)
+    answers_wrongly(Address(os.geteuid(), os.getpid(), 999_999), answer, "cannot be understood")
+
+
+def test_whoever_has_taken_the_name_of_anothers_pool_is_not_believed():
+    address = Address(os.geteuid() + 1, os.getpid(), 999_999)
+    answers_wrongly(address, encode({"phase": "running"}), "is not what it says")
+
+
+def answers_wrongly(address, answer, why):
+    """Somebody answers at this address; what is asked there fails so."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as false:
         false.bind(address.name)
 
@@ -315,7 +324,7 @@ def test_what_is_answered_may_be_garbage(answer):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(AskingError, match="cannot be understood"):
+        with pytest.raises(AskingError, match=why):
             asking.ask(address)
         thread.join()
 
