@@ -4,9 +4,11 @@
 
 The rooms, from the top; a module imports only from its own room and those below:
 
-    cli, __main__         `prefork map`: a function over many inputs, from the command line
+    cli, __main__         `prefork map`: a function over many inputs, from the command line;
+                          `prefork ps`, `top` and `stacks`: what pools do
     celery                celery's worker pool
     joblib                the backend for joblib, and so for scikit-learn
+    metrics               a pool's figures for Prometheus and OpenTelemetry
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
     executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`
@@ -19,7 +21,8 @@ The rooms, from the top; a module imports only from its own room and those below
     _engine               one running pool: `engine` makes the parts, `drivers` have them work
     _policy, _worker      what decides; what runs in a worker process
     _ipc                  what travels between them, and the channel that it goes through
-    _observe              what is seen of tasks while they run: progress, log records, output
+    _observe              what is seen of tasks while they run: progress, log records, output;
+                          and of pools from outside: where they are asked, and how
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
     buildinfo             whether this is compiled
@@ -95,7 +98,14 @@ if TYPE_CHECKING:
     from prefork.executor import ProcessPoolExecutor
     from prefork.pool import Pool
     from prefork.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
-    from prefork.statistics import PoolStatistics, WorkerExit, WorkerState, WorkerStatistics
+    from prefork.statistics import (
+        FailureCounts,
+        Histogram,
+        PoolStatistics,
+        WorkerExit,
+        WorkerState,
+        WorkerStatistics,
+    )
     from prefork.taskpool.pool import TaskPool
 
 __version__ = "0.1.0"
@@ -109,7 +119,9 @@ __all__ = [
     "CurrentJob",
     "CurrentWorker",
     "DeadlineExceeded",
+    "FailureCounts",
     "Future",
+    "Histogram",
     "IMapIterator",
     "IMapUnorderedIterator",
     "LimitExceeded",
@@ -155,7 +167,14 @@ _HOMES = {
     "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],
     "prefork.pool": ["Pool"],
-    "prefork.statistics": ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"],
+    "prefork.statistics": [
+        "FailureCounts",
+        "Histogram",
+        "PoolStatistics",
+        "WorkerExit",
+        "WorkerState",
+        "WorkerStatistics",
+    ],
     "prefork.taskpool": ["TaskPool"],
     "prefork._verbs.executors": ["PoolExecutor"],
     "prefork._verbs.futures": ["Future"],

@@ -30,6 +30,9 @@ __all__ = [
     "remote_traceback",
 ]
 
+OUT_OF_MEMORY = "the kernel was out of memory"
+"""A `WorkerLostError.note`."""
+
 
 @public
 class PreforkError(Exception):

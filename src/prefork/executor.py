@@ -63,7 +63,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         timeout, soft_timeout, lost_worker_timeout: as those of `Pool`; all that follow, too.
         max_memory_per_child, max_memory_per_task: …
         max_restarts, start_timeout, finalizer, env, cpu_affinity: …
-        inner_max_num_threads, forward_logs, context_vars, capture_output: …
+        inner_max_num_threads, forward_logs, context_vars, capture_output, observable: …
 
     Raises:
         ValueError: a number is out of range.
@@ -93,6 +93,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
         forward_logs: bool | str = False,
         context_vars: Iterable[ContextVar[Any]] = (),
         capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
+        observable: bool | Literal["control"] = True,
     ) -> None:
         check_callables(initializer=initializer)
         if max_workers is not None:
@@ -113,6 +114,7 @@ class ProcessPoolExecutor(BaseExecutor, ExecutorNames):
             env=env,
             cpu_affinity=cpu_affinity,
             inner_max_num_threads=inner_max_num_threads,
+            observable=observable,
         )
         self._options = observing(options, forward_logs, capture_output, context_vars)
         self._pool: Pool | None = None

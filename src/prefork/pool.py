@@ -98,6 +98,9 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         capture_output: what tasks, and what they call or start, write to descriptors 1 and 2.
             "prefix": it is written to where this process prints, line by line, with the worker and
             the job. A function: it is called with each line, a `prefork.OutputLine`.
+        observable: whether `prefork top` and its like, run by the same user, may ask this pool what
+            it does (where the system is Linux, and `PREFORK_OBSERVABLE` does not say `0`).
+            "control": they may end jobs, too.
 
     Raises:
         ValueError: `processes`, `maxtasksperchild` or a limit is out of range, or there is no such
@@ -159,6 +162,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
         forward_logs: bool | str = False,
         context_vars: Iterable[ContextVar[Any]] = (),
         capture_output: Literal["prefix"] | Callable[[OutputLine], object] | None = None,
+        observable: bool | Literal["control"] = True,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -185,6 +189,7 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             env=env,
             cpu_affinity=cpu_affinity,
             inner_max_num_threads=inner_max_num_threads,
+            observable=observable,
         )
         options = options._replace(
             process_class=self.Process, soft_limit=self.SoftTimeLimitExceeded

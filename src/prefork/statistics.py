@@ -3,11 +3,18 @@
 # Annotations are evaluated here: as strings, they would be looked up where the names are public.
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefork._public import public
 
-__all__ = ["PoolStatistics", "WorkerExit", "WorkerState", "WorkerStatistics"]
+__all__ = [
+    "FailureCounts",
+    "Histogram",
+    "PoolStatistics",
+    "WorkerExit",
+    "WorkerState",
+    "WorkerStatistics",
+]
 
 
 @public
@@ -41,6 +48,7 @@ class WorkerStatistics(NamedTuple):
         memory: what it has resident, KiB; None where that cannot be told.
         item: of a chunk whose calls have outcomes of their own (`imap`, `each_async`), which one it
             runs, from 0 on; or None.
+        since_time: `since` as the time of day (`time.time`).
     """
 
     pid: int
@@ -52,6 +60,7 @@ class WorkerStatistics(NamedTuple):
     tasks: int
     memory: int | None
     item: int | None = None
+    since_time: float | None = None
 
 
 @public
@@ -65,6 +74,7 @@ class WorkerExit(NamedTuple):
             is unknown.
         reason: why it ended, in words.
         tasks: how many it had finished.
+        time: when that was seen, as the time of day (`time.time`).
     """
 
     pid: int
@@ -72,6 +82,49 @@ class WorkerExit(NamedTuple):
     exitcode: int | None
     reason: str
     tasks: int
+    time: float = 0.0
+
+
+@public
+class FailureCounts(NamedTuple):
+    """How many jobs had an error, by what it was.
+
+    Attributes:
+        raised: what the function has raised, a soft time limit among it; or what came back could
+            not be sent.
+        worker_lost: the worker has ended while it ran the job.
+        out_of_memory: the same, and the kernel has killed it for lack of memory.
+        time_limit, deadline, memory_limit: the job had more than it may have.
+        terminated: by the caller, or with the pool.
+        cancelled: before it was started.
+        other: it could not be sent to a worker, or the pool could start none.
+    """
+
+    raised: int = 0
+    worker_lost: int = 0
+    out_of_memory: int = 0
+    time_limit: int = 0
+    deadline: int = 0
+    memory_limit: int = 0
+    terminated: int = 0
+    cancelled: int = 0
+    other: int = 0
+
+
+@public
+class Histogram(NamedTuple):
+    """How long something took, how often.
+
+    Attributes:
+        bounds: of the buckets, in seconds: always the same ones.
+        counts: one more than those. Each is how many took at most so long, and longer than the
+            bound before; the last one, how many took longer than any.
+        seconds: all of them together.
+    """
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    seconds: float = 0.0
 
 
 @public
@@ -87,6 +140,13 @@ class PoolStatistics(NamedTuple):
         failed: how many had an error.
         retried: how many runs have followed one that had failed.
         exits: the last workers that have ended, the newest at the end.
+        ended: how many workers have ended until now.
+        failures: `failed`, by what it was.
+        queue_time: how long jobs have waited for a worker, from when they were handed in, or were
+            to be run again, until they were started. Of each run that is over.
+        run_time: how long these runs took.
+        time: of this snapshot, as the time of day (`time.time`).
+        monotonic: the same by `time.monotonic`.
     """
 
     processes: int
@@ -97,3 +157,24 @@ class PoolStatistics(NamedTuple):
     failed: int
     retried: int
     exits: tuple[WorkerExit, ...]
+    ended: int = 0
+    failures: FailureCounts = FailureCounts()
+    queue_time: Histogram = Histogram()
+    run_time: Histogram = Histogram()
+    time: float = 0.0
+    monotonic: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in dicts, lists, numbers and strings: what JSON can say."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if hasattr(value, "_fields"):
+        return {name: _plain(each) for name, each in zip(value._fields, value, strict=True)}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
 
 from gate import enter
 from helpers import DEADLINE, eventually, stop
-from prefork import TimeLimitExceeded, WorkerLostError, WorkerState
+from prefork import FailureCounts, TimeLimitExceeded, WorkerLostError, WorkerState
 
 
 def square(x):
@@ -59,6 +61,66 @@ def test_statistics_of_a_pool_at_work(make_pool, gate, context):
     )
     with pytest.raises(AttributeError):
         statistics.queued = 3
+
+
+def test_failures_are_counted_by_kind(make_pool, gate):
+    pool = make_pool(1)
+    pool.apply_async(fail).wait(DEADLINE)
+    pool.apply_async(os._exit, (7,)).wait(DEADLINE)
+    pool.apply_async(time.sleep, (60,), timeout=0.05).wait(DEADLINE)
+    pool.apply_async(square, (threading.Lock(),)).wait(DEADLINE)  # cannot be pickled
+    running = pool.apply_async(enter, (gate,))
+    gate.arrival()
+    waiting = pool.apply_async(square, (1,))
+    assert waiting.cancel()
+    running.terminate()
+    for handle in (running, waiting):
+        handle.wait(DEADLINE)
+    statistics = pool.statistics()
+    expected = FailureCounts(
+        raised=1, worker_lost=1, time_limit=1, cancelled=1, terminated=1, other=1
+    )
+    assert statistics.failures == expected
+    assert statistics.failed == sum(expected) == 6
+
+
+def test_how_long_jobs_wait_and_run(make_pool, gate):
+    pool = make_pool(1)
+    blocker = pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    waiting = [pool.apply_async(square, (x,)) for x in range(3)]
+    since = time.monotonic()
+    eventually(lambda: time.monotonic() - since > 0.02, "they have waited")
+    visitor.go()
+    for handle in (blocker, *waiting):
+        handle.get(DEADLINE)
+    pool.apply_async(time.sleep, (60,), timeout=0.05).wait(DEADLINE)  # it has run, too
+    queue, run = pool.statistics().queue_time, pool.statistics().run_time
+    assert sum(queue.counts) == sum(run.counts) == 5
+    assert len(queue.counts) == len(queue.bounds) + 1
+    assert queue.seconds > 3 * 0.02
+    assert run.seconds > 0.02 + 0.04
+    slow = sum(n for n, bound in zip(run.counts[1:], run.bounds, strict=True) if bound >= 0.01)
+    assert slow >= 2  # what blocked the others, and what was ended
+
+
+def test_statistics_as_json(make_pool, gate):
+    pool = make_pool(1)
+    pool.apply_async(os._exit, (7,)).wait(DEADLINE)
+    before = time.time()
+    pool.apply_async(enter, (gate,))
+    visitor = gate.arrival()
+    statistics = pool.statistics()
+    told = json.loads(json.dumps(statistics.as_dict()))
+    visitor.go()
+    assert set(told) == set(statistics._fields)
+    (worker,) = told["workers"]
+    assert (worker["state"], worker["function"]) == ("busy", "gate.enter")
+    assert before - 1 <= worker["since_time"] <= told["time"] <= time.time()
+    assert told["ended"] == len(told["exits"]) == 1
+    assert before - DEADLINE <= told["exits"][0]["time"] <= told["time"]
+    assert told["failures"]["worker_lost"] == 1
+    assert told["run_time"]["counts"] == list(statistics.run_time.counts)
 
 
 def test_the_history_of_exits(make_pool):

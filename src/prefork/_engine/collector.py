@@ -105,6 +105,7 @@ class Collector:
                     seconds += duration
                     if (job := worker.sent.pop(job_id, None)) is not None:
                         job.note_run(worker.pid, started, duration)
+                        self._open_jobs.note_run(job, started, duration)
                         self._finish(worker, job, kind, payload)
                     elif worker.lost_job is None or worker.lost_job.id != job_id:
                         self._quarantine(worker, "it reported a job that it was not sent")
@@ -227,6 +228,8 @@ class Collector:
         if reason is not None and reason.job is not job:
             reason = None
         seconds = self._seconds_of(worker, job)
+        if worker.running()[0] == job.id:
+            self._open_jobs.note_run(job, job.started, job.seconds)
         begun = self.note_items(worker, job) if is_over else None
         if begun == 0 and (reason is None or not reason.is_final):  # it was between two of them
             self._retrier.go_on(job)

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import util
 from typing import Any, NamedTuple
 
+from prefork._engine.answers import Answers
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.collector import Collector
 from prefork._engine.dispatcher import Dispatcher
@@ -42,13 +43,15 @@ from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
 from prefork._ipc.main_module import WorkersMain
 from prefork._ipc.memfd import MemfdCache
+from prefork._observe.endpoint import Endpoint, is_wanted
+from prefork._observe.questions import IS_SUPPORTED
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
 from prefork._policy.timers import MEMORY_SECONDS, Timers
 from prefork._system import at_fork, event_loops
 from prefork._system.condition import Condition
 from prefork._system.locks import RLock
-from prefork._system.log import Log
+from prefork._system.log import DEBUG, Log
 from prefork._system.resources import available_cpus
 from prefork._system.threads import BackgroundThread
 from prefork._system.uninterrupted import uninterrupted
@@ -199,6 +202,7 @@ class Engine:
             # At the interpreter's exit, before multiprocessing waits for its children.
             self._finalizer = util.Finalize(None, self._at_exit, exitpriority=15)
             self._spawner.spawn_first()
+            uninterrupted(self._be_observable)
             if self._taps is not None:
                 self._taps.start()
             self.driver.start(self._roles)
@@ -207,6 +211,18 @@ class Engine:
             self._undo()
             self._log.flush(LOG_SECONDS)
             raise
+
+    def _be_observable(self) -> None:
+        """It can be asked from outside what it does; unless that is not wanted, or not possible."""
+        if not (self.options.is_observable and is_wanted() and IS_SUPPORTED):
+            return
+        answers = Answers(self.state, self.observer, self.terminator, self.options)
+        try:
+            endpoint = Endpoint(answers)
+        except OSError as exc:  # no descriptor is left; or where it runs, none is allowed
+            self._log.note(DEBUG, "this pool cannot be asked from outside: %s", str(exc))
+            return
+        self.supervisor.serve(endpoint)
 
     def _undo(self) -> None:
         """The start has failed, or was interrupted: end what there is, and wait for that."""

@@ -6,9 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 from prefork._engine.worker_handle import Phase, WorkerHandle
+from prefork._policy.durations import BOUNDS, Durations
 from prefork._system.locks import RLock
 from prefork._system.stacks import LOOK
-from prefork.statistics import PoolStatistics, WorkerState
+from prefork.statistics import FailureCounts, Histogram, PoolStatistics, WorkerState
 
 if TYPE_CHECKING:
     from prefork._engine.state import PoolState
@@ -18,6 +19,7 @@ __all__ = ["Observer"]
 
 STACK_SECONDS = 1.0
 """How long to wait for a worker's stack; it takes less than a millisecond, if the worker runs."""
+NO_SIGNALS = "(it does not take signals)"
 _PAUSE = 0.0002  # seconds between two looks at whether it is there
 
 
@@ -26,11 +28,16 @@ class Observer:
         self._state = state
         self._supervisor = supervisor
         self._one_at_a_time = RLock()
+        self._looks: dict[int, float] = {}  # by process id: until when an answer may come
 
-    def statistics(self) -> PoolStatistics:
+    def statistics(self, measured: bool = True) -> PoolStatistics:
+        """
+        Args:
+            measured: the memory of workers, too. The system is asked for it, with the lock held.
+        """
         state = self._state
         with state.lock:
-            workers = tuple(worker.statistics() for worker in state.workers)
+            workers = tuple(worker.statistics(measured) for worker in state.workers)
             running = sum(worker.current_job() is not None for worker in state.workers)
             return PoolStatistics(
                 self._supervisor.processes,
@@ -41,6 +48,12 @@ class Observer:
                 state.open_jobs.failed,
                 state.open_jobs.retried,
                 tuple(self._supervisor.history),
+                self._supervisor.ended_workers,
+                FailureCounts(**state.open_jobs.failures),
+                _histogram(state.open_jobs.queue_time),
+                _histogram(state.open_jobs.run_time),
+                time.time(),
+                time.monotonic(),
             )
 
     def stacks(self) -> dict[int, str]:
@@ -54,6 +67,30 @@ class Observer:
                 worker.pid: refusal or self._stack(worker, deadline)
                 for worker, refusal in asked.items()
             }
+
+    def stack_so_far(self, pid: int) -> str | None:
+        """The same for one worker, without waiting: None is an invitation to call again soon. The
+        first call asks the worker, and one of the next ones gets the answer."""
+        if not self._one_at_a_time.acquire(blocking=False):
+            return None  # somebody looks at all of them
+        try:
+            now = time.monotonic()
+            self._looks = {pid: until for pid, until in self._looks.items() if now < until}
+            with self._state.lock:
+                worker = next((each for each in self._state.workers if each.pid == pid), None)
+                if worker is None:
+                    return "(it has ended)"
+                if pid not in self._looks:
+                    refusal = self._ask(worker)
+                    if not refusal:
+                        self._looks[pid] = now + STACK_SECONDS
+                    return refusal or None
+            text = self._written(worker)
+            if text:
+                del self._looks[pid]
+            return text or None
+        finally:
+            self._one_at_a_time.release()
 
     def _ask(self, worker: WorkerHandle) -> str:
         """Why a worker cannot tell its stack, or ""; then it has been asked."""
@@ -71,11 +108,20 @@ class Observer:
 
     def _stack(self, worker: WorkerHandle, deadline: float) -> str:
         while time.monotonic() < deadline:
-            if LOOK is None or worker.process.has_handled(LOOK):
-                with self._state.lock:
-                    if worker.phase is Phase.REAPED:
-                        return "(it has ended)"
-                    if text := worker.channel.black_box.text():
-                        return text
+            if text := self._written(worker):
+                return text
             time.sleep(_PAUSE)
-        return "(it does not take signals)"
+        return NO_SIGNALS
+
+    def _written(self, worker: WorkerHandle) -> str:
+        """What it has written, once that is complete; else ""."""
+        if LOOK is not None and not worker.process.has_handled(LOOK):
+            return ""
+        with self._state.lock:
+            if worker.phase is Phase.REAPED:
+                return "(it has ended)"
+            return worker.channel.black_box.text()
+
+
+def _histogram(durations: Durations) -> Histogram:
+    return Histogram(BOUNDS, durations.counts(), durations.seconds)

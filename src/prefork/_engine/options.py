@@ -39,6 +39,8 @@ class Options(NamedTuple):
     places: Places | None = None  # what each worker has of its own
     cpus: int = 0  # that there are to be used; 0: it is not known yet
     observing: Observing | None = None  # log records and output of the workers
+    is_observable: bool = True  # from outside
+    is_controllable: bool = False  # likewise
     capture: Callable[[], object] | None = None  # see `JobFactory`
 
     @property

@@ -18,6 +18,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from prefork._engine.failure_kinds import RAISED
 from prefork._engine.state import UNDECIDED, PoolState, Undecided
 from prefork._ipc.outcome import Part
 from prefork._ipc.wire import EACH, MODE, Kind
@@ -126,7 +127,7 @@ class Retrier:
                 return False  # it was cancelled meanwhile, or the pool has ended
             if error is not None and self._run_again(job, error):
                 return False
-            return self._open_jobs.remove(job, is_failure=not ok)
+            return self._open_jobs.remove(job, "" if ok else RAISED)
 
 
 def _error(job: JobOnTerms, ok: bool, value: Any) -> BaseException | None:

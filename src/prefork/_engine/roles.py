@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prefork._engine.state import OutcomeQueue
     from prefork._engine.supervisor import WorkerSupervisor
     from prefork._engine.worker_handle import WorkerHandle
+    from prefork._observe.endpoint import Endpoint
     from prefork._policy.job import Job
     from prefork._system.selector import Selector
 
@@ -367,7 +368,7 @@ class Supervisor(Role):
         if not self.pool.ended:
             self._handle(self.exits.ready(0))
 
-    def _handle(self, exited: Iterable[WorkerHandle]) -> None:
-        self._wait = self.pool.supervise(exited)
+    def _handle(self, ready: Iterable[WorkerHandle | Endpoint]) -> None:
+        self._wait = self.pool.supervise(ready)
         if self.pool.is_over():
             self.pool.release()

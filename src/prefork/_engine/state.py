@@ -11,14 +11,17 @@ from __future__ import annotations
 import enum
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from prefork._engine.failure_kinds import KINDS, RAISED, failure_kind
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import Large, Part, Whole, decode
 from prefork._ipc.page import NotedOutcome
 from prefork._ipc.wire import Kind
+from prefork._policy.durations import Durations
 from prefork._policy.job import WAITING, Job, Wakes
 from prefork._policy.scheduler import Scheduler
 from prefork._policy.terms import JobOnTerms
@@ -29,6 +32,9 @@ from prefork._system.log import Log
 from prefork._system.selector import Selector
 from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import PoolBrokenError
+
+if TYPE_CHECKING:
+    from prefork._observe.endpoint import Endpoint
 
 __all__ = [
     "ACCEPTED",
@@ -162,20 +168,31 @@ class OpenJobs:
 
     Args:
         outcomes: where outcomes go.
+
+    Attributes:
+        failures: how many have failed, by kinds of failures.
+        queue_time, run_time: of each run that is over.
     """
 
     def __init__(self, outcomes: OutcomeQueue) -> None:
         self.by_id: dict[int, Job] = {}
         self.finished = 0
-        self.failed = 0
+        self.failures: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.queue_time = Durations()
+        self.run_time = Durations()
         self.retried = 0
         self.waiting = 0  # open jobs that neither run nor are queued
         self._outcomes = outcomes
         self._parts: dict[int, list[Part | NotedOutcome]] = {}  # of jobs that go on behind these
         self._files = 0  # open jobs that have one
 
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
+
     def add(self, job: Job) -> None:
         self.by_id[job.id] = job
+        job.handed_in = time.monotonic()
         if job.payload is not None and job.payload.is_file:
             self._files += 1
 
@@ -186,7 +203,12 @@ class OpenJobs:
         """
         if job.id in self.by_id:
             kind, payload = self.whole(job, kind, payload)
-            self.remove(job, kind in (ERROR, Kind.FAILED))
+            failure = ""
+            if kind == ERROR:
+                failure = failure_kind(payload)
+            elif kind == Kind.FAILED:
+                failure = RAISED
+            self.remove(job, failure)
             self._outcomes.add(job, kind, payload)
 
     def add_part(self, job: Job, part: Part | NotedOutcome) -> None:
@@ -203,14 +225,23 @@ class OpenJobs:
             return kind, payload
         return Kind.OUTCOMES, Whole(self._parts[job.id], job.size, kind, payload)
 
-    def remove(self, job: Job, is_failure: bool) -> bool:
-        """The same, for who tells the outcome itself; whether the job was open."""
+    def note_run(self, job: Job, started: float, seconds: float) -> None:
+        """A run of it is over, whatever has come of it; times as in reports."""
+        self.queue_time.add(started - job.handed_in)
+        self.run_time.add(seconds)
+
+    def remove(self, job: Job, failure: str = "") -> bool:
+        """The same as `resolve`, for who tells the outcome itself; whether the job was open.
+
+        Args:
+            failure: what kind of one the outcome is; "": none.
+        """
         if self.by_id.pop(job.id, None) is None:
             return False
         if job.first:
             del self._parts[job.id]
-        if is_failure:
-            self.failed += 1
+        if failure:
+            self.failures[failure] += 1
         else:
             self.finished += 1
         if job.payload is not None and job.payload.is_file:
@@ -233,6 +264,7 @@ class OpenJobs:
         self.waiting -= 1
         self.retried += 1
         job.resume()
+        job.handed_in = time.monotonic()
 
     def go_on(self, job: Job) -> None:
         """No worker has it any more, and its next items are to be run."""
@@ -240,6 +272,7 @@ class OpenJobs:
             self.waiting -= 1
         job.take_back()
         job.forget_run()
+        job.handed_in = time.monotonic()
 
     def report_start(self, job: Job, pid: int, started: float) -> None:
         job.note_start_told()
@@ -285,8 +318,8 @@ class PoolState:
         cpus: see `Scheduler`.
 
     Attributes:
-        exits: workers, by what becomes readable when their processes end; the supervisor waits
-            there.
+        exits: workers, by what becomes readable when their processes end, and where the pool is
+            asked from outside; the supervisor waits there.
         outboxes: workers, by what becomes readable when they report; the result handler waits
             there.
         slot_free: notified when a worker may have become free.
@@ -302,7 +335,7 @@ class PoolState:
         self.phase = PoolPhase.RUN
         self.workers: list[WorkerHandle] = []
         self.inputs: set[InputReader] = set()  # that are still being read
-        self.exits: Selector[WorkerHandle] = Selector()
+        self.exits: Selector[WorkerHandle | Endpoint] = Selector()
         self.outboxes: Selector[WorkerHandle] = Selector()
         self.scheduler = Scheduler(cpus)
         self.outcomes = OutcomeQueue(self.outboxes.wakeup.set)

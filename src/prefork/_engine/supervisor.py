@@ -18,10 +18,11 @@ from prefork._describe import describe_exit
 from prefork._engine.spawner import FailedStart, Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
+from prefork._observe.endpoint import Endpoint
 from prefork._system.condition import Condition
-from prefork._system.log import DEBUG, WARNING
+from prefork._system.log import DEBUG, ERROR, WARNING
 from prefork._system.resources import OutOfMemoryKills
-from prefork.errors import Terminated
+from prefork.errors import OUT_OF_MEMORY, Terminated
 from prefork.statistics import WorkerExit
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class WorkerSupervisor:
 
     Attributes:
         history: the last workers that have ended.
+        ended_workers: how many have.
         exits: where the ends of workers are seen.
         ended: all is over, and nothing is left.
         end: notified then.
@@ -67,6 +69,7 @@ class WorkerSupervisor:
     ) -> None:
         self.processes = processes
         self.history: deque[WorkerExit] = deque(maxlen=KEPT_EXITS)
+        self.ended_workers = 0
         self.ended = False
         self.exits = state.exits
         self._state = state
@@ -85,6 +88,7 @@ class WorkerSupervisor:
         self._memory_kills: OutOfMemoryKills | None = None  # from the first look on
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
         self._gone: list[WorkerHandle] = []  # accounted for, but not closed
+        self._endpoint: Endpoint | None = None
 
     # ---- how many
 
@@ -113,11 +117,24 @@ class WorkerSupervisor:
 
     # ---- watching
 
-    def supervise(self, exited: Iterable[WorkerHandle]) -> float | None:
+    def serve(self, endpoint: Endpoint) -> None:
+        """From now on, answer who asks there what the pool does."""
+        self._endpoint = endpoint
+        endpoint.begin(self._exits)
+
+    def _answer(self, endpoint: Endpoint) -> None:
+        """Without the lock. Whatever goes wrong, the pool does not end for it."""
+        try:
+            endpoint.serve()
+        except Exception as exc:
+            self._log.note(ERROR, "this pool cannot be asked from outside any more", error=exc)
+            endpoint.close()
+
+    def supervise(self, ready: Iterable[WorkerHandle | Endpoint]) -> float | None:
         """See to everything that has happened since the last time.
 
         Args:
-            exited: workers whose processes have ended.
+            ready: workers whose processes have ended; and the endpoint, if somebody asks.
 
         Returns:
             When it wants to be called again, in seconds; None: when it is woken, or a worker ends.
@@ -129,7 +146,9 @@ class WorkerSupervisor:
             text = f"{self._termination} before this job had finished"
             self._lifecycle.stop(Terminated(text))
         self._spawner.look_at_start_failures()
-        exited = list(exited)
+        ready = set(ready)
+        asked = self._endpoint if self._endpoint in ready else None
+        exited = [each for each in ready if not isinstance(each, Endpoint)]
         for worker in exited:
             worker.process.ask_status()  # without the lock: it may have to be waited for
         with state.lock:
@@ -161,6 +180,9 @@ class WorkerSupervisor:
             is_over = is_done or state.phase is PoolPhase.TERMINATE
             if is_over and not state.workers and self._spawner.has_ended():
                 state.move_to(PoolPhase.ENDED)
+        if asked is not None:
+            self._answer(asked)
+        with state.lock:
             return self._next_time()
 
     def _note_exit(self, worker: WorkerHandle) -> None:
@@ -249,7 +271,7 @@ class WorkerSupervisor:
         was_us = worker.has_been(Phase.KILLED)
         kills = self._memory_kills
         if exitcode == -signal.SIGKILL and not was_us and kills is not None and kills.any_new():
-            return "the kernel was out of memory"
+            return OUT_OF_MEMORY
         return ""
 
     def _record(self, worker: WorkerHandle, exitcode: int | None, note: str) -> None:
@@ -263,7 +285,11 @@ class WorkerSupervisor:
             why = note or f"it ran job {lost.id} ({lost.function})"
         elif not why and worker.quota <= 0:
             why = f"it has run {worker.tasks} tasks"
-        self.history.append(WorkerExit(worker.pid, worker.name, exitcode, why or how, worker.tasks))
+        self.ended_workers += 1
+        reason, now = why or how, time.time()
+        self.history.append(
+            WorkerExit(worker.pid, worker.name, exitcode, reason, worker.tasks, now)
+        )
         left = worker.has_been(Phase.LEAVING) or worker.quota <= 0
         expected = left and (exitcode == 0 or lost is None)
         is_wanted = worker.kill_reason is not None and worker.kill_reason.is_wanted
@@ -277,6 +303,8 @@ class WorkerSupervisor:
         times += self._spawner.next_times(self._is_short_of_workers)
         if (next_tidying := self._memfd_cache.tidy()) is not None:
             times.append(next_tidying)
+        if self._endpoint is not None and (resumed := self._endpoint.next_time()) is not None:
+            times.append(resumed)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     # ---- letting go
@@ -371,6 +399,8 @@ class WorkerSupervisor:
         self._at_end()
         self._spawner.close()
         self._memfd_cache.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
         self._outboxes.close()
         self._exits.close()
         self.ended = True

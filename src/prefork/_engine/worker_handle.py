@@ -325,7 +325,11 @@ class WorkerHandle(WorkerSlot):
         """The job that it has started and not reported yet, as far as is known."""
         return self.sent.get(self.running()[0])
 
-    def statistics(self) -> WorkerStatistics:
+    def statistics(self, measured: bool = True) -> WorkerStatistics:
+        """
+        Args:
+            measured: its memory, too, for which the system is asked.
+        """
         job = self.current_job()
         item, since = (self.item() if job else None) or (None, self.accepted())
         if item is not None and (job is not self.current_job() or job is None or item >= job.size):
@@ -338,8 +342,9 @@ class WorkerHandle(WorkerSlot):
             job.function if job else None,
             since if job else None,
             self.tasks,
-            resident(self.pid),
+            resident(self.pid) if measured else None,
             item,
+            time.time() - time.monotonic() + since if job else None,
         )
 
     def __repr__(self) -> str:

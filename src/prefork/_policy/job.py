@@ -105,6 +105,7 @@ class Job:
         "flags",
         "function",
         "function_length",
+        "handed_in",
         "id",
         "index",
         "lost_timeout",
@@ -155,6 +156,7 @@ class Job:
         self.phase = QUEUED
         self.slot: WorkerSlot | None = None  # of the worker that has it
         self.sent_at = 0.0  # when (monotonic), if it has a time limit
+        self.handed_in = 0.0  # when (monotonic), or when it was to be run again
         self.start_unreported = False  # its start is to be told, and has not been
         self.pid: int | None = None  # of the worker that ran it, once reported
         self.started = 0.0

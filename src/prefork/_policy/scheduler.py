@@ -139,7 +139,7 @@ class Scheduler:
 
     def holds_back(self) -> bool:
         """The same, and there are such jobs now."""
-        return bool(self.queue or self._deep) and self.is_holding()
+        return bool(self._idle and (self.queue or self._deep)) and self.is_holding()
 
     def has_waiting(self) -> bool:
         """Whether there are jobs that others may have to wait for."""

@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import sys
+import time
 
 __all__ = [
     "ControlGroups",
@@ -79,6 +80,10 @@ def restore_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(_soft_limit, hard), hard))
 
 
+TELLING_SECONDS = 1.0
+"""Who was killed is found to be dead within that. Later, it must have been something else."""
+
+
 class OutOfMemoryKills:
     """Tells whether the kernel has killed for lack of memory since it was last asked.
 
@@ -94,11 +99,21 @@ class OutOfMemoryKills:
             f"{root}/proc/vmstat",
         ]
         counts = ((file, _count(file)) for file in files)
+        self._untold = 0
+        self._until = 0.0  # monotonic
         self._file, self._count = next((each for each in counts if each[1] is not None), ("", None))
 
     def any_new(self) -> bool:
+        """Whether there was one that nobody has been told of: several at once are told to as many
+        as ask within a second."""
         before, self._count = self._count, _count(self._file)
-        return before is not None and self._count is not None and self._count > before
+        now = time.monotonic()
+        if before is not None and self._count is not None and self._count > before:
+            self._untold, self._until = self._count - before, now + TELLING_SECONDS
+        if not self._untold or now > self._until:
+            return False
+        self._untold -= 1
+        return True
 
 
 def _count(file: str) -> int | None:

@@ -6,16 +6,20 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, Final
 
 from prefork._arguments import check_callables, check_iterable, count, seconds, some_count
 from prefork._compat.habits import check_environment
+from prefork._describe import short_repr
 from prefork._engine.options import Options
 from prefork._engine.places import Affinity, Environment, make_places
 from prefork._system.resources import available_cpus
 from prefork._worker.options import Hook
 
 __all__ = ["make_options", "observing"]
+
+CONTROL: Final = "control"
+"""Who may look into a pool may end jobs, too."""
 
 
 def make_options(
@@ -35,6 +39,7 @@ def make_options(
     env: Environment | None,
     cpu_affinity: Affinity | None,
     inner_max_num_threads: float | None,
+    observable: object = True,
 ) -> Options:
     """The options for what the constructor of a pool was given; see `Pool` for what they are.
 
@@ -59,6 +64,8 @@ def make_options(
         context = multiprocessing.get_context(context)
     elif not isinstance(context, BaseContext):
         raise TypeError(f"context must be one of multiprocessing's, not {context!r}")
+    if not (isinstance(observable, bool) or observable == CONTROL):
+        raise TypeError(f'observable must be a bool or "control", not {short_repr(observable)}')
     check_environment()
     is_forking = context.get_start_method() == "fork"
     places = make_places(processes, cpus, is_forking, env, cpu_affinity, inner_max_num_threads)
@@ -76,6 +83,8 @@ def make_options(
         finalizer=Hook(finalizer, ()) if finalizer else None,
         places=places,
         cpus=cpus,
+        is_observable=bool(observable),
+        is_controllable=observable == CONTROL,
     )
 
 

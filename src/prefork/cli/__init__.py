@@ -10,6 +10,11 @@
 Layout, from the top; a module imports only from those below it:
 
     command     the options, with click; what a wrong one is answered with
+    looking     the commands that look at pools: ps, top, stacks
+    live        the view of `top`, and its keys
+    keys        a terminal that gives single keys
+    tables      pools and workers, for a terminal
+    sightings   what pools tell when they are asked, and the system of their processes
     report      what is said at the start and at the end
     run         one run: its events, retries, order, what is kept when it is stopped
     feeder      the thread that reads the inputs, no further ahead than there is room
@@ -22,7 +27,7 @@ Layout, from the top; a module imports only from those below it:
     target      MODULE:FUNCTION → the function, in any process
     jsontext    values ↔ JSON text
 
-Only `command` and `progress` import click and rich: workers load neither.
+Only `command`, `progress` and those that look at pools import click and rich: workers load neither.
 """
 
 from __future__ import annotations

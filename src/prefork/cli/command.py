@@ -19,6 +19,7 @@ from prefork.buildinfo import build_info
 from prefork.cli.inputs import InputError, Inputs, Selection
 from prefork.cli.interrupts import Interrupted
 from prefork.cli.jsontext import from_json
+from prefork.cli.looking import COMMANDS
 from prefork.cli.progress import STYLES, Bar, Log, make_progress
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
 from prefork.cli.report import closing, headline, preview
@@ -98,6 +99,10 @@ class Keyword(click.ParamType[tuple[str, Any]]):
 @click.version_option(build_info().version, message=str(build_info()))
 def cli() -> None:
     """A pool of worker processes that never hangs, never loses a job, and keeps its time limits."""
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 
 @cli.command("map", short_help="Run a function over many inputs.")

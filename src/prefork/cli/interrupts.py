@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["ASKING", "Interrupted", "Signals", "Stopped"]
+__all__ = ["ASKING", "STOPPING", "Interrupted", "Signals", "Stopped"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ASKING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))

@@ -57,8 +57,20 @@ def test_kills_by_the_kernel_are_told_once(tmp_path, kernel):
     files, counter = KERNELS[kernel]
     kills = OutOfMemoryKills(machine(tmp_path, files))
     assert not kills.any_new()
-    (tmp_path / counter).write_text("oom_kill 7\n")
+    (tmp_path / counter).write_text("oom_kill 6\n")
     assert kills.any_new()
+    (tmp_path / counter).write_text("oom_kill 8\n")
+    assert kills.any_new()  # two at once: two workers may have ended so
+    assert kills.any_new()
+    assert not kills.any_new()
+
+
+def test_a_kill_of_long_ago_was_somebody_elses(tmp_path, monkeypatch):
+    files, counter = KERNELS["cgroup v2"]
+    kills = OutOfMemoryKills(machine(tmp_path, files))
+    monkeypatch.setattr("prefork._system.resources.TELLING_SECONDS", -1.0)
+    (tmp_path / counter).write_text("oom_kill 9\n")
+    kills.any_new()
     assert not kills.any_new()
 
 
