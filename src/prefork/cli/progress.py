@@ -22,6 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from prefork._observe.lines import OutputLine
 from prefork._observe.rates import Meter, clock, duration, line_due, per_second
 
 __all__ = [
@@ -156,6 +157,10 @@ class Progress(Protocol):
 
     stats: Stats
 
+    @property
+    def capture(self) -> Callable[[OutputLine], object] | None:
+        """Takes what is printed meanwhile; None: that goes where it goes."""
+
     def start(self, headline: str) -> None: ...
 
     def watch(self, longest: Longest) -> None:
@@ -194,6 +199,8 @@ def make_progress(style: str = "auto", fd: int = 2) -> Log | Bar:
 
 class Log:
     """Plain lines, at first often, then every minute."""
+
+    capture = None
 
     def __init__(self, stream: TextIO) -> None:
         self.stats = Stats()
@@ -378,6 +385,14 @@ class Bar:
     def write_within(self, lines: bytes, seconds: float) -> None:
         if lines:
             self.write(lines)
+
+    def capture(self, line: OutputLine) -> None:
+        """What is printed for this terminal goes above the bar."""
+        if line.stream == "stdout" and not os.isatty(1):
+            with contextlib.suppress(OSError):
+                os.write(1, f"{line.text}\n".encode("utf-8", "surrogateescape"))
+        else:
+            self._print(line.text)
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):
