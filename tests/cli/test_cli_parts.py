@@ -13,8 +13,8 @@ import pytest
 
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import PAUSE, InputError, Inputs
-from prefork.cli.progress import Stats
 from prefork.cli.records import Earlier
+from prefork.cli.stats import Stats
 
 # ---- the feeder: how far it reads ahead
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from running import finish
 
-from prefork.cli.progress import Failure, Log, Meter, Stats, duration, per_second
+from prefork._observe.rates import Meter, duration, per_second
+from prefork.cli.progress import Log
+from prefork.cli.stats import Failure, Stats
 
 
 class Terminal:

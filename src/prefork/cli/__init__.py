@@ -13,6 +13,7 @@ Layout, from the top; a module imports only from those below it:
     command     the commands, with click; what a wrong option is answered with
     report      what is said at the start and at the end
     run         one run: its events, retries, order, what is kept when it is stopped
+    plan        what is asked; how many inputs go to a worker at once
     feeder      the thread that reads the inputs, no further ahead than there is room
     external    work that is a command of the system
     options     the options
@@ -21,7 +22,8 @@ Layout, from the top; a module imports only from those below it:
     interrupts  Ctrl-C as an event
     results_file  the output's file: who may write there, and what has made what it holds
     formats     other files than JSON Lines, made of the records
-    progress    the bar or log lines, with rich; counts and rates
+    progress    the bar or log lines, with rich
+    stats       counts, and failures by their kinds
     inputs      arguments, globs, lines, JSON Lines, CSV; read lazily, in a thread that can stop
     records     the output: one JSON object per line; what an earlier run has written
     target      MODULE:FUNCTION → the function, in any process

@@ -21,11 +21,12 @@ from prefork.cli.external import External
 from prefork.cli.formats import form_of
 from prefork.cli.inputs import InputError, Inputs, Selection
 from prefork.cli.interrupts import Interrupted
+from prefork.cli.plan import Plan
 from prefork.cli.progress import Bar, Log, make_progress
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
 from prefork.cli.report import closing, headline, preview
 from prefork.cli.results_file import Mode, Origin, ResultsFile, ResultsFileError
-from prefork.cli.run import Ending, Plan, Run
+from prefork.cli.run import Ending, Run
 from prefork.cli.target import Target, TargetError
 from prefork.cli.template import split
 from prefork.cli.work import Function, Work

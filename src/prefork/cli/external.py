@@ -157,7 +157,7 @@ class _Process:
                 argv[0], argv, environ,
                 file_actions=[_NO_INPUT, *outputs], setsigmask=(), setsigdef=_IGNORED_HERE,
             )  # fmt: skip
-            self._ended = os.pidfd_open(self._pid)
+            self._ended = self._watch()
         except (OSError, ValueError) as exc:
             self._close_streams()
             reason = exc.strerror if isinstance(exc, OSError) else str(exc)
@@ -165,6 +165,15 @@ class _Process:
         finally:
             for fd in theirs:
                 os.close(fd)
+
+    def _watch(self) -> int:
+        """A descriptor that is readable when it has ended."""
+        try:
+            return os.pidfd_open(self._pid)
+        except OSError:  # no descriptor is left
+            self._kill(signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise
 
     def wait(self) -> str:
         """Until it has ended. Returns which limit it has passed, or ""."""

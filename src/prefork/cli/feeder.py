@@ -9,8 +9,8 @@ from typing import Any
 
 from prefork.cli.inputs import PAUSE, BadInput, Inputs
 from prefork.cli.jsontext import to_json
-from prefork.cli.progress import Stats
 from prefork.cli.records import Earlier
+from prefork.cli.stats import Stats
 
 __all__ = ["Feeder", "Item"]
 

@@ -6,11 +6,13 @@ import itertools
 import signal
 from collections.abc import Iterator
 
+from prefork._observe.rates import duration, per_second
 from prefork.cli.inputs import PAUSE, BadInput, Inputs
 from prefork.cli.jsontext import to_json
-from prefork.cli.progress import Stats, duration, per_second
+from prefork.cli.plan import Plan
 from prefork.cli.records import Earlier
-from prefork.cli.run import Ending, Plan
+from prefork.cli.run import Ending
+from prefork.cli.stats import Stats
 
 __all__ = ["closing", "headline", "preview"]
 

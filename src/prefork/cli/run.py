@@ -18,21 +18,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from prefork._observe.rates import duration
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import ASKING, Signals, Stopped
-from prefork.cli.progress import Progress, duration
+from prefork.cli.plan import Chunks, Plan
+from prefork.cli.progress import Progress
 from prefork.cli.records import Earlier, OutputError, Sink, record
 from prefork.cli.work import (
     AGAIN,
     DONE,
     FAILED,
     LATER,
-    LONG,
     Call,
     Outcome,
-    Task,
-    Work,
     describe,
     describe_text,
     start_worker,
@@ -47,67 +46,12 @@ from prefork.errors import (
 )
 from prefork.pool import Pool
 
-__all__ = ["Ending", "Plan", "Run"]
+__all__ = ["Ending", "Run"]
 
-WINDOW = 32  # chunks on their way, per worker
-ORDERED_WINDOW = 1024  # inputs at least, with --ordered: so many may wait for a slow one
 GRACE = 10.0  # seconds that work which keeps its limits itself has for that
 LEAVING = 5.0  # seconds that the workers have to leave by themselves at the end
 STOPPING = 0.5  # seconds for a reader of ours that is slow, once we are asked to stop
-CHUNK_SECONDS = 0.005  # of work in a chunk, if nobody says how large it is to be
-MOST_IN_CHUNK = 100  # inputs, likewise
-WEIGHT = 0.2  # of the newest chunk, in the mean of what an input takes
 BATCH = 1 << 16  # bytes of records written at once, at most about
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked for; times in seconds, memory in KiB."""
-
-    work: Work
-    processes: int
-    timeout: float | None = None
-    soft_timeout: float | None = None
-    max_memory: int | None = None  # of a worker while it runs one input
-    retries: int = 0
-    chunksize: int | None = None
-    ordered: bool = False
-    start_method: str | None = None
-    max_tasks_per_child: int | None = None
-    max_failures: int | None = None  # after so many, it is stopped
-    log_dir: str | None = None
-
-
-class Chunks:
-    """How many inputs a worker is given at once: as many as one asks for, or by what the last ones
-    have taken, so that to hand them over costs little."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._given = plan.chunksize
-        self._least_window = ORDERED_WINDOW if plan.ordered else 1
-        self._per_size = WINDOW * plan.processes
-        self._mean = CHUNK_SECONDS
-
-    def size(self) -> int:
-        return self._given or max(1, min(MOST_IN_CHUNK, int(CHUNK_SECONDS / self._mean)))
-
-    def window(self) -> int:
-        """So many may be on their way."""
-        return max(self._per_size * self.size(), self._least_window)
-
-    def measure(self, seconds: list[float]) -> None:
-        if seconds:
-            mean = sum(seconds) / len(seconds) + 1e-6
-            self._mean += (mean - self._mean) * WEIGHT
-
-    def tasks(self, items: list[Item]) -> list[Task]:
-        """For a worker; it gives back what it has not begun in time, unless one has asked for
-        chunks of this size."""
-        budget = None if self._given else LONG
-        return [
-            Task(item.number, item.value, 0 if i and budget else budget)
-            for i, item in enumerate(items)
-        ]
 
 
 class Ending(NamedTuple):
@@ -185,6 +129,8 @@ class Run:
                 return self._run()
             finally:
                 self._pool.terminate()
+                if self._stats.ended is None:
+                    self._plan.work.end()
                 self._feeder.stop()
                 if self._feeder.join(1.0):
                     self._inputs.close()
@@ -407,7 +353,6 @@ class Run:
         self._feeder.stop()
         self._pool.terminate()
         self._pool.join(STOPPING)
-        self._plan.work.end()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._events.get_nowait()()

@@ -29,7 +29,6 @@ __all__ = [
     "DONE",
     "FAILED",
     "LATER",
-    "LONG",
     "Call",
     "Function",
     "Outcome",
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 DONE, FAILED, AGAIN, LATER = range(4)
-LONG = 0.25  # seconds: after so long, the rest of a chunk is given back
 
 
 class Task(NamedTuple):
