@@ -4,7 +4,7 @@
 
 The rooms, from the top; a module imports only from its own room and those below:
 
-    cli, __main__         `prefork map`: a function over many inputs, from the command line;
+    cli, __main__         `prefork map`, `prefork run`: a function, or a command, over many inputs;
                           `prefork ps`, `top` and `stacks`: what pools do
     celery                celery's worker pool
     joblib                the backend for joblib, and so for scikit-learn

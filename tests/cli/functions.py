@@ -87,6 +87,21 @@ def patient(value: str) -> str:
         return "cleaned up"
 
 
+def speak(value: str) -> str:
+    """In all the ways that there are."""
+    print(f"print {value}")
+    os.write(2, f"write {value}\n".encode())
+    os.system(f"echo child {value}")
+    return value
+
+
+def wait_for_long(value: str) -> str:
+    """Quick, unless it is told for how long."""
+    if value.startswith("sleep "):
+        time.sleep(float(value[6:]))
+    return value
+
+
 def die_once(marker: str) -> str:
     """End the process the first time, and return the next time."""
     try:

@@ -37,7 +37,7 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 
 class Prefork:
-    """Runs `prefork map` in a folder of its own."""
+    """Runs `prefork map`, or `prefork run`, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,14 +48,16 @@ class Prefork:
             "COLUMNS": "120",
         }
 
-    def command(self, target: str, *args: object) -> list[str]:
-        """A command line; a target without a colon is a function of functions.py."""
-        if ":" not in target:
+    def command(self, target: str, *args: object, verb: str = "map") -> list[str]:
+        """A command line; of `map`, a target without a colon is a function of functions.py."""
+        if verb == "map" and ":" not in target:
             target = f"{FUNCTIONS}:{target}"
-        return [sys.executable, "-m", "prefork", "map", target, *map(str, args)]
+        return [sys.executable, "-m", "prefork", verb, target, *map(str, args)]
 
-    def start(self, target: str, *args: object, **options: Any) -> subprocess.Popen[str]:
-        return self.start_command(self.command(target, *args), **options)
+    def start(
+        self, target: str, *args: object, verb: str = "map", **options: Any
+    ) -> subprocess.Popen[str]:
+        return self.start_command(self.command(target, *args, verb=verb), **options)
 
     def start_command(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)

@@ -297,6 +297,48 @@ def test_several_arguments_and_keywords(prefork: Any) -> None:
     assert sorted(record["result"] for record in done.records) == [8.5, 9.5, 25.5]
 
 
+def test_a_sample_is_the_same_each_time(prefork: Any) -> None:
+    inputs = [str(number) for number in range(1000)]
+    options = ["--lines", "-", "--sample", 20, "--ordered"]
+    first = prefork.run("same", *options, stdin="\n".join(inputs))
+    chosen = [record["input"] for record in first.records]
+    assert len(set(chosen)) == 20
+    assert chosen == sorted(chosen, key=int)
+    assert int(chosen[-1]) > 500
+    again = prefork.run("same", *options, stdin="\n".join(inputs))
+    assert [record["input"] for record in again.records] == chosen
+    assert len(prefork.run("same", "a", "b", "--sample", 3).records) == 2
+
+
+@pytest.mark.parametrize("chunksize", [None, 2])
+def test_what_is_printed_goes_to_files(prefork: Any, tmp_path: Path, chunksize: Any) -> None:
+    options = [] if chunksize is None else ["--chunksize", chunksize]
+    done = prefork.run("speak", "a", "b/ c", "--log-dir", "logs", *options)
+    assert done.code == 0
+    texts = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    said = "print {0}\nwrite {0}\nchild {0}\n"
+    assert texts == {"1-a.log": said.format("a"), "2-b_c.log": said.format("b/ c")}
+    assert "print" not in done.stderr
+
+
+def test_a_folder_for_logs_that_cannot_be_made(prefork: Any) -> None:
+    done = prefork.run("same", "a", "--log-dir", "/dev/null/x")
+    assert done.code == 2
+    assert "cannot write to /dev/null/x: Not a directory" in done.stderr
+
+
+def test_many_tiny_inputs_go_together_but_wait_for_no_long_one(prefork: Any) -> None:
+    """What a long one keeps waiting in its chunk is done by others meanwhile."""
+    quick = [str(number) for number in range(3000)]
+    inputs = [*quick, "sleep 1.5", *(f"x{number}" for number in range(50))]
+    done = prefork.run("wait_for_long", "--lines", "-", "-p", 2, stdin="\n".join(inputs))
+    assert done.code == 0
+    order = [record["input"] for record in done.records]
+    assert sorted(order) == sorted(inputs)
+    assert len(done.by_input()) == len(inputs)
+    assert all(record["attempts"] == 1 for record in done.records)
+
+
 def test_inputs_from_a_named_pipe(prefork: Any, fifo: Path) -> None:
     process = prefork.start("same", "--lines", fifo)
     fifo.write_text("a\nb\n")

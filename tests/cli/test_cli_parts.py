@@ -13,8 +13,8 @@ import pytest
 
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import PAUSE, InputError, Inputs
-from prefork.cli.progress import Stats
 from prefork.cli.records import Earlier
+from prefork.cli.stats import Stats
 
 # ---- the feeder: how far it reads ahead
 
@@ -56,8 +56,8 @@ def test_the_feeder_reads_no_further_ahead_than_its_window(chunksize: int) -> No
         inputs,
         Earlier(),
         Stats(),
-        chunksize,
-        window,
+        lambda: chunksize,
+        lambda: window,
         submit,
         lambda *_: None,
         lambda *end: ends.append(end),
@@ -85,8 +85,8 @@ def test_the_feeder_submits_what_it_has_before_it_waits() -> None:
         inputs,
         Earlier(),
         Stats(),
-        10,
-        100,
+        lambda: 10,
+        lambda: 100,
         lambda chunk: chunks.append([item.value for item in chunk]),
         lambda *_: None,
         lambda *_: None,

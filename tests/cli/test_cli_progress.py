@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from running import finish
 
-from prefork.cli.progress import Failure, Log, Meter, Stats, duration, per_second
+from prefork._observe.rates import Meter, duration, per_second
+from prefork.cli.progress import Log
+from prefork.cli.stats import Failure, Stats
 
 
 class Terminal:
@@ -106,6 +108,31 @@ def test_a_terminal_that_can_do_nothing_gets_lines(prefork: Any) -> None:
     terminal.read_rest()
     assert "\x1b" not in terminal.text
     assert "prefork: 1 of 1 input came through" in terminal.text
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_what_is_printed_goes_above_the_bar(prefork: Any, width: int) -> None:
+    prefork.environ["COLUMNS"] = str(width)
+    terminal = Terminal()
+    inputs = [str(number) for number in range(40)]
+    process = prefork.start("speak", *inputs, "-o", "out", stdout=terminal.fd, stderr=terminal.fd)
+    terminal.read_rest()
+    process.communicate()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text)
+    lines = re.split(r"[\r\n]+", shown)
+    for number in inputs:
+        for way in ("print", "write", "child"):
+            assert lines.count(f"{way} {number}") == 1, f"{way} {number}"
+
+
+def test_what_is_printed_goes_where_it_is_sent(prefork: Any) -> None:
+    """The bar is on the terminal, standard output is not."""
+    terminal = Terminal()
+    process = prefork.start("speak", "a", "-o", "out", stderr=terminal.fd)
+    said, _ = process.communicate()
+    terminal.read_rest()
+    assert sorted(said.splitlines()[1:]) == ["child a", "print a"]
+    assert "write a" in terminal.text
 
 
 def test_quiet_shows_what_is_wrong_and_nothing_else(prefork: Any) -> None:

@@ -1,6 +1,7 @@
-"""The command line: `prefork map MODULE:FUNCTION [INPUT …]`. It needs the extra `cli`.
+"""The command line: `prefork map MODULE:FUNCTION [INPUT …]`, `prefork run COMMAND [INPUT …]`. It
+needs the extra `cli`.
 
-    inputs ──► feeder thread ──► pool ──► workers: the function, one input after another
+    inputs ──► feeder thread ──► pool ──► workers: the work, one input after another
                     ▲                                 │ JSON
                room in the window                     ▼
                     └────────────── main thread ◄── outcomes      (retries go back to the pool)
@@ -9,7 +10,7 @@
 
 Layout, from the top; a module imports only from those below it:
 
-    command     the options, with click; what a wrong one is answered with
+    command     the commands, with click; what a wrong option is answered with
     looking     the commands that look at pools: ps, top, stacks
     live        the view of `top`, and its keys
     keys        a terminal that gives single keys
@@ -17,17 +18,24 @@ Layout, from the top; a module imports only from those below it:
     sightings   what pools tell when they are asked, and the system of their processes
     report      what is said at the start and at the end
     run         one run: its events, retries, order, what is kept when it is stopped
+    plan        what is asked; how many inputs go to a worker at once
     feeder      the thread that reads the inputs, no further ahead than there is room
-    work        what runs in a worker
+    external    work that is a command of the system
+    options     the options
+    work        what runs in a worker; work that is a function
+    template    a command with placeholders → what is run for an input
     interrupts  Ctrl-C as an event
     results_file  the output's file: who may write there, and what has made what it holds
-    progress    the bar or log lines, with rich; counts and rates
+    formats     other files than JSON Lines, made of the records
+    progress    the bar or log lines, with rich
+    stats       counts, and failures by their kinds
     inputs      arguments, globs, lines, JSON Lines, CSV; read lazily, in a thread that can stop
     records     the output: one JSON object per line; what an earlier run has written
     target      MODULE:FUNCTION → the function, in any process
     jsontext    values ↔ JSON text
 
-Only `command`, `progress` and those that look at pools import click and rich: workers load neither.
+Only `command`, `options`, `progress` and those that look at pools import click and rich: workers
+load neither.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import multiprocessing
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,83 +16,25 @@ import click
 
 from prefork._system.resources import available_cpus
 from prefork.buildinfo import build_info
+from prefork.cli import options
+from prefork.cli.external import External
+from prefork.cli.formats import form_of
 from prefork.cli.inputs import InputError, Inputs, Selection
 from prefork.cli.interrupts import Interrupted
-from prefork.cli.jsontext import from_json
 from prefork.cli.looking import COMMANDS
-from prefork.cli.progress import STYLES, Bar, Log, make_progress
+from prefork.cli.plan import Plan
+from prefork.cli.progress import Bar, Log, make_progress
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
 from prefork.cli.report import closing, headline, preview
 from prefork.cli.results_file import Mode, Origin, ResultsFile, ResultsFileError
-from prefork.cli.run import Ending, Plan, Run
+from prefork.cli.run import Ending, Run
 from prefork.cli.target import Target, TargetError
-from prefork.cli.work import Calling
+from prefork.cli.template import split
+from prefork.cli.work import Function, Work
 
 __all__ = ["cli"]
 
 STDOUT = "-"
-
-
-class Quantity(click.ParamType[float]):
-    """A number with a unit.
-
-    Args:
-        what: it is a number of, in messages.
-        units: what each of them is, of the one that is meant if none is given.
-    """
-
-    def __init__(self, what: str, units: dict[str, float]) -> None:
-        self.name = what
-        self._units = units
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = str(value).rstrip("".join(self._units))
-        unit = str(value)[len(number) :]
-        try:
-            quantity = float(number) * (self._units[unit] if unit else 1.0)
-        except (ValueError, KeyError):
-            units = ", ".join(self._units)
-            self.fail(f"{value!r} is not a number of {self.name} (units: {units})", param, ctx)
-        if not 0 < quantity < math.inf:
-            self.fail(f"{value} is not more than 0 {self.name}", param, ctx)
-        return quantity
-
-
-SECONDS = Quantity("seconds", {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0})
-BYTES = Quantity("bytes", {"K": 1024.0, "M": 1024.0**2, "G": 1024.0**3})
-
-
-class Shard(click.ParamType[tuple[int, int]]):
-    """`2/8`."""
-
-    name = "shard"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        which, _, of = str(value).partition("/")
-        if not (which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
-            self.fail(f"{value!r} is not of the form 2/8, from 1/8 to 8/8", param, ctx)
-        return int(which), int(of)
-
-
-class Keyword(click.ParamType[tuple[str, Any]]):
-    """`name=value`; the value is JSON, or else a string."""
-
-    name = "name=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
-        name, equals, text = str(value).partition("=")
-        if not equals or not name.isidentifier():
-            self.fail(f"{value!r} is not of the form name=value", param, ctx)
-        try:
-            return name, from_json(text)
-        except ValueError:
-            return name, text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -105,145 +47,19 @@ for _command in COMMANDS:
     cli.add_command(_command)
 
 
+def _with(*lists: list[click.Option]) -> Callable[[click.Command], click.Command]:
+    def add(command: click.Command) -> click.Command:
+        command.params += (option for each in lists for option in each)
+        return command
+
+    return add
+
+
+@_with(options.WHAT_INPUTS, options.FUNCTION, options.RECORDS, options.RUN)
 @cli.command("map", short_help="Run a function over many inputs.")
 @click.argument("target", metavar="MODULE:FUNCTION")
 @click.argument("arguments", metavar="[INPUT]...", nargs=-1)
-@click.option(
-    "--glob",
-    "patterns",
-    metavar="PATTERN",
-    multiple=True,
-    help="Inputs are the paths that match; ** is any depth. Quote it, so that the shell leaves it.",
-)
-@click.option(
-    "--lines", metavar="FILE", multiple=True, help="Inputs are the lines of a file; - is stdin."
-)
-@click.option("-0", "--null", is_flag=True, help="Lines end with a NUL, as find -print0 has it.")
-@click.option(
-    "--jsonl",
-    metavar="FILE",
-    multiple=True,
-    help="Inputs are the JSON values of a file, one per line; - is stdin.",
-)
-@click.option(
-    "--csv",
-    metavar="FILE",
-    multiple=True,
-    help="Inputs are the rows of a file, as objects; its first line names the columns.",
-)
-@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Take the first N inputs.")
-@click.option(
-    "--shard",
-    type=Shard(),
-    default="1/1",
-    metavar="I/N",
-    help="Take every Nth input, from the Ith on: for N runs that share the work.",
-)
-@click.option(
-    "--star",
-    is_flag=True,
-    help="An input that is a list is the function's arguments, an object its keyword arguments.",
-)
-@click.option(
-    "--kwarg",
-    "keywords",
-    type=Keyword(),
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A keyword argument for each call; the value is JSON, or else a string.",
-)
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    default=STDOUT,
-    help="Write the results here instead of to stdout. What has made them is noted in FILE.origin.",
-)
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Go on with what an earlier run has left undone: skip inputs that the output file holds, "
-    "and add the others to it. It must have been the same function with the same limits.",
-)
-@click.option("--resume-anyway", is_flag=True, help="The same, whatever has made the file.")
-@click.option(
-    "--retry-failed", is_flag=True, help="With --resume: run again what has failed earlier."
-)
-@click.option("--overwrite", is_flag=True, help="Replace what the output file holds.")
-@click.option("--ordered", is_flag=True, help="Write the results in the order of the inputs.")
-@click.option(
-    "-p",
-    "--processes",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="How many workers.  [default: as many as there are CPUs to use]",
-)
-@click.option(
-    "--timeout",
-    type=SECONDS,
-    help="The most that one input may take (90, 90s, 2m, 1.5h); then its worker is killed, and it "
-    "has failed.",
-)
-@click.option(
-    "--soft-timeout",
-    type=SECONDS,
-    help="After so long, SoftTimeLimitExceeded is raised in the function, which may clean up.",
-)
-@click.option(
-    "--max-memory",
-    type=BYTES,
-    help="The most that a worker may have resident while it runs one input (800M, 2G); then it is "
-    "killed, and the input has failed.",
-)
-@click.option(
-    "--retries",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="How often to try again when a worker was lost or a time limit has passed.",
-)
-@click.option(
-    "--max-failures",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Stop when N inputs have failed; what is done is kept.",
-)
-@click.option("--fail-fast", is_flag=True, help="Stop when one has.")
-@click.option(
-    "--chunksize",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Hand so many inputs to a worker at once: faster if each takes less than a millisecond.",
-)
-@click.option(
-    "--initializer",
-    metavar="MODULE:FUNCTION",
-    help="Call this, without arguments, in each worker when it starts.",
-)
-@click.option(
-    "--max-tasks-per-child",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Replace a worker after N inputs, or chunks of them.",
-)
-@click.option(
-    "--start-method",
-    type=click.Choice(multiprocessing.get_all_start_methods()),
-    help="How to start the workers.  [default: Python's own]",
-)
-@click.option(
-    "--progress",
-    type=click.Choice(STYLES),
-    default="auto",
-    show_default=True,
-    help="What to show on stderr; json is one object per line.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Show nothing but failures and errors.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-def map_command(target: str, arguments: tuple[str, ...], **options: Any) -> None:
+def map_command(target: str, arguments: tuple[str, ...], **asked: Any) -> None:
     """Run a function over many inputs, in worker processes that may crash, hang or die.
 
     MODULE:FUNCTION is what to call, with one argument: an INPUT as it stands here (a string), a
@@ -265,16 +81,103 @@ def map_command(target: str, arguments: tuple[str, ...], **options: Any) -> None
     Exit codes: 0, all inputs came through; 1, some failed; 2, wrong usage, or an input that cannot
     be read; 3, the output cannot be written; 128 + N, ended by signal N.
     """
-    asked = SimpleNamespace(**options)
+
+    def work(wanted: SimpleNamespace) -> Work:
+        initializer = None if wanted.initializer is None else Target.parse(wanted.initializer)
+        return Function(Target.parse(target), wanted.star, dict(wanted.kwarg), initializer)
+
+    _start(work, arguments, **asked)
+
+
+class RunCommand(click.Command):
+    """What comes after `--` is a command, word by word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            args, ctx.meta["words"] = args[:at], args[at + 1 :]
+        return super().parse_args(ctx, args)
+
+
+@_with(options.WHAT_INPUTS, options.COMMAND, options.RECORDS, options.RUN)
+@cli.command("run", cls=RunCommand, short_help="Run a command for each of many inputs.")
+@click.argument("arguments", metavar="COMMAND [INPUT]... | [INPUT]... -- COMMAND", nargs=-1)
+@click.pass_context
+def run_command(ctx: click.Context, /, arguments: tuple[str, ...], **asked: Any) -> None:
+    """Run a command for each of many inputs, some at a time.
+
+    COMMAND is one argument, as in 'gzip -k {}', or all that comes after --, word by word. No shell
+    is involved, unless there is --shell: then it is a script, as in 'sort {} | head -1 > {stem}.1',
+    and what stands for {} needs no quotation marks.
+
+    \b
+      {}        the input, as one word; at the end, if there is no placeholder
+      {name}    of a path: without its folder
+      {stem}    without its folder and its ending
+      {parent}  its folder
+      {n}       the number of the input, from 1 on
+      {{name}}  the text {name} itself
+
+    \b
+    The results are JSON Lines, in the order of completion, with the keys
+      input             as it was given
+      result | error    exit_code, stdout, stderr, peak_memory | also type, message
+      seconds           how long it ran
+      pid               of the worker process that started it
+      attempts          how often it was started
+
+    An input has failed if its command has not ended with exit code 0. A time limit ends it with all
+    that it has started. What a command leaves running in the background is not waited for.
+
+    Exit codes: as of `prefork map`.
+    """
+
+    def work(wanted: SimpleNamespace) -> Work:
+        words = ctx.meta.get("words")
+        if words is None:
+            words = [arguments[0]] if wanted.shell else split(arguments[0])
+        return External(
+            tuple(words),
+            wanted.shell,
+            wanted.timeout,
+            wanted.soft_timeout,
+            wanted.max_memory,
+            round(wanted.max_output),
+            wanted.log_dir is None,
+            secrets.token_hex(8),
+        )
+
+    if "words" not in ctx.meta and not arguments:
+        raise click.UsageError("Missing argument 'COMMAND'.")
+    _start(work, arguments if "words" in ctx.meta else arguments[1:], **asked)
+
+
+def _start(
+    make: Callable[[SimpleNamespace], Work], arguments: tuple[str, ...], **given: Any
+) -> None:
+    """
+    Args:
+        make: what is to be done, as the options say; raises TargetError.
+        arguments: that are inputs.
+    """
+    asked = SimpleNamespace(**given)
+    asked.form = form_of(asked.output)
+    asked.records = f"{asked.output}.jsonl" if asked.form else asked.output
+    if asked.max_memory is not None:
+        asked.max_memory = max(1, round(asked.max_memory / 1024))
     _check(asked, arguments)
     _mend_standard_streams(asked.output)
     with _stdout_for_records(asked.output == STDOUT) as stdout:
         with _usage_errors():
-            plan = _plan(target, asked)
-            end = b"\0" if asked.null else b"\n"
-            selection = Selection(asked.limit, *asked.shard)
+            plan, source = _plan(make(asked), asked)
             inputs = Inputs(
-                arguments, asked.patterns, asked.lines, asked.jsonl, asked.csv, end, selection
+                arguments,
+                asked.glob,
+                asked.lines,
+                asked.jsonl,
+                asked.csv,
+                b"\0" if asked.null else b"\n",
+                Selection(asked.limit, asked.shard, asked.sample),
             )
             if asked.dry_run:
                 for line in preview(plan, inputs):
@@ -284,10 +187,12 @@ def map_command(target: str, arguments: tuple[str, ...], **options: Any) -> None
             if asked.output == STDOUT:
                 fd = os.dup(stdout)
             else:
-                file = _open(asked, plan, inputs)
+                file = _open(asked, plan, source, inputs)
                 earlier, fd = file.earlier, file.fd
+            if asked.log_dir is not None:
+                _make_folder(asked.log_dir)
         style = "none" if asked.quiet else asked.progress
-        sys.exit(_run(plan, inputs, earlier, fd, asked.output, style))
+        sys.exit(_run(plan, inputs, earlier, fd, asked, style))
 
 
 # ---- the options
@@ -309,37 +214,33 @@ def _check(asked: SimpleNamespace, arguments: tuple[str, ...]) -> None:
         raise click.UsageError("--retry-failed needs --resume.")
     if goes_on and asked.overwrite:
         raise click.UsageError("--overwrite and --resume are opposites.")
+    if asked.form is not None and not asked.form.is_possible():
+        raise click.UsageError(
+            f"{asked.output} needs {asked.form.needs}: pip install 'prefork[parquet]'"
+        )
+    there = asked.form is not None and os.path.exists(asked.output)
+    if there and not (asked.overwrite or os.path.exists(asked.records)):
+        raise click.UsageError(f"{asked.output} exists: --overwrite replaces it.")
     files = [*asked.lines, *asked.jsonl, *asked.csv]
     if files.count("-") > 1:
         raise click.UsageError("Standard input can be read only once.")
-    if not (arguments or asked.patterns or files):
+    if not (arguments or asked.glob or files):
         raise click.UsageError("No inputs: name some, or use --glob, --lines, --jsonl or --csv.")
 
 
-def _plan(target: str, asked: SimpleNamespace) -> Plan:
-    its = Target.parse(target)
-    initializer = None if asked.initializer is None else Target.parse(asked.initializer)
-    if initializer is not None:
-        initializer.load()
-    return Plan(
-        its,
-        its.load(),
-        asked.processes or available_cpus(),
-        asked.timeout,
-        asked.soft_timeout,
-        asked.retries,
-        asked.chunksize,
-        asked.ordered,
-        asked.start_method,
-        Calling(asked.star, dict(asked.keywords)),
-        initializer,
-        None if asked.max_memory is None else max(1, round(asked.max_memory / 1024)),
-        asked.max_tasks_per_child,
-        1 if asked.fail_fast else asked.max_failures,
-    )
+def _plan(work: Work, asked: SimpleNamespace) -> tuple[Plan, str]:
+    """And the fingerprint of the source of the work."""
+    source = work.check()
+    asked.work = work
+    asked.processes = asked.processes or available_cpus()
+    if asked.fail_fast:
+        asked.max_failures = 1
+    if asked.max_tasks_per_child is not None:
+        asked.chunksize = asked.chunksize or 1
+    return Plan(**{field.name: getattr(asked, field.name) for field in fields(Plan)}), source
 
 
-def _open(asked: SimpleNamespace, plan: Plan, inputs: Inputs) -> ResultsFile:
+def _open(asked: SimpleNamespace, plan: Plan, source: str, inputs: Inputs) -> ResultsFile:
     mode = Mode.REFUSE
     if asked.resume_anyway:
         mode = Mode.RESUME_ANYWAY
@@ -347,16 +248,18 @@ def _open(asked: SimpleNamespace, plan: Plan, inputs: Inputs) -> ResultsFile:
         mode = Mode.RESUME
     elif asked.overwrite:
         mode = Mode.OVERWRITE
-    origin = Origin.of(
-        plan.target,
-        plan.function,
-        timeout=plan.timeout,
-        soft_timeout=plan.soft_timeout,
-        max_memory=plan.max_memory,
-        star=plan.calling.star or None,
-        kwargs=plan.calling.keywords or None,
-    )
-    return ResultsFile(asked.output, mode, origin, inputs.holds, asked.retry_failed)
+    limits = {name: getattr(plan, name) for name in ("timeout", "soft_timeout", "max_memory")}
+    origin = Origin(str(plan.work), source, limits | plan.work.terms())
+    return ResultsFile(asked.records, mode, origin, inputs.holds, asked.retry_failed)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as exc:
+        raise click.UsageError(f"cannot write to {path}: {exc.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise click.UsageError(f"cannot write to {path}: Permission denied")
 
 
 # ---- before the run
@@ -404,7 +307,14 @@ def _stdout_for_records(wanted: bool) -> Iterator[int]:
 # ---- the run
 
 
-def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str, style: str) -> int:
+def _run(
+    plan: Plan,
+    inputs: Inputs,
+    earlier: Earlier,
+    fd: int,
+    asked: SimpleNamespace,
+    style: str,
+) -> int:
     """Returns the exit code.
 
     Raises:
@@ -414,12 +324,13 @@ def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str, style
         progress.stats.total = inputs.total
         progress.start(headline(plan, progress.stats, earlier))
         try:
-            ending = _map(plan, inputs, earlier, progress, fd, path)
+            ending = _run_all(plan, inputs, earlier, progress, fd, asked)
         finally:
             progress.stop()
         if ending.closed:
             raise Interrupted(signal.SIGPIPE)
-        for line in closing(progress.stats, ending, None if path == STDOUT else path):
+        paths = (None, None) if asked.output == STDOUT else (asked.output, asked.records)
+        for line in closing(progress.stats, ending, *paths):
             progress.say(*line)
     if ending.signum is not None:
         raise Interrupted(ending.signum)
@@ -428,16 +339,25 @@ def _run(plan: Plan, inputs: Inputs, earlier: Earlier, fd: int, path: str, style
     return 1 if progress.stats.all_failed else 0
 
 
-def _map(
-    plan: Plan, inputs: Inputs, earlier: Earlier, progress: Log | Bar, fd: int, path: str
+def _run_all(
+    plan: Plan,
+    inputs: Inputs,
+    earlier: Earlier,
+    progress: Log | Bar,
+    fd: int,
+    asked: SimpleNamespace,
 ) -> Ending:
     run = Run(plan, inputs, earlier, progress)
-    name = "standard output" if path == STDOUT else path
+    name = "standard output" if asked.output == STDOUT else asked.records
     output = Output(fd, name, run.signals.waiting)
     try:
         # What goes to the terminal that the bar is on goes through it.
         ending = run(progress if output.is_terminal and isinstance(progress, Bar) else output)
         output.close()
+        if asked.form is not None and ending == Ending():
+            asked.form.make(asked.records, asked.output)
     except OutputError as exc:
         return Ending(problem=str(exc), unwritten=True, closed=exc.is_closed)
+    except OSError as exc:
+        return Ending(problem=f"cannot write to {asked.output}: {exc.strerror}", unwritten=True)
     return ending

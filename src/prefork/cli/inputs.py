@@ -13,6 +13,7 @@ import glob
 import itertools
 import json
 import os
+import random
 import select
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,23 +59,30 @@ class Selection(NamedTuple):
 
     Attributes:
         limit: at most so many; None: all.
-        shard, shards: the inputs are dealt out to so many shards, one after another; this is the
-            one wanted, from 1 on.
+        shard: the inputs are dealt out to so many shards, the second number; the first one is the
+            shard that is wanted, from 1 on.
+        sample: so many of these, picked by chance, but each time the same, in their order; None:
+            all.
     """
 
     limit: int | None = None
-    shard: int = 1
-    shards: int = 1
+    shard: tuple[int, int] = (1, 1)
+    sample: int | None = None
 
     def total(self, total: int | None) -> int | None:
         """How many of so many."""
         if total is not None:
-            total = len(range(self.shard - 1, total, self.shards))
-        if self.limit is not None and total is not None:
-            total = min(total, self.limit)
+            total = len(range(self.shard[0] - 1, total, self.shard[1]))
+        for most in (self.limit, self.sample):
+            if most is not None and total is not None:
+                total = min(total, most)
         return total
 
     def __call__(self, values: Iterable[Any]) -> Iterator[Any]:
+        chosen = self._choose(values)
+        return chosen if self.sample is None else _sample(chosen, self.sample)
+
+    def _choose(self, values: Iterable[Any]) -> Iterator[Any]:
         numbers = itertools.count()
         left = self.limit
         for value in values:
@@ -82,13 +90,25 @@ class Selection(NamedTuple):
                 return
             if value is PAUSE:
                 yield PAUSE
-            elif next(numbers) % self.shards == self.shard - 1:
+            elif next(numbers) % self.shard[1] == self.shard[0] - 1:
                 yield value
                 if left is not None:
                     left -= 1
 
 
 ALL: Final = Selection()
+
+
+def _sample(values: Iterable[Any], size: int) -> Iterator[Any]:
+    """All are read first, but no more are kept than that."""
+    chance = random.Random(size)
+    kept: list[tuple[int, Any]] = []
+    for number, value in enumerate(value for value in values if value is not PAUSE):
+        if number < size:
+            kept.append((number, value))
+        elif (place := chance.randrange(number + 1)) < size:
+            kept[place] = number, value
+    yield from (value for _, value in sorted(kept, key=lambda each: each[0]))
 
 
 class Inputs:

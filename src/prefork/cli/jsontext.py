@@ -23,7 +23,7 @@ def to_json(value: object) -> bytes:
         NotJSONError: the value, or something in it, cannot be written.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
+        text = _encode(value)
     except NotJSONError as exc:
         raise NotJSONError(f"{exc}; it is {short_repr(value)}") from None
     except ValueError as exc:
@@ -88,6 +88,9 @@ def _advice(value: object) -> str:
     if hasattr(value, "__next__"):
         return "return list(...) of it"
     return "return str(...) of it, or dicts, lists, strings, numbers, booleans and None"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_json).encode
 
 
 def from_json(text: bytes | str) -> Any:

@@ -6,11 +6,13 @@ import itertools
 import signal
 from collections.abc import Iterator
 
+from prefork._observe.rates import duration, per_second
 from prefork.cli.inputs import PAUSE, BadInput, Inputs
 from prefork.cli.jsontext import to_json
-from prefork.cli.progress import Stats, duration, per_second
+from prefork.cli.plan import Plan
 from prefork.cli.records import Earlier
-from prefork.cli.run import Ending, Plan
+from prefork.cli.run import Ending
+from prefork.cli.stats import Stats
 
 __all__ = ["closing", "headline", "preview"]
 
@@ -20,7 +22,7 @@ PREVIEWED = 10  # inputs
 
 def headline(plan: Plan, stats: Stats, earlier: Earlier) -> str:
     """What is about to be done."""
-    text = f"{plan.target} over "
+    text = f"{plan.work} over "
     text += "inputs" if stats.total is None else _count(stats.total, "input")
     text += f", in {_count(plan.processes, 'process', 'es')}"
     if held := len(earlier):
@@ -38,8 +40,15 @@ def preview(plan: Plan, inputs: Inputs) -> Iterator[str]:
         yield "  …"
 
 
-def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[str, str]]:
-    """What has come of it: lines with their styles. `path` is the output file's."""
+def closing(
+    stats: Stats, ending: Ending, path: str | None, records: str | None
+) -> Iterator[tuple[str, str]]:
+    """What has come of it: lines with their styles.
+
+    Args:
+        path: the output file's; None: it has gone to standard output.
+        records: likewise, of the file that it is made from, which may be the same.
+    """
     if stats.failed:
         yield f"{_count(stats.failed, 'input')} failed:", "bold red"
         kinds = sorted(stats.kinds.values(), key=lambda kind: -kind.count)
@@ -49,7 +58,7 @@ def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[st
             more = sum(kind.count for kind in rest)
             yield f"  {more} for {_count(len(rest), 'other reason')}", ""
     if stats.skipped:
-        text = f"skipped {_count(stats.skipped, 'input')} that {path} held already"
+        text = f"skipped {_count(stats.skipped, 'input')} that {records} held already"
         if stats.skipped_failed:
             text += f", {stats.skipped_failed} of them failed"
         yield text, ""
@@ -65,7 +74,7 @@ def closing(stats: Stats, ending: Ending, path: str | None) -> Iterator[tuple[st
     if not ending.unwritten:
         yield f"{totals}; results in {path}" if path else totals, style
     if path and (ending.signum is not None or ending.problem is not None or ending.failed):
-        yield f"{path} keeps what is done: the same command with --resume does the rest", ""
+        yield f"{records} keeps what is done: the same command with --resume does the rest", ""
 
 
 def _totals(stats: Stats) -> str:

@@ -11,18 +11,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import fcntl
-import hashlib
-import inspect
 import json
 import os
 import stat
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefork._system import at_fork
 from prefork.cli.records import Earlier, ResumeError
-from prefork.cli.target import Target
 
 __all__ = ["Mode", "Origin", "ResultsFile", "ResultsFileError"]
 
@@ -44,24 +40,14 @@ class Origin(NamedTuple):
     """What makes results.
 
     Attributes:
-        function: as it was given, MODULE:FUNCTION.
-        source: a fingerprint of the file that its module is in; "" if there is none.
+        function: what is run, as it was given.
+        source: a fingerprint of its source; "" if there is none.
         limits: the options that decide what becomes of an input, by their names.
     """
 
     function: str
     source: str
     limits: dict[str, Any]
-
-    @classmethod
-    def of(cls, target: Target, function: Callable[..., Any], **limits: Any) -> Origin:
-        source = ""
-        with contextlib.suppress(TypeError, OSError):
-            file = inspect.getsourcefile(sys.modules[function.__module__])
-            if file is not None:
-                with open(file, "rb") as code:
-                    source = hashlib.file_digest(code, "sha256").hexdigest()
-        return cls(str(target), source, limits)
 
     def differences(self, earlier: Origin) -> list[str]:
         """From another one, in words."""

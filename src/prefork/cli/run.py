@@ -11,24 +11,26 @@ import contextlib
 import logging
 import multiprocessing
 import queue
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+from prefork._observe.rates import duration
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import ASKING, Signals, Stopped
-from prefork.cli.progress import Progress, duration
+from prefork.cli.plan import Chunks, Plan
+from prefork.cli.progress import Progress
 from prefork.cli.records import Earlier, OutputError, Sink, record
-from prefork.cli.target import Target
 from prefork.cli.work import (
-    CUT_SHORT,
+    AGAIN,
     DONE,
     FAILED,
-    PLAIN,
+    LATER,
     Call,
-    Calling,
     Outcome,
     describe,
     describe_text,
@@ -44,38 +46,12 @@ from prefork.errors import (
 )
 from prefork.pool import Pool
 
-__all__ = ["Ending", "Plan", "Run"]
+__all__ = ["Ending", "Run"]
 
-WINDOW = 32  # chunks on their way, per worker
-ORDERED_WINDOW = 1024  # inputs at least, with --ordered: so many may wait for a slow one
+GRACE = 10.0  # seconds that work which keeps its limits itself has for that
 LEAVING = 5.0  # seconds that the workers have to leave by themselves at the end
 STOPPING = 0.5  # seconds for a reader of ours that is slow, once we are asked to stop
 BATCH = 1 << 16  # bytes of records written at once, at most about
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked for; times in seconds, memory in KiB."""
-
-    target: Target
-    function: Callable[..., Any]
-    processes: int
-    timeout: float | None = None
-    soft_timeout: float | None = None
-    retries: int = 0
-    chunksize: int = 1
-    ordered: bool = False
-    start_method: str | None = None
-    calling: Calling = PLAIN
-    initializer: Target | None = None
-    max_memory: int | None = None  # of a worker while it runs one input
-    max_tasks: int | None = None  # of one worker
-    max_failures: int | None = None  # after so many, it is stopped
-
-    @property
-    def window(self) -> int:
-        window = WINDOW * self.processes * self.chunksize
-        return max(window, ORDERED_WINDOW) if self.ordered else window
 
 
 class Ending(NamedTuple):
@@ -96,74 +72,12 @@ class Job:
     number: int = 0  # in the pool, once that has it
 
 
-class Finished(NamedTuple):
-    job: Job
-    value: Any = None
-    error: BaseException | None = None
-
-
-class Exhausted(NamedTuple):
-    submitted: int
-    reason: Exception | None
-
-
-class Rejected(NamedTuple):
-    item: Item
-    reason: str
-
-
-class Signalled(NamedTuple):
-    signum: int
-
-
-Event = Finished | Exhausted | Rejected | Signalled
-
-
 class TooManyFailures(Exception):
     """Not an error: as many inputs have failed as were to be borne with."""
 
 
-class Submitter:
-    """Makes jobs of items; any thread may call it."""
-
-    def __init__(self, pool: Pool, call: Call, report: Callable[[Event], object]) -> None:
-        self._pool = pool
-        self._call = call
-        self._report = report
-        self._open: dict[Job, None] = {}
-
-    def __call__(self, items: list[Item]) -> None:
-        """Raises PoolBrokenError; ValueError if the pool was terminated."""
-        job = Job(items)
-        self._open[job] = None
-        many = len(items) > 1
-        values = [item.value for item in items]
-
-        def done(value: Any) -> None:
-            self._report(Finished(job, value if many else [(True, value)]))
-
-        def failed(error: BaseException) -> None:
-            self._report(Finished(job, error=error))
-
-        if many:
-            job.number = self._pool.each_async(self._call, values, done, failed).job
-        else:
-            handle = self._pool.apply_async(
-                self._call, (values[0],), callback=done, error_callback=failed
-            )
-            job.number = handle.job
-
-    def open_jobs(self) -> dict[int, Job]:
-        """Those that are not finished, by their numbers."""
-        return {job.number: job for job in list(self._open)}
-
-    def release(self, job: Job) -> None:
-        """It is finished."""
-        del self._open[job]
-
-
 class Run:
-    """One run of `prefork map`; call it once, in the main thread.
+    """One run of a command; call it once, in the main thread.
 
     Args:
         plan: what to do.
@@ -177,17 +91,20 @@ class Run:
         self._inputs = inputs
         self._progress = progress
         self._stats = progress.stats
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.signals = Signals(lambda signum: self._events.put(Signalled(signum)))
+        self._chunks = Chunks(plan)
+        self._open: dict[Job, None] = {}
+        self._submitting = threading.Lock()
+        self._events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self.signals = Signals(self._later(self._signalled))
         self._feeder = Feeder(
             inputs,
             earlier,
             self._stats,
-            plan.chunksize,
-            plan.window,
-            self._submit_input,
-            lambda item, reason: self._events.put(Rejected(item, reason)),
-            lambda submitted, reason: self._events.put(Exhausted(submitted, reason)),
+            self._chunks.size,
+            self._chunks.window,
+            self._submit,
+            self._later(self._reject),
+            self._later(self._end_input),
         )
         self._expected: int | None = None  # inputs in all, once it is known
         self._concluded = 0
@@ -206,31 +123,51 @@ class Run:
                 self._pool = self._make_pool()
             except (OSError, PoolBrokenError) as exc:
                 return Ending(problem=f"cannot start the workers: {exc}")
-            self._submit = Submitter(self._pool, Call(self._plan.function), self._events.put)
+            self._call = Call(self._plan.work)
             self._progress.watch(self._longest)
             try:
                 return self._run()
             finally:
                 self._pool.terminate()
+                if self._stats.ended is None:
+                    self._plan.work.end()
                 self._feeder.stop()
                 if self._feeder.join(1.0):
                     self._inputs.close()
 
     def _make_pool(self) -> Pool:
-        plan = self._plan
+        plan, work = self._plan, self._plan.work
+        timeout, alone = plan.timeout, work.keeps_limits
+        if alone and timeout is not None:
+            timeout += GRACE
         return Pool(
             plan.processes,
             start_worker,
-            (plan.target, plan.calling, plan.initializer),
-            plan.max_tasks,
-            timeout=plan.timeout,
-            soft_timeout=plan.soft_timeout,
-            max_memory_per_task=plan.max_memory,
+            (work, plan.log_dir),
+            plan.max_tasks_per_child,
+            timeout=timeout,
+            soft_timeout=None if alone else plan.soft_timeout,
+            max_memory_per_task=None if alone else plan.max_memory,
             context=multiprocessing.get_context(plan.start_method),
+            capture_output=None if plan.log_dir else self._progress.capture,
         )
 
-    def _submit_input(self, items: list[Item]) -> None:
-        self._submit(items)
+    def _submit(self, items: list[Item]) -> None:
+        """Any thread may call it.
+
+        Raises:
+            PoolBrokenError, ValueError: the pool has ended.
+        """
+        job = Job(items)
+        done, failed = self._later(self._settle, job), self._later(self._settle_failed, job)
+        with self._submitting:  # who looks at the jobs finds their numbers
+            self._open[job] = None
+            tasks = self._chunks.tasks(items)
+            job.number = self._pool.each_async(self._call, tasks, done, failed).job
+
+    def _later(self, handle: Callable[..., object], *first: Any) -> Callable[..., object]:
+        """What any thread may call, and the main thread then handles."""
+        return lambda *rest: self._events.put(partial(handle, *first, *rest))
 
     def _run(self) -> Ending:
         try:
@@ -270,33 +207,27 @@ class Run:
         size = 0
         with contextlib.suppress(queue.Empty):
             while True:
-                self._handle(event)
+                event()
                 size += len(self._lines[-1]) if self._lines else 0
                 if size > BATCH or self._concluded == self._expected:
                     return
                 event = self._events.get_nowait()
 
-    def _handle(self, event: Event) -> None:
-        match event:
-            case Finished(job, value, None):
-                self._settle(job, value)
-            case Finished(job, _, error):
-                assert error is not None
-                self._settle_failed(job, error)
-            case Exhausted(submitted, reason):
-                self._end_input(submitted, reason)
-            case Rejected(item, reason):
-                self._conclude(item, Outcome(FAILED, describe_text("InputError", reason), 0.0, 0))
-            case Signalled(signum) if signum in ASKING:
-                self._tell_how_it_is()
-            case Signalled():
-                raise Stopped
+    def _signalled(self, signum: int) -> None:
+        if signum in ASKING:
+            self._tell_how_it_is()
+        elif not self._stopping:
+            raise Stopped
+
+    def _reject(self, item: Item, reason: str) -> None:
+        self._conclude(item, Outcome(FAILED, describe_text("InputError", reason), 0.0, 0))
 
     def running(self) -> dict[int, tuple[str, float]]:
         """The inputs that are being run, as JSON, and for how many seconds; by process ids."""
         found = {}
         now = time.monotonic()
-        jobs = self._submit.open_jobs()
+        with self._submitting:
+            jobs = {job.number: job for job in self._open}
         for worker in self._pool.statistics().workers:
             job = jobs.get(worker.job or 0)
             if job is not None and worker.since is not None:
@@ -320,37 +251,60 @@ class Run:
         self._expected = submitted
         if isinstance(reason, InputError):
             self._problem = str(reason)
-        elif reason is not None:
+        elif reason is not None and not self._stopping:
             raise reason
         else:
             self._stats.total = submitted + self._stats.skipped
 
     # ---- outcomes
 
-    def _settle(self, job: Job, value: list[tuple[bool, Any]]) -> None:
-        self._submit.release(job)
-        for item, (ok, outcome) in zip(job.items, value, strict=True):
-            if ok:
+    def _settle(self, job: Job, outcomes: list[tuple[bool, Any]]) -> None:
+        self._release(job)
+        later = []
+        seconds = []
+        for item, (ok, value) in zip(job.items, outcomes, strict=True):
+            outcome = Outcome(*value) if ok else self._failure(value)
+            if outcome is None:
+                continue
+            if outcome.kind == LATER:
+                later.append(item)
+            else:
+                seconds.append(outcome.seconds)
                 self._conclude(item, outcome)
-            elif isinstance(outcome, PoolBrokenError) and not self._stopping:
-                raise outcome
-            elif not isinstance(outcome, (Terminated, PoolBrokenError)):
-                self._conclude(item, _failure(outcome))
+        self._chunks.measure(seconds)
+        size = self._chunks.size()
+        for start in range(0, len(later), size):
+            self._resubmit(later[start : start + size])
 
     def _settle_failed(self, job: Job, error: BaseException) -> None:
         """The job has failed as a whole: its worker was lost before it came to the inputs, or it
         did not get there."""
-        if isinstance(error, PoolBrokenError) and not self._stopping:
-            raise error
-        self._submit.release(job)
-        if isinstance(error, (Terminated, PoolBrokenError)):
-            return
-        if len(job.items) == 1 or isinstance(error, (WorkerLostError, LimitExceeded)):
-            for item in job.items:
-                self._conclude(item, _failure(error))
+        if len(job.items) == 1 or isinstance(
+            error, (WorkerLostError, LimitExceeded, PoolBrokenError, Terminated)
+        ):
+            self._settle(job, [(False, error)] * len(job.items))
         else:  # which one cannot be sent?
+            self._release(job)
             for item in job.items:
                 self._resubmit([item])
+
+    def _release(self, job: Job) -> None:
+        with self._submitting:
+            del self._open[job]
+
+    def _failure(self, error: BaseException) -> Outcome | None:
+        """Of an input whose worker could not tell it; None: it was not done.
+
+        Raises:
+            PoolBrokenError: nothing more can be done.
+        """
+        if isinstance(error, (PoolBrokenError, Terminated)):
+            if isinstance(error, PoolBrokenError) and not self._stopping:
+                raise error
+            return None
+        again = isinstance(error, (WorkerLostError, TimeLimitExceeded, SoftTimeLimitExceeded))
+        seconds, pid = getattr(error, "seconds", None), getattr(error, "pid", 0)
+        return Outcome(AGAIN if again else FAILED, describe(error), seconds or 0.0, pid)
 
     def _resubmit(self, items: list[Item]) -> None:
         if not self._stopping:
@@ -358,7 +312,7 @@ class Run:
 
     def _conclude(self, item: Item, outcome: Outcome) -> None:
         """An input has come through, has failed, or gets another try."""
-        if outcome.kind == CUT_SHORT and item.tries < self._plan.retries:
+        if outcome.kind == AGAIN and item.tries < self._plan.retries:
             item.tries += 1
             self._resubmit([item])
             return
@@ -401,16 +355,7 @@ class Run:
         self._pool.join(STOPPING)
         with contextlib.suppress(queue.Empty):
             while True:
-                event = self._events.get_nowait()
-                if isinstance(event, Finished):
-                    self._handle(event)
+                self._events.get_nowait()()
         self._lines += [self._held[index] for index in sorted(self._held)]
         with contextlib.suppress(OutputError):
             self._output.write_within(self._take_lines(), STOPPING)
-
-
-def _failure(error: BaseException) -> Outcome:
-    """Of an input whose worker could not tell it."""
-    again = isinstance(error, (WorkerLostError, TimeLimitExceeded, SoftTimeLimitExceeded))
-    seconds, pid = getattr(error, "seconds", None), getattr(error, "pid", 0)
-    return Outcome(CUT_SHORT if again else FAILED, describe(error), seconds or 0.0, pid)

@@ -5,7 +5,9 @@ What travels is the text, never the function: a worker imports it for itself.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -87,6 +89,14 @@ class Target:
         if inspect.iscoroutinefunction(found):
             raise TargetError(f"{self} is async: wrap it, as in `return asyncio.run(f(x))`")
         return found  # type: ignore[no-any-return]
+
+    def source(self) -> str:
+        """A fingerprint of the file that the function's module is in; "" if there is none."""
+        with contextlib.suppress(TypeError, OSError):
+            file = inspect.getsourcefile(sys.modules[self.load().__module__])
+            if file is not None:
+                return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return ""
 
     def _import(self) -> ModuleType:
         try:

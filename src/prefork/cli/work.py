@@ -1,20 +1,23 @@
-"""What runs in a worker: the function on one input after another; what comes back is JSON text.
+"""What runs in a worker: the work on one input after another; what comes back is JSON text.
 
-Whatever the function does with its input stays here: its exceptions and its results, of whatever
-type, become text in the worker, so nothing else is pickled, or must be importable elsewhere.
+Whatever is done with an input stays here: exceptions and results, of whatever type, become text in
+the worker, so nothing else is pickled, or must be importable elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from prefork._describe import describe_exit
 from prefork.cli.jsontext import NotJSONError, to_json
@@ -22,40 +25,153 @@ from prefork.cli.target import Target
 from prefork.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
 __all__ = [
-    "CUT_SHORT",
+    "AGAIN",
     "DONE",
     "FAILED",
-    "PLAIN",
+    "LATER",
     "Call",
-    "Calling",
+    "Function",
     "Outcome",
+    "Task",
+    "Work",
+    "WorkFailed",
     "describe",
     "describe_text",
     "start_worker",
 ]
 
-DONE, FAILED, CUT_SHORT = range(3)
+DONE, FAILED, AGAIN, LATER = range(4)
+
+
+class Task(NamedTuple):
+    """What a worker is asked to do; plain, since there are many.
+
+    Attributes:
+        number: of the input, from 1 on.
+        value: the input.
+        chunk: how many seconds its chunk may take before what has not begun is given back, if it
+            is the first one of a chunk; None: for ever; 0: it is not the first one.
+    """
+
+    number: int
+    value: Any
+    chunk: float | None
 
 
 class Outcome(NamedTuple):
     """What became of one input."""
 
-    kind: int  # DONE; FAILED; CUT_SHORT, by a time limit or its worker's end: try again
+    kind: int  # DONE; FAILED; AGAIN, it has failed in a way that may pass; LATER, it has not begun
     text: bytes  # the result, or a description of the error, as JSON
     seconds: float
     pid: int
 
 
+class WorkFailed(Exception):
+    """It has failed, in a way of its own.
+
+    Attributes:
+        kind: the type of the error, in the record.
+        fields: what else the record is to say of it.
+    """
+
+    def __init__(self, kind: str, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.fields = fields
+
+
+class Work(Protocol):
+    """What is done with each input. It is pickled for the workers; `str` is for people.
+
+    Attributes:
+        keeps_limits: it does so itself, so the pool does not.
+    """
+
+    keeps_limits: ClassVar[bool]
+
+    def check(self) -> str:
+        """Before the run: a fingerprint of its source.
+
+        Raises:
+            TargetError: there is no such thing.
+        """
+
+    def terms(self) -> dict[str, Any]:
+        """What else decides what becomes of an input, by the names of options."""
+
+    def named(self) -> object:
+        """What has the name that the pool's messages and watchers tell."""
+
+    def load(self) -> Callable[[int, Any], Any]:
+        """In a worker: what is called with the number of an input, and the input."""
+
+    def end(self) -> None:
+        """After a run that was stopped: end what a worker that was killed may have left behind."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function is called with each input.
+
+    Attributes:
+        star: a list is its arguments, an object its keywords; anything else its only argument.
+        keywords: that it always gets.
+        initializer: called once in each worker.
+    """
+
+    keeps_limits: ClassVar[bool] = False
+
+    target: Target
+    star: bool = False
+    keywords: dict[str, Any] = field(default_factory=dict)
+    initializer: Target | None = None
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+    def check(self) -> str:
+        self.target.load()
+        if self.initializer is not None:
+            self.initializer.load()
+        return self.target.source()
+
+    def terms(self) -> dict[str, Any]:
+        return {"star": self.star or None, "kwargs": self.keywords or None}
+
+    def named(self) -> object:
+        return self.target.load()
+
+    def load(self) -> Callable[[int, Any], Any]:
+        function, star, keywords = self.target.load(), self.star, self.keywords
+        if self.initializer is not None:
+            self.initializer.load()()
+        if not star and not keywords:
+            return lambda number, value: function(value)
+
+        def call(number: int, value: Any) -> Any:
+            if star and isinstance(value, list):
+                return function(*value, **keywords)
+            if star and isinstance(value, dict):
+                return function(**{**keywords, **value})
+            return function(value, **keywords)
+
+        return call
+
+    def end(self) -> None:
+        pass
+
+
 class Call:
     """Stands for the worker's own runner: unpickled there, it is that one.
 
-    It has the name of the function, for the pool's messages.
+    It has the name of the work, for the pool's messages.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.func = function
+    def __init__(self, work: Work) -> None:
+        self.func: Any = work.named()
 
-    def __call__(self, value: Any) -> Outcome:
+    def __call__(self, task: Task) -> Outcome:
         raise RuntimeError("this runs in workers only")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -65,37 +181,7 @@ class Call:
 _runner: Runner | None = None
 
 
-class Calling(NamedTuple):
-    """How the function is called with an input.
-
-    Attributes:
-        star: a list is its arguments, an object its keywords; anything else its only argument.
-        keywords: that it always gets.
-    """
-
-    star: bool
-    keywords: dict[str, Any]
-
-    def bind(self, function: Callable[..., Any]) -> Callable[[Any], Any]:
-        """The function of an input."""
-        star, keywords = self
-        if not star and not keywords:
-            return function
-
-        def call(value: Any) -> Any:
-            if star and isinstance(value, list):
-                return function(*value, **keywords)
-            if star and isinstance(value, dict):
-                return function(**{**keywords, **value})
-            return function(value, **keywords)
-
-        return call
-
-
-PLAIN = Calling(star=False, keywords={})
-
-
-def start_worker(target: Target, calling: Calling, initializer: Target | None) -> None:
+def start_worker(work: Work, log_dir: str | None) -> None:
     """The workers' initializer.
 
     Raises:
@@ -106,10 +192,7 @@ def start_worker(target: Target, calling: Calling, initializer: Target | None) -
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the function prints should not wait, nor go down with a worker that is killed.
         sys.stdout.reconfigure(line_buffering=True)
-    function = target.load()
-    if initializer is not None:
-        initializer.load()()
-    _runner = Runner(calling.bind(function))
+    _runner = Runner(work.load(), log_dir)
 
 
 def _get_runner() -> Runner:
@@ -118,31 +201,67 @@ def _get_runner() -> Runner:
 
 
 class Runner:
-    """Runs the function."""
+    """Does the work.
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
+    Args:
+        log_dir: where what is printed goes, to one file for each input.
+    """
+
+    def __init__(self, call: Callable[[int, Any], Any], log_dir: str | None) -> None:
+        self._call = call
+        self._log_dir = log_dir
         self._pid = os.getpid()
+        self._until: float | None = None  # when the rest of this chunk is to be given back
 
-    def __call__(self, value: Any) -> Outcome:
+    def __call__(self, task: Task) -> tuple[int, bytes, float, int]:
+        number, value, chunk = task
         started = time.monotonic()
+        if chunk == 0:
+            if self._until is not None and started > self._until:
+                return LATER, b"", 0.0, self._pid
+        else:
+            self._until = None if chunk is None else started + chunk
         try:
-            return self._run(value, started)
+            kind, text = self._run(number, value)
         except SoftTimeLimitExceeded as exc:
             # It came between the function's end and here. There is only one for each input.
-            return self._failure(exc, exc.__traceback__, started)
+            kind, text = AGAIN, describe(exc, exc.__traceback__)
+        return kind, text, time.monotonic() - started, self._pid
 
-    def _run(self, value: Any, started: float) -> Outcome:
+    def _run(self, number: int, value: Any) -> tuple[int, bytes]:
         try:
-            text = to_json(self._function(value))
+            if self._log_dir is None:
+                return DONE, to_json(self._call(number, value))
+            with _printing_to(log_path(self._log_dir, number, value)):
+                return DONE, to_json(self._call(number, value))
         except BaseException as exc:
-            return self._failure(exc, _users_frames(exc), started)
-        return Outcome(DONE, text, time.monotonic() - started, self._pid)
+            again = isinstance(exc, (SoftTimeLimitExceeded, WorkFailed))
+            return AGAIN if again else FAILED, describe(exc, _users_frames(exc))
 
-    def _failure(self, exc: BaseException, frames: TracebackType | None, started: float) -> Outcome:
-        kind = CUT_SHORT if isinstance(exc, SoftTimeLimitExceeded) else FAILED
-        seconds = time.monotonic() - started
-        return Outcome(kind, describe(exc, frames), seconds, self._pid)
+
+def log_path(folder: str, number: int, value: Any) -> str:
+    """`17-data_x.csv.log`."""
+    text = value if isinstance(value, str) else to_json(value).decode()
+    name = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII)[-80:]
+    return os.path.join(folder, f"{number}-{name}.log")
+
+
+@contextlib.contextmanager
+def _printing_to(path: str) -> Iterator[None]:
+    """Descriptors 1 and 2 lead there meanwhile, whoever writes to them."""
+    with open(path, "wb", 0) as file:
+        before = os.dup(1), os.dup(2)
+        for fd in (1, 2):
+            os.dup2(file.fileno(), fd)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or None
+                stream.flush()
+        for fd, saved in enumerate(before, 1):
+            os.dup2(saved, fd)
+            os.close(saved)
 
 
 def _users_frames(exc: BaseException) -> TracebackType | None:
@@ -163,13 +282,13 @@ def describe(exc: BaseException, frames: TracebackType | None = None) -> bytes:
         text = _users_part(exc.stack)
     elif frames is not None and not isinstance(exc, NotJSONError):
         text = "".join(traceback.format_exception(type(exc), exc, frames))
-    return describe_text(_type(exc), _message(exc), text)
+    if isinstance(exc, WorkFailed):
+        return describe_text(exc.kind, str(exc), **exc.fields)
+    return describe_text(_type(exc), _message(exc), **({"traceback": text} if text else {}))
 
 
-def describe_text(type_name: str, message: str, text: str = "") -> bytes:
-    error = {"type": type_name, "message": message}
-    if text:
-        error["traceback"] = text
+def describe_text(type_name: str, message: str, **fields: Any) -> bytes:
+    error = {"type": type_name, "message": message, **fields}
     try:
         return to_json(error)
     except NotJSONError:  # a message that is an odd subclass of str
