@@ -108,9 +108,9 @@ class Descriptors:
     def remove(self, fd: int) -> None:
         """Close one of them."""
         with _guard:
-            self.fds.remove(fd)
-            _open.discard(fd)
-            os.close(fd)
+            # In C, as in `close`.
+            fds = (fd,)
+            deque(chain(map(self.fds.remove, fds), map(_open.discard, fds), map(os.close, fds)), 0)
 
     @property
     def are_ours(self) -> bool:
