@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from prefork.cli.external import _Kept
+from prefork.cli.external import _Kept, kill_marked
 from prefork.cli.target import TargetError
 from prefork.cli.template import Template
 
@@ -294,7 +295,7 @@ def test_output_that_is_no_text(prefork: Any) -> None:
 
 
 def test_resume(prefork: Any) -> None:
-    options = ["-o", "out", "--shell"]
+    options = ["-o", "out", "--shell", "--ordered"]
     prefork.run("echo {n}", "a", "b", *options, verb="run")
     done = prefork.run("echo {n}", "a", "b", "c", *options, "--resume", verb="run")
     assert done.code == 0
@@ -303,3 +304,18 @@ def test_resume(prefork: Any) -> None:
     other = prefork.run("echo {}", "a", *options, "--resume", verb="run")
     assert other.code == 2
     assert "the function was echo {n}, and is echo {}" in other.stderr
+
+
+def test_a_process_is_found_while_it_becomes_another_program(tmp_path: Path) -> None:
+    """Its environment cannot be read then."""
+    script = tmp_path / "again"
+    script.write_text('exec sh "$0"\n')
+    for number in range(100):
+        mark = f"{os.getpid()}.{number};"
+        environ = os.environ | {"PREFORK_RUN": mark}
+        with subprocess.Popen(["sh", str(script)], env=environ) as process:
+            try:
+                kill_marked(mark.encode(), signal.SIGKILL)
+                assert process.wait(20) == -signal.SIGKILL
+            finally:
+                process.kill()

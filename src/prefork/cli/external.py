@@ -15,7 +15,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,6 +31,8 @@ MARK = "PREFORK_RUN"  # the variable, with a mark for each command that a proces
 LINGERING = 0.2  # seconds after its end, for what others still write that it has started
 LOOKING = 0.1  # seconds between two looks at its memory, if that is limited
 ROUNDS = 100  # of looking for processes to kill
+EXEC = 0.01  # seconds until the next round, if one was in execve(2)
+_KERNELS = 0x200000  # the flag of the kernel's own threads, which have no environment
 _BLOCK = 1 << 16
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
@@ -229,7 +231,7 @@ class _Process:
     def _resident(self) -> int:
         """KiB, of all its processes."""
         pages = 0
-        for pid in _marked(self._mark, self._pid):
+        for pid in _look(self._mark, self._pid)[0]:
             with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
                 pages += int(file.read().split()[1])
         return pages * _PAGE // 1024
@@ -283,31 +285,40 @@ def kill_marked(mark: bytes, signum: signal.Signals, root: int = 0) -> None:
     """Signal all processes of a mark, and the descendants of one, until there is no other one."""
     seen: set[int] = set()
     for _ in range(ROUNDS):
-        found = [pid for pid in _marked(mark, root) if pid not in seen]
-        if not found:
+        marked, hidden = _look(mark, root)
+        found = [pid for pid in marked if pid not in seen]
+        if not found and not hidden:
             return
+        if not found:
+            time.sleep(EXEC)
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signum)
         seen.update(found)
 
 
-def _marked(mark: bytes, root: int) -> Iterator[int]:
-    """Those that run, the first one first: what is left of others has no parent any more."""
+def _look(mark: bytes, root: int) -> tuple[list[int], bool]:
+    """Those that run, the first one first: what is left of others has no parent any more. And
+    whether there are some whose environment cannot be seen now, since they are in execve(2)."""
     parents: dict[int, int] = {}
     found = set()
+    hidden = False
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             with open(f"/proc/{name}/stat", "rb") as file:
-                state, parent = file.read().rpartition(b") ")[2].split()[:2]
-            if state in (b"Z", b"X"):
+                fields = file.read().rpartition(b") ")[2].split()
+            if fields[0] in (b"Z", b"X"):
                 continue
-            parents[int(name)] = int(parent)
+            parents[int(name)] = int(fields[1])
             with open(f"/proc/{name}/environ", "rb") as file:
-                if mark in file.read():
-                    found.add(int(name))
+                environ = file.read()
+            if mark in environ:
+                found.add(int(name))
+            elif not environ and not int(fields[6]) & _KERNELS:
+                start, end = fields[47:49]
+                hidden |= end == b"0" or start != end
     if root in parents:
         found.add(root)
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    yield from sorted(found - {os.getpid()}, key=lambda pid: pid != root)
+    return sorted(found - {os.getpid()}, key=lambda pid: pid != root), hidden
