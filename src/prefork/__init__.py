@@ -21,8 +21,8 @@ The rooms, from the top; a module imports only from its own room and those below
     _engine               one running pool: `engine` makes the parts, `drivers` have them work
     _policy, _worker      what decides; what runs in a worker process
     _ipc                  what travels between them, and the channel that it goes through
-    _observe              what is seen of tasks while they run: progress, log records, output;
-                          and of pools from outside: where they are asked, and how
+    _observe              what is seen of tasks while they run: progress, log records, output
+    _inspection           how pools are asked from outside what they do
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
     buildinfo             whether this is compiled

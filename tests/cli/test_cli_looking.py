@@ -19,7 +19,7 @@ import pytest
 
 from gate import enter
 from helpers import DEADLINE, eventually, stop
-from prefork._observe.questions import IS_SUPPORTED
+from prefork._inspection.questions import IS_SUPPORTED
 
 pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="there are no abstract Unix sockets here")
 

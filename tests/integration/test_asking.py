@@ -16,9 +16,9 @@ import pytest
 from gate import enter
 from helpers import DEADLINE, eventually, stop
 from prefork import Pool, Terminated
-from prefork._observe import asking, endpoint
-from prefork._observe.asking import AskingError
-from prefork._observe.questions import IS_SUPPORTED, Address, encode
+from prefork._inspection import asking, endpoint
+from prefork._inspection.asking import AskingError
+from prefork._inspection.questions import IS_SUPPORTED, Address, encode
 
 pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="there are no abstract Unix sockets here")
 

@@ -33,6 +33,7 @@ if __name__ == "__main__":
 
 
 STOPPED_SERVER = """
+import faulthandler; faulthandler.enable()
 import os, signal
 from multiprocessing.forkserver import _forkserver
 from prefork import Pool, PoolBrokenError, WorkerLostError

@@ -1,11 +1,11 @@
-"""What a pool answers those who ask it from outside (see `prefork._observe.questions`)."""
+"""What a pool answers those who ask it from outside (see `prefork._inspection.questions`)."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from prefork._observe.questions import (
+from prefork._inspection.questions import (
     LONGEST_ANSWER,
     MOST_STACKS,
     STACKS,

@@ -41,10 +41,10 @@ from prefork._engine.supervisor import WorkerSupervisor
 from prefork._engine.taps import Taps
 from prefork._engine.terminator import Terminator
 from prefork._engine.time_limits import TimeLimits
+from prefork._inspection.endpoint import Endpoint, is_wanted
+from prefork._inspection.questions import IS_SUPPORTED
 from prefork._ipc.main_module import WorkersMain
 from prefork._ipc.memfd import MemfdCache
-from prefork._observe.endpoint import Endpoint, is_wanted
-from prefork._observe.questions import IS_SUPPORTED
 from prefork._policy.job import Job
 from prefork._policy.limits import Limits
 from prefork._policy.timers import MEMORY_SECONDS, Timers

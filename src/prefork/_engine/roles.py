@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefork._engine.state import OutcomeQueue
     from prefork._engine.supervisor import WorkerSupervisor
     from prefork._engine.worker_handle import WorkerHandle
-    from prefork._observe.endpoint import Endpoint
+    from prefork._inspection.endpoint import Endpoint
     from prefork._policy.job import Job
     from prefork._system.selector import Selector
 

@@ -34,7 +34,7 @@ from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import PoolBrokenError
 
 if TYPE_CHECKING:
-    from prefork._observe.endpoint import Endpoint
+    from prefork._inspection.endpoint import Endpoint
 
 __all__ = [
     "ACCEPTED",

@@ -18,7 +18,7 @@ from prefork._describe import describe_exit
 from prefork._engine.spawner import FailedStart, Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
-from prefork._observe.endpoint import Endpoint
+from prefork._inspection.endpoint import Endpoint
 from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, ERROR, WARNING
 from prefork._system.resources import OutOfMemoryKills

@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from prefork._observe import asking
-from prefork._observe.asking import AskingError
+from prefork._inspection import asking
+from prefork._inspection.asking import AskingError
 from prefork.cli import keys
 from prefork.cli.sightings import PoolSeen, Watcher, printable, stacks_of
 from prefork.cli.tables import ORDERS, Row, failures, pools_table, rows, workers_table

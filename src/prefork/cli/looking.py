@@ -14,7 +14,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from prefork._observe.asking import AskingError
+from prefork._inspection.asking import AskingError
 from prefork.cli.interrupts import Interrupted
 from prefork.cli.keys import raw_keys
 from prefork.cli.live import Top

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import multiprocessing
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from prefork._observe.rates import duration
+from prefork._system.locks import Lock
 from prefork.cli.feeder import Feeder, Item
 from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import ASKING, Signals, Stopped
@@ -93,7 +93,7 @@ class Run:
         self._stats = progress.stats
         self._chunks = Chunks(plan)
         self._open: dict[Job, None] = {}
-        self._submitting = threading.Lock()
+        self._submitting = Lock()
         self._events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.signals = Signals(self._later(self._signalled))
         self._feeder = Feeder(

@@ -7,9 +7,9 @@ import os
 import time
 from typing import Any, NamedTuple
 
-from prefork._observe import asking
-from prefork._observe.asking import AskingError
-from prefork._observe.questions import Address
+from prefork._inspection import asking
+from prefork._inspection.asking import AskingError
+from prefork._inspection.questions import Address
 from prefork._system.resources import read_text, resident
 
 __all__ = ["PoolSeen", "Watcher", "WorkerSeen", "stacks_of"]

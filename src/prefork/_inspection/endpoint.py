@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from prefork._observe.questions import (
+from prefork._inspection.questions import (
     CREDENTIALS,
     IS_SUPPORTED,
     LONGEST_QUESTION,

@@ -10,11 +10,9 @@ there is no connection that somebody could leave open, and nothing of a client's
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 import sys
-import zlib
 from typing import Any, Final, NamedTuple
 
 __all__ = [
@@ -87,6 +85,9 @@ def sender(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int] | None:
 
 
 def encode(answer: dict[str, Any]) -> bytes:
+    import json  # by the few that are asked
+    import zlib
+
     return zlib.compress(json.dumps(answer, separators=(",", ":")).encode(), 1)
 
 
@@ -95,6 +96,9 @@ def decode(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is no answer.
     """
+    import json
+    import zlib
+
     try:
         answer = json.loads(zlib.decompressobj().decompress(data, _LARGEST))
     except zlib.error as exc:
