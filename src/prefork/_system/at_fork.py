@@ -18,7 +18,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain, compress, starmap
 from typing import Any, Protocol, TypeVar
 
@@ -124,7 +124,9 @@ class Descriptors:
 
     def close(self) -> None:
         """Close them, once."""
-        with _guard:  # nobody forks in between
+        # Nobody forks in between. At the interpreter's end no other thread runs any more: one that
+        # has the guard will not release it.
+        with nullcontext() if sys.is_finalizing() else _guard:
             if self._generation == _generation:
                 fds, self.fds = self.fds, []
                 # In C: no signal handler that raises comes in between.

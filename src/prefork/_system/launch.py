@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 import time
 from multiprocessing import popen_fork
 from multiprocessing.context import BaseContext
@@ -196,7 +197,8 @@ class Launch(popen_fork.Popen):
             self._let_go()
 
     def __del__(self) -> None:
-        if hasattr(self, "_is_adopted"):
+        # (At the interpreter's end its lock may be a thread's that does not run any more.)
+        if hasattr(self, "_is_adopted") and not sys.is_finalizing():
             self.close()
 
 

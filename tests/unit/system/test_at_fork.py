@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -110,3 +112,43 @@ def test_an_interrupt_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> 
     thread.start()
     thread.join(DEADLINE)
     assert taken == [True]
+
+
+HELD_AT_THE_END = """
+import gc, os, threading
+from prefork._system import at_fork
+
+held = threading.Event()
+
+def hold():
+    with at_fork.creating():
+        held.set()
+        threading.Event().wait()
+
+class Kept:
+    def __init__(self):
+        with at_fork.creating():
+            self.fds = at_fork.Descriptors(os.dup(0))
+
+    def __del__(self, write=os.write):
+        self.fds.close()
+        write(1, b"closed")
+
+gc.disable()  # until the end, when nothing else runs any more
+kept = Kept()
+kept.itself = kept
+del kept
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+"""
+
+
+def test_a_thread_that_ends_with_the_guard_in_hand_does_not_hold_up_the_end_of_the_interpreter():
+    run = subprocess.run(
+        [sys.executable, "-c", HELD_AT_THE_END],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+    assert (run.returncode, run.stdout) == (0, "closed"), run.stderr
