@@ -172,15 +172,16 @@ def test_nobody_else_sets_its_outcome(pool):
 # --- what is left to be called
 
 
-def test_a_callback_may_wait_for_other_futures_and_holds_up_nobody(pool):
-    first, called = pool.submit(square, 3), threading.Event()
+def test_a_callback_may_wait_for_other_futures_and_holds_up_nobody(pool, gate):
+    first, called = pool.submit(enter, gate, 9), threading.Event()
     found = []
 
     def slow(future):
         assert called.wait(DEADLINE)
         found.append(pool.submit(square, future.result()).result(DEADLINE))
 
-    first.add_done_callback(slow)
+    first.add_done_callback(slow)  # if it were done by now, this thread would be the one that waits
+    gate.arrival().go()
     assert pool.submit(square, 4).result(DEADLINE) == 16
     called.set()
     eventually(lambda: found == [81], "the callback has its result")
