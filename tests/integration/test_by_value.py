@@ -453,11 +453,12 @@ def test_a_map_that_is_interrupted_while_it_is_handed_in_is_ended(make_pool, tmp
 
 
 AT_ONCE = """
-import os, signal, sys
+import os, signal, sys, time
 from prefork import Pool
 def interrupt(pid):
-    os.kill(pid, signal.SIGINT)
-    while True: signal.pause()
+    while True:  # again: Python may sleep over one that comes right before it waits for a lock
+        os.kill(pid, signal.SIGINT)
+        time.sleep(3)
 if __name__ == "__main__":
     verb, pid = sys.argv[1], os.getpid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
