@@ -104,6 +104,15 @@ def test_how_long_jobs_wait_and_run(make_pool, gate):
     assert slow >= 2  # what blocked the others, and what was ended
 
 
+def test_what_the_end_of_the_pool_cuts_short_has_run_too(make_pool, gate):
+    pool = make_pool(1)
+    pool.apply_async(enter, (gate,))
+    pool.apply_async(square, (3,))  # which has not begun
+    gate.arrival()
+    pool.terminate()
+    assert sum(pool.statistics().run_time.counts) == 1
+
+
 def test_statistics_as_json(make_pool, gate):
     pool = make_pool(1)
     pool.apply_async(os._exit, (7,)).wait(DEADLINE)

@@ -228,8 +228,6 @@ class Collector:
         if reason is not None and reason.job is not job:
             reason = None
         seconds = self._seconds_of(worker, job)
-        if worker.running()[0] == job.id:
-            self._open_jobs.note_run(job, job.started, job.seconds)
         begun = self.note_items(worker, job) if is_over else None
         if begun == 0 and (reason is None or not reason.is_final):  # it was between two of them
             self._retrier.go_on(job)
@@ -291,4 +289,6 @@ class Collector:
         running, _ = worker.running()
         if running == job.id:
             started = worker.accepted()
-            job.note_run(worker.pid, started, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            job.note_run(worker.pid, started, seconds)
+            self._open_jobs.note_run(job, started, seconds)

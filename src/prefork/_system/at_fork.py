@@ -258,7 +258,7 @@ def _after() -> None:
 
 def _after_in_child() -> None:
     global _generation  # noqa: PLW0603
-    _guard.release()  # the thread that forked, and that lives on here, has acquired it
+    _after()  # the thread that forked, and that lives on here, holds what it held there
     _generation += 1
     kept = getattr(_kept, "fds", ())
     _close_all(sorted(_open.difference(kept)))
@@ -282,10 +282,4 @@ def _close_all(fds: list[int]) -> None:
             os.closerange(start, fd + 1)
 
 
-os.register_at_fork(
-    before=_guard.acquire,
-    after_in_parent=_guard.release,
-    after_in_child=_after_in_child,
-)
-# Before that one, and after it: the last that is registered comes first.
-os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)

@@ -215,7 +215,7 @@ class Foreign(Launch):
         self._method = context.get_start_method()
         self._server = std_internals.fork_server_of(context)
         self._popen = std_internals.popen(context)
-        if std_internals.asks_server(context):
+        if std_internals.has_standard_server(context):
             from prefork._system.server_child import ServerChild  # large
 
             self._popen = functools.partial(ServerChild, server=self._server)

@@ -24,7 +24,6 @@ from prefork._system.locks import RLock
 
 __all__ = [
     "ask_server",
-    "asks_server",
     "become_current",
     "before_threads_end",
     "children",
@@ -33,6 +32,7 @@ __all__ = [
     "finalize",
     "flush_std_streams",
     "fork_server_of",
+    "has_standard_server",
     "identify",
     "identity",
     "is_forking",
@@ -61,7 +61,7 @@ def popen(context: BaseContext) -> Callable[[BaseProcess], Any]:
     return start
 
 
-def asks_server(context: BaseContext) -> bool:
+def has_standard_server(context: BaseContext) -> bool:
     """Whether it is a fork server that is asked for processes, in the standard library's way."""
     asked = getattr(mp_context, "ForkServerProcess", None)
     return asked is not None and getattr(context, "Process", None) is asked

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
@@ -113,18 +112,9 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        handles: list[ApplyResult[R]] = []
-        call = functools.partial(self.apply_async, func, args, kwds, **options)
-        try:
-            # In C: no interrupt comes between the call and its handle's being known.
-            handles.extend(itertools.starmap(call, ((),)))
-            return handles[0].get()
-        except KeyboardInterrupt:
-            for handle in handles:  # nobody will have it
-                handle.terminate()
-            raise
-        finally:
-            handles.clear()  # else a traceback, by this frame, would hold it, and it that
+        return self._outcome(  # type: ignore[no-any-return]
+            partial(self.apply_async, func, args, kwds, **options)
+        )
 
     @overload
     def apply_async(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from prefork._arguments import count
@@ -51,16 +53,21 @@ class Family:
         return self._limits(name, options, lost_worker_timeout), seed, progress
 
     @staticmethod
-    def _outcome(result: ApplyResult | MapResult) -> Any:
-        """What `get` returns, or raises. The handle is nobody's: whoever interrupts this with
-        Ctrl-C has its jobs ended, which would otherwise keep the workers from any other."""
+    def _outcome(call: Callable[[], ApplyResult | MapResult]) -> Any:
+        """What the `get` of the handle that this returns does. The handle is nobody's: whoever
+        interrupts this with Ctrl-C has its jobs ended, which would otherwise keep the workers from
+        any other."""
+        handles: list[ApplyResult | MapResult] = []
         try:
-            return result.get()
+            # In C: no interrupt comes between the call and its handle's being known.
+            handles.extend(starmap(call, ((),)))
+            return handles[0].get()
         except KeyboardInterrupt:
-            result.terminate()
+            for handle in handles:
+                handle.terminate()
             raise
         finally:
-            del result  # else the traceback, by this frame, would hold it, and it the traceback
+            handles.clear()  # else a traceback, by this frame, would hold it, and it that
 
     def _drawing(
         self,

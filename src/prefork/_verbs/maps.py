@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Unpack, overload
 
 from prefork._arguments import count
@@ -93,8 +94,9 @@ class MapFamily(Family):
             Exception: what `MapResult.get` raises, and `map_async`.
         """
         limits, seed, progress = self._map_options("map", options)
+        given = (func, iterable, chunksize, limits, seed, progress)
         return self._outcome(  # type: ignore[no-any-return]
-            self._map(MAP, func, iterable, chunksize, limits, seed, progress, wait=True)
+            partial(self._map, MAP, *given, wait=True)
         )
 
     @overload
@@ -203,7 +205,9 @@ class MapFamily(Family):
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         limits, seed, progress = self._map_options("starmap", options)
         return self._outcome(  # type: ignore[no-any-return]
-            self._map(STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True)
+            partial(
+                self._map, STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True
+            )
         )
 
     @overload
