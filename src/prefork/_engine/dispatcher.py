@@ -81,37 +81,44 @@ class Dispatcher:
         A signal handler that submits may have interrupted whoever has the lock, in the middle of
         something. Then the job is sent a moment later.
         """
-        take = self._take_late if self._state.is_lock_held() else self._take
+        if self._state.is_lock_held():
+            self._submit_late(job)
+            return
         with self._state.lock:
             self._state.check_running()
-            self._admit(job, take)
+            self._admit(job)
 
-    def _take_late(self, job: Job) -> None:
-        self._open_jobs.add(job)
-        self._call_soon(self._send_late, job)
+    def _submit_late(self, job: Job) -> None:
+        self._state.check_running()
+        try:
+            self._open_jobs.add(job)
+            self._call_soon(self._send_late, job)
+        except BaseException:
+            self._undo_submission(job)
+            raise
 
     def _send_late(self, job: Job) -> None:
         with self._state.lock:
             if job.id in self._open_jobs.by_id:  # else the pool was terminated meanwhile
-                self._admit(job, self._send)
+                self._admit(job)
 
     def submit_fed(self, job: Job) -> None:
         """The same with a job of an input; those are read to their ends when the pool is closed."""
         with self._state.lock:
             if self._state.phase is not PoolPhase.CLOSE:
                 self._state.check_running()
-            self._admit(job, self._take)
+            self._admit(job)
 
-    def _admit(self, job: Job, take: Callable[[Job], None]) -> None:
+    def _admit(self, job: Job) -> None:
         try:
-            take(job)
+            self._open_jobs.add(job)
+            self._send(job)
         except BaseException:  # a signal handler's, such as KeyboardInterrupt
-            uninterrupted(lambda: self._give_up(job))
+            self._undo_submission(job)
             raise
 
-    def _take(self, job: Job) -> None:
-        self._open_jobs.add(job)
-        self._send(job)
+    def _undo_submission(self, job: Job) -> None:
+        uninterrupted(lambda: self._give_up(job))
 
     def _send(self, job: Job) -> None:
         job.sink.job_added(job)
@@ -176,7 +183,7 @@ class Dispatcher:
             with self._state.lock:
                 if self._has_free_slot():
                     self._state.check_running()
-                    self._admit(job, self._take)
+                    self._admit(job)
                     return
 
     def _has_free_slot(self) -> bool:

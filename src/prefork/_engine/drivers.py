@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prefork._system.locks import Lock
@@ -114,11 +115,12 @@ class Threads:
     def __init__(self) -> None:
         self._roles: Roles | None = None
         self._starting = Lock()
+        self._own_threads: set[int] = set()  # of the roles that results need, by identifier
 
     def start(self, roles: Roles) -> None:
         self._roles = roles
-        roles.results.start(roles.lifecycle.crash_and_deliver)
-        roles.supervisor.start(roles.workers.crash)
+        roles.results.start(roles.lifecycle.crash_and_deliver, self._own_threads)
+        roles.supervisor.start(roles.workers.crash, self._own_threads)
 
     def supervises(self) -> bool:
         return self._roles is not None and self._roles.supervisor.is_running
@@ -126,7 +128,7 @@ class Threads:
     def rearm(self) -> None:
         if (roles := self._roles) is None:
             return
-        self._start_once(roles.limits, roles)
+        self._start_once(roles.limits, roles, self._own_threads)
         roles.limits.rearm()
 
     def on_call(self) -> bool:
@@ -139,11 +141,11 @@ class Threads:
             return False
         return True
 
-    def _start_once(self, role: Role, roles: Roles) -> None:
+    def _start_once(self, role: Role, roles: Roles, threads: set[int] | None = None) -> None:
         if not role.is_started:
             with self._starting:
                 if not role.is_started:
-                    role.start(roles.lifecycle.crash)
+                    role.start(roles.lifecycle.crash, threads)
 
     def feed(self, reader: TaskHandler, here: bool, at_once: bool) -> None:
         if here:
@@ -158,17 +160,15 @@ class Threads:
     def wait(
         self, condition: Condition, predicate: Callable[[], bool], timeout: float | None = None
     ) -> bool:
-        if self.is_busy_here() or self._is_lock_held():
+        # (Each call waits, so this is written out: no frames but its own.)
+        if get_ident() in self._own_threads or (
+            (roles := self._roles) is not None and roles.state.is_lock_held()
+        ):
             raise RuntimeError(WAIT_INSIDE)
         return condition.wait(predicate, timeout)
 
-    def _is_lock_held(self) -> bool:
-        return self._roles is not None and self._roles.state.is_lock_held()
-
     def is_busy_here(self) -> bool:
-        if (roles := self._roles) is None:
-            return False
-        return any(role.is_current for role in (roles.results, roles.limits, roles.supervisor))
+        return get_ident() in self._own_threads
 
     def serve_loop(self) -> None:
         pass  # these threads wake it

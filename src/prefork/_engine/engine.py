@@ -53,6 +53,7 @@ from prefork._system.condition import Condition
 from prefork._system.locks import RLock
 from prefork._system.log import DEBUG, Log
 from prefork._system.resources import available_cpus
+from prefork._system.running_loop import asyncio_loop
 from prefork._system.threads import BackgroundThread
 from prefork._system.uninterrupted import uninterrupted
 from prefork.errors import Terminated
@@ -329,9 +330,8 @@ class Engine:
     # ---- in an event loop
 
     def check_loop(self, needed: object = None) -> None:
-        """The caller is about to wait in a way that holds up the event loop of its thread, if one
-        runs there: warn. Not in callbacks, which may wait, as they have a pool's thread, or a pool
-        that has none.
+        """The caller is about to wait in a way that holds up the event loop of its thread: warn.
+        Not in callbacks, which may wait, as they have a pool's thread, or a pool that has none.
 
         Args:
             needed: the loop that must run for what is waited for, if one must.
@@ -339,9 +339,7 @@ class Engine:
         Raises:
             RuntimeError: that one runs here, and would be waited for in vain.
         """
-        if not event_loops.is_any_running():
-            return
-        if needed is not None and needed is event_loops.asyncio_loop():
+        if needed is not None and needed is asyncio_loop():
             raise RuntimeError(
                 "this would wait for ever: the event loop that runs here reads the input of these "
                 "results. Take them by `async for`"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork._engine.drivers import WAIT_INSIDE, time_left
-from prefork._system import event_loops
+from prefork._system.running_loop import asyncio_loop
 from prefork._system.selector import MAX_TIMEOUT, Selector
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class EventLoop:
         over; unless whoever uses the pool has attached it to another one."""
         if (roles := self._running()) is None:
             return
-        if (loop := event_loops.asyncio_loop()) is None:
+        if (loop := asyncio_loop()) is None:
             raise RuntimeError("a pool without threads can be driven by asyncio, and not by trio")
         if (attached := self._loop_that_runs()) is not loop:
             if attached is not None and getattr(attached, "is_running", lambda: True)():

@@ -17,6 +17,7 @@ Subclasses may override any of these, and are used by a pool whose class names t
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -43,18 +44,29 @@ class Role:
         self._stopped = False
         self._thread: BackgroundThread | None = None
 
-    def start(self, on_crash: Callable[[BaseException], object]) -> None:
+    def start(
+        self, on_crash: Callable[[BaseException], object], threads: set[int] | None = None
+    ) -> None:
         """Run `body` on a daemon thread; what it raises, a bug, goes to `on_crash`.
+
+        Args:
+            threads: has the thread's identifier as long as it runs.
 
         Raises:
             RuntimeError: the interpreter is ending, or the system has no thread left.
         """
 
         def run() -> None:
+            ident = threading.get_ident()
+            if threads is not None:
+                threads.add(ident)
             try:
                 self.body()
             except BaseException as exc:
                 on_crash(exc)
+            finally:
+                if threads is not None:
+                    threads.discard(ident)
 
         self._thread = BackgroundThread(run, f"prefork-{type(self).__name__}")
         self._thread.start()
@@ -68,11 +80,6 @@ class Role:
     def is_running(self) -> bool:
         """Whether it has a thread that has not ended."""
         return self._thread is not None and self._thread.is_running
-
-    @property
-    def is_current(self) -> bool:
-        """Whether this role's thread is what asks."""
-        return self._thread is not None and self._thread.is_current
 
     def ends(self) -> list[tuple[Condition, Callable[[], bool]]]:
         """What is notified when its thread has ended, and what tells whether it has; if there is

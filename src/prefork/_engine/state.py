@@ -191,6 +191,9 @@ class OpenJobs:
         return sum(self.failures.values())
 
     def add(self, job: Job) -> None:
+        """Once more does nothing."""
+        if job.id in self.by_id:
+            return
         self.by_id[job.id] = job
         job.handed_in = time.monotonic()
         if job.payload is not None and job.payload.is_file:

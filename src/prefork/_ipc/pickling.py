@@ -68,7 +68,7 @@ class CallPickler:
             if is_known:
                 obj = (func, arguments) if function is None else arguments
                 pickled, buffers = pack(obj, fds, results=False)
-                if not (_MAIN in pickled and self._may_lack(obj, pickled)):
+                if not (_names(pickled, _MAIN) and self._may_lack(obj)):
                     if function is None:
                         return pickled, 0, buffers
                     return function + pickled, len(function), buffers
@@ -139,10 +139,9 @@ class CallPickler:
             )
         return None
 
-    def _may_lack(self, obj: object, pickled: bytes) -> bool:
-        """Whether a worker may not find what this pickle has names for."""
-        main = self._main
-        return main is not None and pickled[0] == _PICKLE and main.may_lack(obj)
+    def _may_lack(self, obj: object) -> bool:
+        """Whether a worker may not find what this has names for."""
+        return self._main is not None and self._main.may_lack(obj)
 
 
 class CallUnpickler:
@@ -207,6 +206,12 @@ def _is_large(obj: object) -> bool:
 
 _PICKLE: Final = 0x80
 """Each pickle begins with this byte (the opcode PROTO), and nothing of marshal's does."""
+
+
+def _names(packed: bytes, name: bytes) -> bool:
+    """Whether there may be this name in it. (`in` would first try whether that is a number.)"""
+    return packed[0] == _PICKLE and packed.find(name) >= 0
+
 
 # A name that is final is found faster.
 _dumps: Final[Callable[[Any], bytes]] = marshal.dumps
@@ -294,7 +299,7 @@ def _pickle(
         except Exception:
             pass  # perhaps it has a reducer
         else:
-            if _CONNECTION not in pickled:
+            if not _names(pickled, _CONNECTION):
                 return pickled
     if buffers:
         buffers.clear()

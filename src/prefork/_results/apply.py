@@ -21,6 +21,7 @@ from prefork._policy.retry import Attempt
 from prefork._results.protocols import Callback, EngineRef, RunCallback
 from prefork._system.condition import Condition
 from prefork._system.locks import RLock
+from prefork._system.running_loop import is_any_running
 
 __all__ = ["ApplyResult", "callbacks_for"]
 
@@ -126,7 +127,7 @@ class Handle:
         """
         if (pending := self.begin_wait()) is not None:
             engine, condition = pending
-            if timeout is None or timeout > 0:
+            if (timeout is None or timeout > 0) and is_any_running():
                 engine.check_loop()
             engine.wait_for(condition, self.ready, timeout)
 

@@ -13,6 +13,7 @@ from prefork._policy.chunks import LEAST_AHEAD, MOST_BYTES, read_ahead
 from prefork._policy.job import Job
 from prefork._results.protocols import EngineRef
 from prefork._system.condition import Condition
+from prefork._system.running_loop import is_any_running
 from prefork.errors import Terminated
 
 __all__ = ["IMapIterator", "Items"]
@@ -247,7 +248,7 @@ class Items:
         if (pending := self.begin_wait()) is None:
             return False
         engine, arrivals = pending
-        if timeout is None or timeout > 0:
+        if (timeout is None or timeout > 0) and is_any_running():
             engine.check_loop(self.needed_loop)
         if not engine.wait_for(arrivals, self.has_news, timeout):
             raise TimeoutError(f"no result arrived within {timeout:g} s")

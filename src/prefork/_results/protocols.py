@@ -63,8 +63,7 @@ class EngineRef(Protocol):
         """
 
     def check_loop(self, needed: object = None) -> None:
-        """The caller is about to wait in a way that holds up the event loop of its thread, if one
-        runs there: warn.
+        """The caller is about to wait in a way that holds up the event loop of its thread: warn.
 
         Args:
             needed: the loop that must run for what is waited for, if one must.

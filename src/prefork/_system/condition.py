@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -62,8 +61,10 @@ class Condition:
                 return
             # Released first, and taken out then: an interrupt in between leaves a lock that is
             # released once more the next time.
-            with contextlib.suppress(RuntimeError):  # another thread has released it
+            try:  # noqa: SIM105  # suppress() takes three calls, and each result is told so
                 lock.release()
+            except RuntimeError:
+                pass  # another thread has released it
             self._forget(lock)
 
     def listen(self, listener: Callable[[], object]) -> None:
@@ -79,5 +80,7 @@ class Condition:
         return bool(self._waiters or self._listeners)
 
     def _forget(self, lock: threading.Lock) -> None:
-        with contextlib.suppress(ValueError):  # another thread was here
+        try:  # noqa: SIM105  # likewise
             self._waiters.remove(lock)
+        except ValueError:
+            pass  # another thread was here

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork._system.condition import Condition
+from prefork._system.running_loop import asyncio_loop, is_trio_task
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,44 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Inbox",
     "Until",
-    "asyncio_loop",
     "checkpoint",
     "here",
-    "is_any_running",
     "warn_of_blocking",
 ]
 
 
-# ---- which loop runs in this thread
-
-
-def asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """The loop of asyncio that runs in this thread, further up the stack; None: there is none."""
-    return None if "asyncio" not in sys.modules else _running_loop()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The same, once asyncio is imported: then this becomes asyncio's own function."""
-    global _running_loop  # noqa: PLW0603
-    events = sys.modules.get("asyncio.events")
-    # It may not be there yet, while asyncio is being imported.
-    if (ask := getattr(events, "_get_running_loop", None)) is None:
-        return None
-    _running_loop = ask
-    return _running_loop()
-
-
-def _is_trio_task() -> bool:
-    """Whether a task of trio runs here. It is asked before asyncio, whose guest trio may be."""
-    if (trio := sys.modules.get("trio")) is None:
-        return False
-    lowlevel: Any = getattr(trio, "lowlevel", None)  # while it is being imported
-    return lowlevel is not None and bool(lowlevel.in_trio_task())
-
-
-def is_any_running() -> bool:
-    """Whether an event loop runs in this thread, which would be held up by who waits in it."""
-    return asyncio_loop() is not None or _is_trio_task()
+# ---- what holds up a loop
 
 
 def warn_of_blocking() -> None:
@@ -285,7 +255,7 @@ def here() -> Inbox:
     Raises:
         RuntimeError: there is none.
     """
-    if _is_trio_task():
+    if is_trio_task():
         return _TrioInbox(sys.modules["trio"])
     if (loop := asyncio_loop()) is None:
         raise RuntimeError("no event loop of asyncio or trio runs in this thread")
@@ -328,7 +298,7 @@ class Until:
 
 async def checkpoint() -> None:
     """Let other tasks run, for a moment."""
-    if _is_trio_task():
+    if is_trio_task():
         trio: Any = sys.modules["trio"]
         await trio.lowlevel.checkpoint()
     else:

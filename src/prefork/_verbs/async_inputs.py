@@ -12,6 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, I
 from typing import TYPE_CHECKING, Any
 
 from prefork._system import event_loops
+from prefork._system.running_loop import asyncio_loop
 
 if TYPE_CHECKING:
     from prefork._engine.dispatcher import Dispatcher
@@ -64,7 +65,7 @@ class AsyncInput:
         items: Items,
         dispatcher: Dispatcher,
     ) -> None:
-        if (loop := event_loops.asyncio_loop()) is None:
+        if (loop := asyncio_loop()) is None:
             raise RuntimeError(
                 "an async iterable is read by asyncio's event loop: hand it in where one runs"
             )

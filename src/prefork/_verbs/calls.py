@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from prefork._compat.habits import check_function, check_keywords
@@ -112,9 +111,20 @@ class CallFamily(Family):
             Exception: what `ApplyResult.get` raises, and `apply_async`.
         """
         check_keywords("apply", options, TaskLimits.__optional_keys__)
-        return self._outcome(  # type: ignore[no-any-return]
-            partial(self.apply_async, func, args, kwds, **options)
-        )
+        check_function(func)
+        engine = self._engine
+        limits = self._defaults.override(**options)
+        result: ApplyResult[R] = ApplyResult(self, engine)
+        # The handle is nobody's: whoever interrupts this has the call ended, which would otherwise
+        # keep a worker from any other. It is made first, so there is no moment without one.
+        try:
+            engine.dispatcher.submit(engine.factory.call(result, func, args, kwds, limits))
+            return result.get()
+        except KeyboardInterrupt:
+            result.terminate()
+            raise
+        finally:
+            del result  # else a traceback, by this frame, would hold it, and it that
 
     @overload
     def apply_async(

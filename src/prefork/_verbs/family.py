@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import starmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefork._arguments import count
 from prefork._compat.habits import check_keywords
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
     from prefork._engine.engine import Engine
     from prefork._observe.progress import Counts
     from prefork._policy.limits import Limits
-    from prefork._results.apply import ApplyResult
-    from prefork._results.map import MapResult
 
 __all__ = ["Family"]
 
@@ -51,23 +47,6 @@ class Family:
             seed = count("seed", seed, least=0)
         progress = options.pop("progress", None)
         return self._limits(name, options, lost_worker_timeout), seed, progress
-
-    @staticmethod
-    def _outcome(call: Callable[[], ApplyResult | MapResult]) -> Any:
-        """What the `get` of the handle that this returns does. The handle is nobody's: whoever
-        interrupts this with Ctrl-C has its jobs ended, which would otherwise keep the workers from
-        any other."""
-        handles: list[ApplyResult | MapResult] = []
-        try:
-            # In C: no interrupt comes between the call and its handle's being known.
-            handles.extend(starmap(call, ((),)))
-            return handles[0].get()
-        except KeyboardInterrupt:
-            for handle in handles:
-                handle.terminate()
-            raise
-        finally:
-            handles.clear()  # else a traceback, by this frame, would hold it, and it that
 
     def _drawing(
         self,

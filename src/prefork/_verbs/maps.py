@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Unpack, overload
 
 from prefork._arguments import count
@@ -95,9 +94,7 @@ class MapFamily(Family):
         """
         limits, seed, progress = self._map_options("map", options)
         given = (func, iterable, chunksize, limits, seed, progress)
-        return self._outcome(  # type: ignore[no-any-return]
-            partial(self._map, MAP, *given, wait=True)
-        )
+        return self._map(MAP, *given, wait=True).get()
 
     @overload
     def map_async(
@@ -204,11 +201,8 @@ class MapFamily(Family):
     ) -> list[R]:
         """Like `map`, but each item is an iterable of arguments: `(a, b)` becomes `func(a, b)`."""
         limits, seed, progress = self._map_options("starmap", options)
-        return self._outcome(  # type: ignore[no-any-return]
-            partial(
-                self._map, STARMAP, func, iterable, chunksize, limits, seed, progress, wait=True
-            )
-        )
+        given = (func, iterable, chunksize, limits, seed, progress)
+        return self._map(STARMAP, *given, wait=True).get()
 
     @overload
     def starmap_async(

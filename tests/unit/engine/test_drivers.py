@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ class FakeRole:
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
-        self.is_started = self.is_running = self.is_current = False
+        self.is_started = self.is_running = False
+        self.threads: set[int] | None = None
         self.due: float | None = None
         self.readable = Readable()
         self.trouble: BaseException | None = None
@@ -31,11 +33,14 @@ class FakeRole:
     def note(self, what: str) -> None:
         self.log.append(f"{self.name} {what}")
 
-    def start(self, on_crash: Callable[[BaseException], object]) -> None:
+    def start(
+        self, on_crash: Callable[[BaseException], object], threads: set[int] | None = None
+    ) -> None:
         if self.trouble is not None:
             raise self.trouble
         self.is_started = self.is_running = True
         self.crash = on_crash
+        self.threads = threads
         self.note("starts")
 
     def has_waiting(self) -> bool:
@@ -182,7 +187,8 @@ def test_a_role_that_waits_for_the_pool_would_wait_for_itself(cast: Cast) -> Non
     driver.start(cast.roles)
     assert driver.wait(Condition(), lambda: True)
     assert not driver.wait(Condition(), lambda: False, 0.0)
-    cast.results.is_current = True
+    assert cast.results.threads is not None
+    cast.results.threads.add(threading.get_ident())
     assert driver.is_busy_here()
     with pytest.raises(RuntimeError, match="called by the pool itself"):
         driver.wait(Condition(), lambda: True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -58,9 +59,11 @@ class Counting(Role):
         super().__init__()
         self.bodies = 0
         self.error: Exception | None = None
+        self.on_body: Callable[[], object] = lambda: None
 
     def body(self) -> None:
         self.bodies += 1
+        self.on_body()
         if self.error is not None:
             raise self.error
 
@@ -75,10 +78,21 @@ def test_a_role_runs_its_body_on_a_daemon_thread(threads: list[Thread]) -> None:
     assert thread.name == "prefork-Counting"
     assert role.is_started
     assert role.is_running
-    assert not role.is_current
     assert not role.join(0.0)
     assert role.join()
     assert (role.bodies, crashes) == (1, [])
+
+
+def test_it_is_known_by_its_thread_as_long_as_that_runs(threads: list[Thread]) -> None:
+    known: set[int] = set()
+    seen: list[set[int]] = []
+    role = Counting()
+    role.on_body = lambda: seen.append(set(known))
+    role.error = KeyError("a bug")
+    role.start(lambda exc: seen.append(set(known)), known)
+    threads[0].run()
+    assert seen == [{threading.get_ident()}, {threading.get_ident()}]
+    assert known == set()
 
 
 def test_what_its_body_raises_is_a_crash(threads: list[Thread]) -> None:
