@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from gate import enter
-from prefork import Pool
+from prefork import Pool, build_info
 from prefork._policy import scheduler
 
 CALLS = 500
@@ -233,6 +233,16 @@ def test_queueing_a_call_takes_few_calls_however_many_workers(
     assert calls <= (44 if sys.version_info >= (3, 14) else 40) * jobs
     for visitor in visitors:
         visitor.go()
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer makes calls of its own")
+def test_waiting_for_a_call_takes_few_calls(pool, monkeypatch):
+    monkeypatch.delitem(sys.modules, "opentelemetry.context", raising=False)  # other tests' traces
+    pool.apply(noop, (0,))
+    jobs = 300
+    calls = python_calls(lambda: [pool.apply(noop, (i,)) for i in range(jobs)])
+    # Who looks a second time, since it was woken for nothing, takes a few more.
+    assert calls <= (16 if build_info().compiled else 96) * jobs
 
 
 def test_a_queued_job_is_small(pool, gate):
