@@ -23,6 +23,7 @@ The rooms, from the top; a module imports only from its own room and those below
     _ipc                  what travels between them, and the channel that it goes through
     _observe              what is seen of tasks while they run: progress, log records, output
     _inspection           how pools are asked from outside what they do
+    _report               what is kept of what was recorded, and the page that is made of it
     _system               all that touches the operating system
     errors, statistics    what goes wrong; what can be seen
     buildinfo             whether this is compiled
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from multiprocessing import TimeoutError
 
     from prefork._compat.broken import BrokenProcessPool
+    from prefork._engine.recording import Recording
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
     from prefork._observe.lines import OutputLine
@@ -138,6 +140,7 @@ __all__ = [
     "PoolView",
     "PreforkError",
     "ProcessPoolExecutor",
+    "Recording",
     "RemoteTraceback",
     "Retry",
     "SoftTimeLimitExceeded",
@@ -176,6 +179,7 @@ _HOMES = {
         "WorkerStatistics",
     ],
     "prefork.taskpool": ["TaskPool"],
+    "prefork._engine.recording": ["Recording"],
     "prefork._verbs.executors": ["PoolExecutor"],
     "prefork._verbs.futures": ["Future"],
     "prefork._verbs.view": ["PoolView"],

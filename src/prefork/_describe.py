@@ -8,7 +8,15 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["describe_exit", "short_repr", "trim_notes", "type_name"]
+__all__ = [
+    "describe",
+    "describe_exit",
+    "function_name",
+    "message",
+    "short_repr",
+    "trim_notes",
+    "type_name",
+]
 
 
 def type_name(obj: object) -> str:
@@ -70,12 +78,17 @@ def function_name(func: Callable[..., Any]) -> str:
 MAX_TEXT: Final = 500
 
 
+def message(exc: BaseException) -> str:
+    """Of an exception; never raises."""
+    try:
+        return str(exc)
+    except Exception:
+        return "(its message cannot be had)"
+
+
 def describe(exc: BaseException) -> str:
     """Type and message of an exception, in at most some 500 characters; never raises."""
-    try:
-        text = str(exc)
-    except Exception:
-        text = "(its message cannot be had)"
+    text = message(exc)
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}… ({len(text)} characters)"
     return f"{type_name(exc)}: {text}" if text else type_name(exc)

@@ -30,6 +30,7 @@ from prefork._verbs.view import Verbs
 from prefork.statistics import PoolStatistics
 
 if TYPE_CHECKING:
+    from prefork._engine.recording import Recording
     from prefork._observe.lines import OutputLine
 
 __all__ = ["Pool", "make_pool"]
@@ -299,6 +300,25 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             reason in parentheses.
         """
         return self._engine.observer.stacks()
+
+    def record(self, *, memory: bool = True) -> Recording:
+        """Record what the pool does from now on, for a page to look at: what each worker did when,
+        run times, waiting, memory, failures.
+
+        Args:
+            memory: a thread looks at the memory of the workers, ten times a second at most.
+
+        Returns:
+            To be stopped, or used as a context manager, and saved.
+
+        Raises:
+            RuntimeError: in a forked child, whose pool this is not; or the system has no thread
+                left.
+        """
+        from prefork._engine.recording import Recording
+
+        self._engine.check_owner()
+        return Recording(self._engine, memory)
 
     def close(self) -> None:
         """Take no more jobs. The workers leave when all are done; `join` waits for that. A pool

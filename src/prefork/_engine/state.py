@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from prefork._engine.failure_kinds import KINDS, RAISED, failure_kind
+from prefork._engine.witness import Witness, Witnesses
 from prefork._engine.worker_handle import WorkerHandle
 from prefork._ipc.outcome import Large, Part, Whole, decode
 from prefork._ipc.page import NotedOutcome
@@ -85,10 +86,12 @@ class OutcomeQueue:
 
     Args:
         wake: called when there is something that the result handler does not know of.
+        witnesses: are told of each.
     """
 
-    def __init__(self, wake: Callable[[], object]) -> None:
+    def __init__(self, wake: Callable[[], object], witnesses: Witnesses) -> None:
         self._wake = wake
+        self._witnesses = witnesses
         self._queue: deque[tuple[Job, int, Any]] = deque()
         self.is_reader_adding = False  # the result handler is adding, and will look by itself
 
@@ -108,7 +111,7 @@ class OutcomeQueue:
         try:
             while self._queue:
                 job, kind, detail = self._queue.popleft()
-                condition = _deliver(job, kind, detail)
+                condition = _deliver(job, kind, detail, self._witnesses.all)
                 if condition is not None:
                     waiting[condition] = None
                     if type(detail) is Large:
@@ -118,7 +121,7 @@ class OutcomeQueue:
                 condition.notify_all()
 
 
-def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
+def _deliver(job: Job, kind: int, detail: Any, witnesses: tuple[Witness, ...]) -> Wakes | None:
     """Returns what threads wait for that this concerns."""
     sink = job.sink
     if kind == ACCEPTED:
@@ -131,17 +134,19 @@ def _deliver(job: Job, kind: int, detail: Any) -> Wakes | None:
         return None
     if kind == UNDECIDED:
         assert isinstance(job, JobOnTerms)
-        return _decide(job, detail)
+        return _decide(job, detail, witnesses)
     job.leave_sink()
     try:
         ok, value = (False, detail) if kind == ERROR else decode(kind, detail)
+        for witness in witnesses:
+            witness.outcome(job, ok, value)
         return sink.job_done(job, ok, value)
     except BaseException as exc:
         sink.job_done(job, False, exc)
         raise
 
 
-def _decide(job: JobOnTerms, report: Undecided) -> Wakes | None:
+def _decide(job: JobOnTerms, report: Undecided, witnesses: tuple[Witness, ...]) -> Wakes | None:
     """The same with what may be followed by another run of the job. Without threads a signal's
     handler may raise in here: then that is what the job fails with, and it goes on its way."""
     interruption: BaseException | None = None
@@ -149,15 +154,19 @@ def _decide(job: JobOnTerms, report: Undecided) -> Wakes | None:
         ok, value = decode(report.kind, report.payload)
     except BaseException as exc:
         ok, value, interruption = False, exc, exc
-    condition = uninterrupted(lambda: _tell_if_final(job, report.judge, ok, value))
+    condition = uninterrupted(lambda: _tell_if_final(job, report.judge, ok, value, witnesses))
     if interruption is not None:
         raise interruption
     return condition
 
 
-def _tell_if_final(job: JobOnTerms, judge: Judge, ok: bool, value: Any) -> Wakes | None:
+def _tell_if_final(
+    job: JobOnTerms, judge: Judge, ok: bool, value: Any, witnesses: tuple[Witness, ...]
+) -> Wakes | None:
     if not judge(job, ok, value):
         return None
+    for witness in witnesses:
+        witness.outcome(job, ok, value)
     sink = job.sink
     job.leave_sink()
     return sink.job_done(job, ok, value)
@@ -168,13 +177,15 @@ class OpenJobs:
 
     Args:
         outcomes: where outcomes go.
+        witnesses: are told of each run.
 
     Attributes:
         failures: how many have failed, by kinds of failures.
         queue_time, run_time: of each run that is over.
     """
 
-    def __init__(self, outcomes: OutcomeQueue) -> None:
+    def __init__(self, outcomes: OutcomeQueue, witnesses: Witnesses) -> None:
+        self._witnesses = witnesses
         self.by_id: dict[int, Job] = {}
         self.finished = 0
         self.failures: dict[str, int] = dict.fromkeys(KINDS, 0)
@@ -232,6 +243,8 @@ class OpenJobs:
         """A run of it is over, whatever has come of it; times as in reports."""
         self.queue_time.add(started - job.handed_in)
         self.run_time.add(seconds)
+        for witness in self._witnesses.all:
+            witness.run_over(job, started, seconds)
 
     def remove(self, job: Job, failure: str = "") -> bool:
         """The same as `resolve`, for who tells the outcome itself; whether the job was open.
@@ -328,6 +341,7 @@ class PoolState:
         slot_free: notified when a worker may have become free.
         ready_count: how many workers have ever become ready.
         slowest_start: how long one of them took for that, at most; seconds.
+        witnesses: are told of runs and outcomes.
         broken: why there are no workers, if the pool has given up.
         is_forked: this is a copy in a child process; the pool is the parent's.
     """
@@ -341,8 +355,9 @@ class PoolState:
         self.exits: Selector[WorkerHandle | Endpoint] = Selector()
         self.outboxes: Selector[WorkerHandle] = Selector()
         self.scheduler = Scheduler(cpus)
-        self.outcomes = OutcomeQueue(self.outboxes.wakeup.set)
-        self.open_jobs = OpenJobs(self.outcomes)
+        self.witnesses = Witnesses()
+        self.outcomes = OutcomeQueue(self.outboxes.wakeup.set, self.witnesses)
+        self.open_jobs = OpenJobs(self.outcomes, self.witnesses)
         self.slot_free = Condition()
         self.ready_count = 0
         self.slowest_start = 0.0

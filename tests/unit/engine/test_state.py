@@ -16,6 +16,7 @@ from prefork._engine.state import (
     OpenJobs,
     OutcomeQueue,
 )
+from prefork._engine.witness import Witnesses
 from prefork._ipc.outcome import Large, Outcome, Part, encode_result
 from prefork._ipc.pickling import dumps
 from prefork._ipc.wire import Kind
@@ -28,7 +29,7 @@ class Queue(OutcomeQueue):
 
     def __init__(self) -> None:
         self.woken = 0
-        super().__init__(self._wake_up)
+        super().__init__(self._wake_up, Witnesses())
 
     def _wake_up(self) -> None:
         self.woken += 1
@@ -69,7 +70,7 @@ def told() -> Told:
 
 @pytest.fixture
 def open_jobs(queue: Queue) -> OpenJobs:
-    return OpenJobs(queue)
+    return OpenJobs(queue, Witnesses())
 
 
 def done(value: object) -> tuple[int, bytes]:
