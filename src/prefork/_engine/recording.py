@@ -48,7 +48,7 @@ class Called(NamedTuple):
     def __str__(self) -> str:
         parts = [f"job {self.job}"]
         if self.mode == EACH:
-            parts.append(f"chunk {self.first} of {self.size}" if self.size > 1 else "")
+            parts.append(f"chunk {self.first} ({self.size} calls)")
         elif self.mode != CALL and self.size > 1:
             parts.append(f"items {self.first} to {self.first + self.size - 1}")
         elif self.mode != CALL or self.first:
@@ -134,12 +134,17 @@ class Recording:
 
     def stop(self) -> None:
         """Record no more. It may be called again."""
+        self._cancel()
+        if self._watch is not None:
+            self._watch.stop()
+
+    def _cancel(self) -> None:
         with self._state.lock:
             self._state.witnesses.remove(self._witness)
             if self._end is None:
                 self._end = time.monotonic()
         if self._watch is not None:
-            self._watch.stop()
+            self._watch.cancel()
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> None:
         """Write a page of HTML that needs nothing else to be looked at. That can be done more than
@@ -152,6 +157,7 @@ class Recording:
         Raises:
             FileExistsError: there is something else.
             OSError: it cannot be written; what was there before is still there.
+            RuntimeError: in a forked child, whose pool this is not.
         """
         path = os.fspath(path)
         check(path)
@@ -166,6 +172,7 @@ class Recording:
             end = time.monotonic() if self._end is None else self._end
             return render(account, Frame(named, processes, end, "job", self._began, NOTE))
 
+        self._state.check_owner()
         return self._recorder.read(page)
 
     def __enter__(self) -> Self:
@@ -180,13 +187,12 @@ class Recording:
         self.stop()
 
     def __del__(self) -> None:
-        if hasattr(self, "_witness"):  # nobody can have it any more
-            self.stop()
+        if hasattr(self, "_witness"):
+            self._cancel()  # nobody can look at it any more
 
     def __repr__(self) -> str:
         state = "running" if self._end is None else "stopped"
-        runs = self._recorder.read(lambda account: account.run_time.count)
-        return f"<{type(self).__name__}: {state}, {runs} jobs>"
+        return f"<{type(self).__name__}: {state}>"
 
 
 NOTE = "A job is one call, or one chunk of the calls of a map."

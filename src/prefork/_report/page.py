@@ -129,7 +129,7 @@ class _Page:
         times, waits, failures = account.run_time, account.wait_time, account.failures
         busy = sum(lane.seconds for lane in account.lanes)
         tiles = [
-            (f"{self._frame.runs}s".capitalize(), count(times.count)),
+            (f"{self._frame.runs}s", count(times.count)),
             ("failures", count(failures.count)),
             ("time", seconds(self._seconds)),
             ("efficiency", percent(self._share(busy))),

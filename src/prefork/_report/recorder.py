@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 BATCH = 64
 """So many are noted before they are accounted for, which costs more than to note them."""
+END_SECONDS = 1.0
 PAUSE = 0.1  # seconds between two looks at the memory of processes
 SHARE = 100  # of these pauses, in lengths of a look
 
@@ -93,13 +94,16 @@ class MemoryWatch:
         """
         self._thread.start()
 
-    def stop(self) -> None:
-        """Does not wait."""
+    def cancel(self) -> None:
+        """It ends soon; this does not wait for that."""
         self._is_over = True
         self._over.notify_all()
 
-    def join(self) -> None:
-        self._thread.join()
+    def stop(self) -> None:
+        """The same, and wait for its end, for a moment: whoever calls this may have interrupted who
+        holds what it waits for."""
+        self.cancel()
+        self._thread.join(END_SECONDS)
 
     def _run(self) -> None:
         before = time.monotonic()

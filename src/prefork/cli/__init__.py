@@ -18,6 +18,7 @@ Layout, from the top; a module imports only from those below it:
     sightings   what pools tell when they are asked, and the system of their processes
     report      what is said at the start and at the end
     run         one run: its events, retries, order, what is kept when it is stopped
+    recorded    what was done when, for --report
     plan        what is asked; how many inputs go to a worker at once
     feeder      the thread that reads the inputs, no further ahead than there is room
     external    work that is a command of the system

@@ -24,8 +24,9 @@ from prefork.cli.interrupts import Interrupted
 from prefork.cli.looking import COMMANDS
 from prefork.cli.plan import Plan
 from prefork.cli.progress import Bar, Log, make_progress
+from prefork.cli.recorded import Recorded
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
-from prefork.cli.report import closing, headline, preview
+from prefork.cli.report import closing, headline, outlook, preview
 from prefork.cli.results_file import Mode, Origin, ResultsFile, ResultsFileError
 from prefork.cli.run import Ending, Run
 from prefork.cli.target import Target, TargetError
@@ -183,6 +184,7 @@ def _start(
                 for line in preview(plan, inputs):
                     click.echo(line, err=True)
                 return
+            asked.recorded = None if asked.report is None else _recorded(asked, plan)
             earlier = Earlier()
             if asked.output == STDOUT:
                 fd = os.dup(stdout)
@@ -251,6 +253,16 @@ def _open(asked: SimpleNamespace, plan: Plan, source: str, inputs: Inputs) -> Re
     limits = {name: getattr(plan, name) for name in ("timeout", "soft_timeout", "max_memory")}
     origin = Origin(str(plan.work), source, limits | plan.work.terms())
     return ResultsFile(asked.records, mode, origin, inputs.holds, asked.retry_failed)
+
+
+def _recorded(asked: SimpleNamespace, plan: Plan) -> Recorded:
+    try:
+        recorded = Recorded(asked.report, plan)
+    except OSError as exc:
+        raise click.UsageError(f"cannot write to {asked.report}: {exc.strerror}") from None
+    if asked.output != STDOUT and any(map(recorded.is_same_file, (asked.output, asked.records))):
+        raise click.UsageError("--report and --output must be different files.")
+    return recorded
 
 
 def _make_folder(path: str) -> None:
@@ -327,16 +339,32 @@ def _run(
             ending = _run_all(plan, inputs, earlier, progress, fd, asked)
         finally:
             progress.stop()
+        report_problem = _write_report(asked.recorded, progress, ending)
         if ending.closed:
             raise Interrupted(signal.SIGPIPE)
         paths = (None, None) if asked.output == STDOUT else (asked.output, asked.records)
         for line in closing(progress.stats, ending, *paths):
             progress.say(*line)
+        if report_problem is not None:
+            progress.say(f"error: {report_problem}", "bold red")
     if ending.signum is not None:
         raise Interrupted(ending.signum)
     if ending.problem is not None:
         return 3 if ending.unwritten else 2
+    if report_problem is not None:
+        return 3
     return 1 if progress.stats.all_failed else 0
+
+
+def _write_report(recorded: Recorded | None, progress: Log | Bar, ending: Ending) -> str | None:
+    """Why it could not be written; None: it is, or it is not wanted."""
+    if recorded is None:
+        return None
+    try:
+        recorded.write(progress.stats.ended, outlook(progress.stats, ending))
+    except OSError as exc:
+        return f"cannot write to {recorded.path}: {exc.strerror}"
+    return None
 
 
 def _run_all(
@@ -347,7 +375,7 @@ def _run_all(
     fd: int,
     asked: SimpleNamespace,
 ) -> Ending:
-    run = Run(plan, inputs, earlier, progress)
+    run = Run(plan, inputs, earlier, progress, asked.recorded)
     name = "standard output" if asked.output == STDOUT else asked.records
     output = Output(fd, name, run.signals.waiting)
     try:

@@ -52,6 +52,7 @@ class External:
     """
 
     keeps_limits: ClassVar[bool] = True
+    tells_memory: ClassVar[bool] = True
 
     words: tuple[str, ...]
     shell: bool

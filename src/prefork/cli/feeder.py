@@ -24,6 +24,7 @@ class Item:
         number: of all inputs, from 1 on: it is the same in a run that goes on.
         text: the input as JSON.
         tries: that have failed.
+        handed_in: to the pool, when (monotonic).
     """
 
     index: int
@@ -31,6 +32,7 @@ class Item:
     value: Any
     text: bytes
     tries: int = 0
+    handed_in: float = 0.0
 
 
 class Feeder:

@@ -166,6 +166,9 @@ RUN = [
         click.Choice(STYLES), default="auto", show_default=True),
     _option("-q --quiet",
         "Show nothing but failures and errors."),
+    _option("--report FILE",
+        "Write a page of HTML there at the end, however it ends: what each worker did when, run "
+        "times, waiting, memory, failures. A report that is there is replaced."),
     _option("--dry-run",
         "Only show what would be done."),
 ]

@@ -14,7 +14,7 @@ from prefork.cli.records import Earlier
 from prefork.cli.run import Ending
 from prefork.cli.stats import Stats
 
-__all__ = ["closing", "headline", "preview"]
+__all__ = ["closing", "headline", "outlook", "preview"]
 
 LISTED_KINDS = 10
 PREVIEWED = 10  # inputs
@@ -64,17 +64,28 @@ def closing(
         yield text, ""
     if ending.problem is not None:
         yield f"error: {ending.problem}", "bold red"
-    totals, style = _totals(stats), "yellow" if stats.all_failed else "bold green"
+    style = "yellow" if stats.all_failed else "bold green"
     if ending.problem is not None:
         style = "bold red"
     if ending.failed:
-        totals, style = f"stopped after {_count(stats.failed, 'failure')}: {totals}", "bold red"
+        style = "bold red"
     if ending.signum is not None:
-        totals, style = f"stopped by {signal.Signals(ending.signum).name}: {totals}", "bold yellow"
+        style = "bold yellow"
+    totals = outlook(stats, ending)
     if not ending.unwritten:
         yield f"{totals}; results in {path}" if path else totals, style
     if path and (ending.signum is not None or ending.problem is not None or ending.failed):
         yield f"{records} keeps what is done: the same command with --resume does the rest", ""
+
+
+def outlook(stats: Stats, ending: Ending) -> str:
+    """How many came through, and what has stopped it, if something has."""
+    text = _totals(stats)
+    if ending.signum is not None:
+        return f"stopped by {signal.Signals(ending.signum).name}: {text}"
+    if ending.failed:
+        return f"stopped after {_count(stats.failed, 'failure')}: {text}"
+    return text
 
 
 def _totals(stats: Stats) -> str:

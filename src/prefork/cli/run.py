@@ -24,6 +24,7 @@ from prefork.cli.inputs import InputError, Inputs
 from prefork.cli.interrupts import ASKING, Signals, Stopped
 from prefork.cli.plan import Chunks, Plan
 from prefork.cli.progress import Progress
+from prefork.cli.recorded import Recorded
 from prefork.cli.records import Earlier, OutputError, Sink, record
 from prefork.cli.work import (
     AGAIN,
@@ -84,9 +85,18 @@ class Run:
         inputs: what to do it with; closed at the end.
         earlier: inputs to leave out.
         progress: who shows it; its stats are kept here.
+        recorded: where it is noted what is done when, if it is to be.
     """
 
-    def __init__(self, plan: Plan, inputs: Inputs, earlier: Earlier, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: Inputs,
+        earlier: Earlier,
+        progress: Progress,
+        recorded: Recorded | None = None,
+    ) -> None:
+        self._recorded = recorded
         self._plan = plan
         self._inputs = inputs
         self._progress = progress
@@ -125,8 +135,12 @@ class Run:
                 return Ending(problem=f"cannot start the workers: {exc}")
             self._call = Call(self._plan.work)
             self._progress.watch(self._longest)
+            watching: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+            if self._recorded is not None:
+                watching = self._recorded.watching(self._pool)
             try:
-                return self._run()
+                with watching:
+                    return self._run()
             finally:
                 self._pool.terminate()
                 if self._stats.ended is None:
@@ -159,6 +173,8 @@ class Run:
             PoolBrokenError, ValueError: the pool has ended.
         """
         job = Job(items)
+        if self._recorded is not None:
+            self._recorded.note_handed_in(items)
         done, failed = self._later(self._settle, job), self._later(self._settle_failed, job)
         with self._submitting:  # who looks at the jobs finds their numbers
             self._open[job] = None
@@ -312,7 +328,10 @@ class Run:
 
     def _conclude(self, item: Item, outcome: Outcome) -> None:
         """An input has come through, has failed, or gets another try."""
-        if outcome.kind == AGAIN and item.tries < self._plan.retries:
+        is_tried_again = outcome.kind == AGAIN and item.tries < self._plan.retries
+        if self._recorded is not None:
+            self._recorded.note(item, outcome, not is_tried_again)
+        if is_tried_again:
             item.tries += 1
             self._resubmit([item])
             return

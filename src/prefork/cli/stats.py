@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from dataclasses import dataclass, field
+
+from prefork._report.failures import place
 
 __all__ = ["INPUT_WIDTH", "Failure", "Stats", "shown"]
 
@@ -27,9 +28,9 @@ class Failure:
         self.input = shown(given.decode())
         message = reason["message"].strip().partition("\n")[0]
         text = _shorten(f"{reason['type']}: {message}".removesuffix(": "), REASON_WIDTH)
-        place = _place(reason.get("traceback", ""))
-        self.reason = text + place
-        self.kind = reason["type"] + place
+        where = place(reason.get("traceback", ""))
+        self.reason = text + where
+        self.kind = reason["type"] + where
 
     def __str__(self) -> str:
         return f"{self.input}: {self.reason}"
@@ -39,19 +40,6 @@ def shown(given: str, width: int = INPUT_WIDTH) -> str:
     """An input, which is JSON, for people; on one line, and no longer than that."""
     value = json.loads(given)
     return _shorten(value if isinstance(value, str) else given, width)
-
-
-_FRAME = re.compile(r'File "(?:.*/)?([^/]*/[^/]+)", line (\d+),? in (.+)')
-
-
-def _place(stack: str) -> str:
-    """Where it happened: a traceback ends with that, the stack of a worker that was lost begins
-    with it."""
-    frames = _FRAME.findall(stack)
-    if not frames:
-        return ""
-    file, line, function = frames[-1 if stack.startswith("Traceback") else 0]
-    return f", in {function} ({file}:{line})"
 
 
 def _shorten(text: str, width: int) -> str:

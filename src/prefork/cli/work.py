@@ -65,6 +65,7 @@ class Outcome(NamedTuple):
     text: bytes  # the result, or a description of the error, as JSON
     seconds: float
     pid: int
+    started: float = 0.0  # monotonic; 0.0: nobody knows
 
 
 class WorkFailed(Exception):
@@ -86,9 +87,11 @@ class Work(Protocol):
 
     Attributes:
         keeps_limits: it does so itself, so the pool does not.
+        tells_memory: results tell what the work had; it is not the worker's.
     """
 
     keeps_limits: ClassVar[bool]
+    tells_memory: ClassVar[bool]
 
     def check(self) -> str:
         """Before the run: a fingerprint of its source.
@@ -121,6 +124,7 @@ class Function:
     """
 
     keeps_limits: ClassVar[bool] = False
+    tells_memory: ClassVar[bool] = False
 
     target: Target
     star: bool = False
@@ -213,12 +217,12 @@ class Runner:
         self._pid = os.getpid()
         self._until: float | None = None  # when the rest of this chunk is to be given back
 
-    def __call__(self, task: Task) -> tuple[int, bytes, float, int]:
+    def __call__(self, task: Task) -> tuple[int, bytes, float, int, float]:
         number, value, chunk = task
         started = time.monotonic()
         if chunk == 0:
             if self._until is not None and started > self._until:
-                return LATER, b"", 0.0, self._pid
+                return LATER, b"", 0.0, self._pid, started
         else:
             self._until = None if chunk is None else started + chunk
         try:
@@ -226,7 +230,7 @@ class Runner:
         except SoftTimeLimitExceeded as exc:
             # It came between the function's end and here. There is only one for each input.
             kind, text = AGAIN, describe(exc, exc.__traceback__)
-        return kind, text, time.monotonic() - started, self._pid
+        return kind, text, time.monotonic() - started, self._pid, started
 
     def _run(self, number: int, value: Any) -> tuple[int, bytes]:
         try:
