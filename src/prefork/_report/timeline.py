@@ -59,7 +59,8 @@ class Timeline:
 
     def position(self, time: float) -> float:
         """In bins, from the beginning on."""
-        return max(0.0, (time - self.begin) / self.width)
+        position = (time - self.begin) / self.width
+        return position if position > 0.0 else 0.0
 
     def used(self, time: float) -> int:
         """How many bins there are until then, at least one."""
