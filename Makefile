@@ -17,7 +17,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test compiled dist servers cpython-tests test-oldest-celery test-pythons lint format bench bench-full docs docs-links changelog clean
+.PHONY: help demo test compiled dist servers browser cpython-tests test-oldest-celery test-pythons lint format bench bench-full docs docs-links changelog clean
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_CACHE_DIR := 1
@@ -41,7 +41,7 @@ demo: $(DEMO_INSTALLED) ## Measure the standard library, and three files that be
 
 PYTEST := $(BIN)/python tests/steady.py
 
-test: $(INSTALLED) servers cpython-tests lint compiled ## Lint, then run all tests
+test: $(INSTALLED) servers browser cpython-tests lint compiled ## Lint, then run all tests
 # The tests get a temporary directory of their own, which goes with them. The unit tests take the
 # source apart; what is compiled is tested as a whole.
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/prefork-test.XXXXXX"); \
@@ -85,12 +85,27 @@ servers: ## Install Redis and RabbitMQ from Debian's packages, if they are not t
 	  echo "prefork: the tests need$$missing:" \
 	    "install them (Debian: sudo apt-get install --no-install-recommends$$missing)" >&2; exit 1; \
 	fi; \
-	echo "Installing$$missing"; \
+	$(INSTALL_MISSING)
+
+# For the tests of reports, which are skipped without it.
+browser: ## Install Chromium from Debian's package, if it is not there (as root)
+	@missing=chromium; \
+	! command -v chromium chromium-browser >/dev/null || exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "Without Chromium, the tests of reports in a browser are skipped" \
+	    "(Debian: sudo apt-get install --no-install-recommends chromium)"; exit 0; \
+	fi; \
+	$(INSTALL_MISSING)
+
+# No server is started by its installation.
+define INSTALL_MISSING
+echo "Installing $$missing"; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	guard=; [ -e /usr/sbin/policy-rc.d ] || { guard=1; \
 	  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
 	trap '[ -z "$$guard" ] || rm -f /usr/sbin/policy-rc.d' EXIT; \
 	{ apt-get -qq update && apt-get -qq install --no-install-recommends $$missing; } >/dev/null
+endef
 
 # Some installations of Python 3.11 and 3.12 come without CPython's tests of executors. Debian has
 # those of 3.11, in a package of which one file is unpacked; without it, these tests are skipped.

@@ -26,7 +26,7 @@ OF_OTHERS = {"prefork.celery.TaskPool", "prefork.joblib.PreforkBackend"}
 
 HANDED_OUT = {
     "ApplyResult", "Future", "IMapIterator", "IMapUnorderedIterator", "MapResult", "PoolExecutor",
-    "PoolView",
+    "PoolView", "Recording",
 }  # fmt: skip
 """Programs get these from a pool, and make none."""
 

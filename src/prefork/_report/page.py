@@ -54,8 +54,8 @@ def render(account: Account, frame: Frame) -> str:
     folder = files("prefork._report")
     css, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     return "\n".join(
         (

@@ -20,12 +20,12 @@ LATER = 1e9
 
 
 def run(what: Any, start: float, seconds: float, **other: Any) -> Run:
-    fields = {"pid": 1, "waited": 0.0, "function": "f"} | other
+    fields: dict[str, Any] = {"pid": 1, "waited": 0.0, "function": "f"} | other
     return Run(started=BEGIN + start, seconds=seconds, what=what, **fields)
 
 
 def failure(**fields: Any) -> Failure:
-    usual = {
+    usual: dict[str, Any] = {
         "error": "ValueError", "message": "no", "stack": "", "what": 0, "function": "f", "pid": 1,
         "time": BEGIN, "is_final": True,
     }  # fmt: skip
@@ -122,7 +122,8 @@ def test_which_of_them_have_failed(account: Account) -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, -1.0, 1e300])
 @pytest.mark.parametrize("field", ["started", "seconds", "waited"])
 def test_what_no_clock_says_spoils_nothing(account: Account, field: str, wrong: float) -> None:
-    account.add(run("a", 1, 1)._replace(**{field: wrong}), BEGIN + 10)
+    said: dict[str, Any] = {field: wrong}
+    account.add(run("a", 1, 1)._replace(**said), BEGIN + 10)
     account.add(run("b", 2, 1), BEGIN + 10)
     account.add_memory(Memory(1, wrong, wrong, 100), BEGIN + 10)
     account.add_failure(failure(time=wrong), BEGIN + 10)

@@ -89,7 +89,7 @@ def test_what_it_tells() -> None:
     assert reader.seen["rect"] > 20
     for told in (
         "pkg.f", "worker 1", "worker 2", "4711", "efficiency",
-        "The slowest jobs", "input 7", "1 × ValueError", "in f (b/c.py:7)", "input 3: no",
+        "The slowest jobs", "input 7", "1 \N{MULTIPLICATION SIGN} ValueError", "in f (b/c.py:7)", "input 3: no",
         "Traceback (most recent call last)", "Half took at most", "19.5 MiB",
     ):  # fmt: skip
         assert told in text, told
@@ -130,6 +130,7 @@ def test_a_million_runs_are_a_page_below_3_mb(workers: int) -> None:
     account = Account(BEGIN, str, lambda: range(workers))
     now = BEGIN + 1000
     number = itertools.count()
+    what, start = "", BEGIN
     for step in range(100_000 // workers):
         for pid in range(workers):
             for part in range(10):
