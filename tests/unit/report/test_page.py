@@ -56,7 +56,7 @@ class Reader(HTMLParser):
 
 
 def read(account: Account, seconds: float = 10.0, **frame: Any) -> tuple[str, Reader]:
-    fields = {"title": "pkg.f", "processes": 2, "runs": "job", "began": 0.0} | frame
+    fields: dict[str, Any] = {"title": "pkg.f", "processes": 2, "runs": "job", "began": 0.0} | frame
     page = render(account, Frame(end=BEGIN + seconds, **fields))
     page.encode()
     reader = Reader(page)
@@ -89,7 +89,8 @@ def test_what_it_tells() -> None:
     assert reader.seen["rect"] > 20
     for told in (
         "pkg.f", "worker 1", "worker 2", "4711", "efficiency",
-        "The slowest jobs", "input 7", "1 \N{MULTIPLICATION SIGN} ValueError", "in f (b/c.py:7)", "input 3: no",
+        "The slowest jobs", "input 7", "1 \N{MULTIPLICATION SIGN} ValueError", "in f (b/c.py:7)",
+        "input 3: no",
         "Traceback (most recent call last)", "Half took at most", "19.5 MiB",
     ):  # fmt: skip
         assert told in text, told
