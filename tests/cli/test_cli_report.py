@@ -77,6 +77,12 @@ def test_of_a_run_with_too_many_failures(prefork: Any, report: Path) -> None:
     assert "stopped after 1 failure" in report.read_text()
 
 
+def test_a_long_input_is_told_in_short(prefork: Any, report: Path) -> None:
+    assert prefork.run("same", "x" * 100_000, "--report", report).code == 0
+    assert len(report.read_text()) < 50_000
+    assert "xxx\N{HORIZONTAL ELLIPSIS}xxx" in report.read_text()
+
+
 def test_of_no_inputs(prefork: Any, report: Path) -> None:
     assert prefork.run("same", "--lines", "/dev/null", "--report", report).code == 0
     assert "Nothing was run." in report.read_text()

@@ -16,6 +16,7 @@ from prefork._report.file import check, write
 from prefork._report.page import Frame, render
 from prefork._report.recorder import MemoryWatch, Recorder
 from prefork.cli.feeder import Item
+from prefork.cli.jsontext import to_json
 from prefork.cli.plan import Plan
 from prefork.cli.stats import shown
 from prefork.cli.work import DONE, Outcome
@@ -23,6 +24,8 @@ from prefork.pool import Pool
 
 __all__ = ["Recorded"]
 
+LONGEST_NAME = 1000
+"""Bytes of an input that are kept, since many inputs are."""
 _PEAK = re.compile(rb'"peak_memory": (\d+)\}$')
 
 
@@ -77,7 +80,10 @@ class Recorded:
         note, seconds, pid = self._recorder.note, outcome.seconds, outcome.pid
         # Who was lost could not say when it began; but it is over since a moment ago.
         started = outcome.started or time.monotonic() - seconds
-        what = item.index, item.tries, item.text
+        text = item.text
+        if len(text) > LONGEST_NAME:
+            text = to_json(shown(text.decode()))
+        what = item.index, item.tries, text
         if pid:
             waited = max(0.0, started - item.handed_in)
             note(Run(pid, started, seconds, waited, self._name, what))

@@ -65,9 +65,7 @@ def closing(
     if ending.problem is not None:
         yield f"error: {ending.problem}", "bold red"
     style = "yellow" if stats.all_failed else "bold green"
-    if ending.problem is not None:
-        style = "bold red"
-    if ending.failed:
+    if ending.problem is not None or ending.failed:
         style = "bold red"
     if ending.signum is not None:
         style = "bold yellow"
