@@ -52,7 +52,7 @@ def write(path: str, page: str) -> None:
 
 
 def _new(path: str) -> str:
-    return f"{path}.new"
+    return f"{path}.{os.getpid()}.new"  # nobody else's
 
 
 def _is_page(path: str) -> bool:
