@@ -6,9 +6,10 @@ The rooms, from the top; a module imports only from its own room and those below
 
     cli, __main__         `prefork map`, `prefork run`: a function, or a command, over many inputs;
                           `prefork ps`, `top` and `stacks`: what pools do
-    celery                celery's worker pool
+    celery                celery's worker pool; and a pool whose processes are its workers'
     joblib                the backend for joblib, and so for scikit-learn
     metrics               a pool's figures for Prometheus and OpenTelemetry
+    cluster               calls that run on other machines, whatever takes them there
     taskpool              `TaskPool`: calls with callbacks, for task workers
     contexts              this pool in the place of `multiprocessing`'s
     executor              `ProcessPoolExecutor`: the interface of `concurrent.futures`

@@ -10,10 +10,23 @@ or `worker_pool = "prefork.celery:TaskPool"` in celery's settings. Layout, from 
     rejections  with threads: how messages go back to the broker
     shutdown    the end of a worker: waiting for tasks while the broker's timers go on
 
+And a pool whose processes are those of celery's workers, on as many machines as there are:
+
+    cluster_pool    `ClusterPool`: the verbs, for a client
+    carrier         the client's side: chunks to nodes, leases, what is lost with a node
+    serving         `serve`: has celery's workers be nodes
+    agent           the node's side, in the main process of a worker
+    nodes, sessions what each side knows of the other
+    letters         what they write to each other
+    post            how that travels
+
 Nothing outside this package imports celery, kombu or billiard.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 try:
     import celery as _celery  # noqa: F401
@@ -23,4 +36,17 @@ except ImportError as exc:
 from prefork.celery.child import process_initializer
 from prefork.celery.prefork import TaskPool
 
-__all__ = ["TaskPool", "process_initializer"]
+if TYPE_CHECKING:
+    from prefork.celery.cluster_pool import ClusterPool
+    from prefork.celery.serving import serve
+
+__all__ = ["ClusterPool", "TaskPool", "process_initializer", "serve"]
+
+_HOMES = {"ClusterPool": "cluster_pool", "serve": "serving"}
+
+
+def __getattr__(name: str) -> object:
+    """Imported when somebody asks for it: a worker's processes do without (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,139 @@
+"""How arguments, results and errors are written down, as texts of one line.
+
+JSON is the default: what comes from another machine is data then, and cannot have anything run.
+What JSON has not, it changes or refuses: tuples arrive as lists, keys of mappings as strings.
+
+An error is always written as JSON: the name of its class, its arguments, its traceback. Whoever
+reads it makes it of a class that has been imported already, and imports nothing for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from prefork._describe import describe
+from prefork._ipc.encoding_error import MaybeEncodingError
+from prefork.errors import MaybeDecodingError, remote_traceback
+
+__all__ = ["CODECS", "Codec", "read_error", "to_json", "write_error"]
+
+to_json: Final[Callable[[Any], str]] = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Codec(NamedTuple):
+    """One way to write values down."""
+
+    name: str
+    write: Callable[[Any], str]
+    read_all: Callable[[Sequence[str]], list[Any]]
+
+
+def _json_all(texts: Sequence[str]) -> list[Any]:
+    values: list[Any] = json.loads(f"[{','.join(texts)}]")
+    if len(values) != len(texts):
+        raise ValueError("a text holds more than one value")
+    return values
+
+
+def _pickled(value: Any) -> str:
+    return base64.b64encode(pickle.dumps(value, pickle.HIGHEST_PROTOCOL)).decode()
+
+
+def _unpickled_all(texts: Sequence[str]) -> list[Any]:
+    return [pickle.loads(base64.b64decode(text)) for text in texts]
+
+
+CODECS: Final = {
+    "json": Codec("json", to_json, _json_all),
+    "pickle": Codec("pickle", _pickled, _unpickled_all),
+}
+
+
+# ---- errors
+
+
+def write_error(error: BaseException, text: str | None = None) -> str:
+    """As JSON; never raises.
+
+    Args:
+        text: its traceback; None: that of the error.
+    """
+    if text is None:
+        text = "".join(traceback.format_exception(error))
+    cls = type(error)
+    args: Sequence[Any] = error.args
+    try:
+        # An encoding error is made of two objects, of which it keeps the texts alone.
+        written = to_json(list(args))
+    except Exception:
+        written = to_json([_plain(arg) for arg in args])
+    fields = {
+        "class": f"{cls.__module__}:{cls.__qualname__}",
+        "what": describe(error),
+        "traceback": text,
+        "notes": [str(note) for note in getattr(error, "__notes__", ())],
+    }
+    return f'{to_json(fields)[:-1]},"args":{written}}}'
+
+
+def _plain(value: Any) -> Any:
+    try:
+        to_json(value)
+    except Exception:
+        try:
+            return repr(value)
+        except Exception:
+            return f"({type(value).__qualname__}, whose repr cannot be had)"
+    return value
+
+
+def read_error(text: str) -> BaseException:
+    """The exception; one whose class is not known here becomes a `MaybeDecodingError`.
+
+    Raises:
+        ValueError: this is no error that was written.
+    """
+    fields = json.loads(text)
+    try:
+        name, what, remote = fields["class"], str(fields["what"]), str(fields["traceback"])
+        args, notes = list(fields["args"]), list(fields["notes"])
+        module, _, qualname = name.partition(":")
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("this is no error that was written") from None
+    error = _make(module, qualname, args, what, remote)
+    for note in notes:
+        error.add_note(str(note))
+    if remote:
+        error.__cause__ = remote_traceback(remote)
+    return error
+
+
+def _make(module: str, qualname: str, args: list[Any], what: str, remote: str) -> BaseException:
+    cls: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        cls = vars(cls).get(part) if cls is not None and hasattr(cls, "__dict__") else None
+    if cls is None and module == "prefork":  # which has its names only when they are asked for
+        import prefork
+
+        cls = getattr(prefork, qualname, None)
+    if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+        return MaybeDecodingError(qualname, f"its class is not known here. It said {what}", remote)
+    try:
+        if issubclass(cls, MaybeEncodingError):
+            made: BaseException = cls.__new__(cls, *args)
+            made.args = tuple(args)
+            made.exc, made.value = args  # type: ignore[attr-defined]
+            return made
+        made = cls(*args)
+        if not isinstance(made, BaseException):
+            raise TypeError(f"it makes a {type(made).__name__}")
+    except Exception as exc:
+        reason = f"{describe(exc)}, when it was made again. It said {what}"
+        return MaybeDecodingError(qualname, reason, remote)
+    return made

@@ -1,0 +1,151 @@
+"""What a node's worker process calls for each item of a chunk: texts in, texts out.
+
+Before each item it looks whether the node still holds the client's lease: its end stands on the
+`Board`, memory that the node's main process shares with its workers. So a node that cannot reach
+its client, or whose main process is stopped, begins nothing more from that moment on, whatever has
+been handed to its processes already. What was not begun for that reason, comes back as `NOT_RUN`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+import traceback
+from typing import Any, Final
+
+from prefork._ipc.encoding_error import MaybeEncodingError
+from prefork._worker.seeding import Seeded
+from prefork.cluster.codecs import CODECS, write_error
+from prefork.cluster.errors import NotAllowedError
+from prefork.cluster.names import code_hash, find
+
+__all__ = ["CALL", "FAILED", "MOST_RESULT", "NOT_RUN", "ONE", "STAR", "Board", "Runner"]
+
+NOT_RUN: Final = "?"
+"""What comes back for an item that was not begun. No text of a codec's is this."""
+FAILED: Final = "!"
+"""What the text of an error begins with. No text of a codec's does."""
+
+# How a function is applied to what the text of an item says.
+CALL: Final = "call"  # a pair: its positional arguments, and those by name
+ONE: Final = "one"  # its only argument
+STAR: Final = "star"  # its positional arguments
+
+LONGEST: Final = 1.0
+"""Seconds after which no further item of a chunk is begun: the rest goes back, for others to take.
+Chunks are made to take a tenth of that, by what the items before have taken."""
+MOST_RESULT: Final = 1 << 24
+"""Bytes of one result; and of all those of a chunk, after which no further item of it is begun."""
+
+_SLOT: Final = struct.Struct("=dQ")
+
+
+class Board:
+    """Until when items of each client may be begun: seconds of `time.monotonic`, which all
+    processes of a machine share.
+
+    To be made before the worker processes are forked.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._memory = mmap.mmap(-1, slots * _SLOT.size)
+
+    def write(self, slot: int, token: int, until: float) -> None:
+        """Whose slot this is, and until when. A slot changes its owner only when nothing of the
+        one before can be running or waiting any more."""
+        _SLOT.pack_into(self._memory, slot * _SLOT.size, until, token)
+
+    def allows(self, slot: int, token: int) -> bool:
+        until, owner = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
+        return bool(owner == token and time.monotonic() < until)
+
+
+board: Board | None = None
+"""This node's, in its main process and in the workers, which are forked from it."""
+
+
+class Runner:
+    """Calls one function for the items of one chunk.
+
+    Args:
+        name: of the function; it has been checked against what is allowed.
+        how: `CALL`, `ONE` or `STAR`.
+        codec: the name of that.
+        slot, token: of the lease, on the board.
+        code: the hash of the source that the client has; "": it does not say.
+        seed: of the random numbers; None: it has none. Then the texts of items begin with the
+            position of each, and a blank.
+    """
+
+    def __init__(
+        self, name: str, how: str, codec: str, slot: int, token: int, code: str, seed: int | None
+    ) -> None:
+        self.name, self._how, self._codec = name, how, CODECS[codec]
+        self._slot, self._token, self._code, self._seed = slot, token, code, seed
+        self._function: Any = None
+        self._until = 0.0
+        self._room = MOST_RESULT
+        self.__qualname__ = name.partition(":")[2]  # for messages
+        self.__module__ = name.partition(":")[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        codec = self._codec.name
+        given = (self.name, self._how, codec, self._slot, self._token, self._code, self._seed)
+        return Runner, given
+
+    def __call__(self, text: str) -> str:
+        if board is None or not board.allows(self._slot, self._token):
+            return NOT_RUN
+        now = time.monotonic()
+        if self._until == 0.0:
+            self._until = now + LONGEST
+        elif now > self._until or self._room < 0:
+            return NOT_RUN
+        try:
+            return self._run(text)
+        except Exception as exc:
+            # Without the frames of this module.
+            frames = exc.__traceback__
+            while frames is not None and frames.tb_frame.f_globals is globals():
+                frames = frames.tb_next
+            shown = traceback.format_exception(type(exc), exc, frames or exc.__traceback__)
+            return FAILED + write_error(exc, "".join(shown))
+
+    def _run(self, text: str) -> str:
+        if self._function is None:
+            self._function = self._find()
+        function = self._function
+        if self._seed is not None:
+            position, _, text = text.partition(" ")
+            function = Seeded(function, self._seed, int(position))
+        (given,) = self._codec.read_all((text,))
+        if self._how == ONE:
+            value = function(given)
+        elif self._how == STAR:
+            value = function(*given)
+        else:
+            args, kwds = given
+            value = function(*args, **kwds)
+        try:
+            result = self._codec.write(value)
+        except Exception as exc:
+            raise MaybeEncodingError(exc, value) from exc
+        if len(result) > MOST_RESULT:
+            raise MaybeEncodingError(
+                f"it has {len(result)} bytes: more than {MOST_RESULT} do not go through a message "
+                "broker. Have the function write it to where all machines can read, and return "
+                "its name",
+                value,
+            )
+        self._room -= len(result)
+        return result
+
+    def _find(self) -> Any:
+        function = find(self.name)
+        if self._code and (found := code_hash(self.name)) != self._code:
+            raise NotAllowedError(
+                f"{self.name}: the source of its module is another one on this node ({found}) than "
+                f"where the call comes from ({self._code}): install the same version on both"
+            )
+        return function
