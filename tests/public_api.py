@@ -18,7 +18,7 @@ from typing import Any
 RECORD = Path(__file__).with_suffix(".txt")
 SOURCE = Path(__file__).parents[1] / "src" / "prefork"
 
-MODULES = ["prefork", "prefork.celery", "prefork.joblib", "prefork.metrics"]
+MODULES = ["prefork", "prefork.celery", "prefork.cluster", "prefork.joblib", "prefork.metrics"]
 """Those that users import from; `__all__` tells what. All else is inside."""
 
 OF_OTHERS = {"prefork.celery.TaskPool", "prefork.joblib.PreforkBackend"}

@@ -233,15 +233,16 @@ class ClusterEngine:
     def _settle(self, chunk: Chunk, report: Report) -> None:
         texts, failures, not_run, seconds = report
         failures = dict(failures)
-        values = self._values(texts, chunk.size - len(failures) - len(not_run))
+        values, are_all = self._values(texts, chunk.size - len(failures) - len(not_run))
         if failures or not_run:
             given = iter(values)
             values = [
                 None if at in failures or at in not_run else next(given) for at in range(chunk.size)
             ]
-        for at, value in enumerate(values):
-            if isinstance(value, _Unreadable):
-                failures[at] = value.error
+        if not are_all:
+            for at, value in enumerate(values):
+                if isinstance(value, _Unreadable):
+                    failures[at] = value.error
         now = time.monotonic()
         with self.state.lock:
             if (run := chunk.size - len(not_run)) and seconds:
@@ -252,12 +253,13 @@ class ClusterEngine:
         self._tell(resolved)
         self._carrier.wake()
 
-    def _values(self, texts: list[str], expected: int) -> list[Any]:
-        """Of a chunk's texts; a node that says too few, or something else, harms these alone."""
+    def _values(self, texts: list[str], expected: int) -> tuple[list[Any], bool]:
+        """Of a chunk's texts, and whether all could be read; a node that says too few, or something
+        else, harms these alone."""
         try:
             values = self._codec.read_all(texts)
             if len(values) == expected:
-                return values
+                return values, True
             reason: Exception = ValueError(f"{len(values)} results for {expected} items")
         except Exception as exc:
             reason = exc
@@ -268,7 +270,7 @@ class ClusterEngine:
             except Exception as exc:
                 values.append(_Unreadable(exc))
         missing = PreforkError(f"what the node has said of this item cannot be read: {reason}")
-        return values + [_Unreadable(missing)] * (expected - len(values))
+        return values + [_Unreadable(missing)] * (expected - len(values)), False
 
     def _tell(self, resolved: list[Resolved]) -> None:
         waiting: dict[Wakes, None] = {}

@@ -56,9 +56,9 @@ class Board:
         one before can be running or waiting any more."""
         _SLOT.pack_into(self._memory, slot * _SLOT.size, until, token)
 
-    def allows(self, slot: int, token: int) -> bool:
+    def allows(self, slot: int, token: int, now: float) -> bool:
         until, owner = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
-        return bool(owner == token and time.monotonic() < until)
+        return bool(owner == token and now < until)
 
 
 board: Board | None = None
@@ -95,9 +95,9 @@ class Runner:
         return Runner, given
 
     def __call__(self, text: str) -> str:
-        if board is None or not board.allows(self._slot, self._token):
-            return NOT_RUN
         now = time.monotonic()
+        if board is None or not board.allows(self._slot, self._token, now):
+            return NOT_RUN
         if self._until == 0.0:
             self._until = now + LONGEST
         elif now > self._until or self._room < 0:
@@ -119,7 +119,7 @@ class Runner:
         if self._seed is not None:
             position, _, text = text.partition(" ")
             function = Seeded(function, self._seed, int(position))
-        (given,) = self._codec.read_all((text,))
+        given = self._codec.read(text)
         if self._how == ONE:
             value = function(given)
         elif self._how == STAR:

@@ -1,0 +1,77 @@
+"""Letters that get lost, come twice, or wait: what is numbered is read once, in order."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.celery.letters import AGAIN_SECONDS, Letter, Link, written
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers())
+def test_two_sides_and_a_bad_broker(here, there, seed):
+    chance = random.Random(seed)
+    queues = deque(), deque()
+    reading = [True]
+
+    def sender(queue):
+        def send(body):
+            if reading and chance.random() < 0.3:
+                return chance.random() < 0.5  # it is lost, and that may be known or not
+            queue.append(body)
+            if reading and chance.random() < 0.2:
+                queue.append(body)
+            return True
+
+        return send
+
+    links = [Link("s", sender(queue)) for queue in queues]
+    read = [], []
+    left = [list(range(here)), list(range(there))]
+    now = 0.0
+    for step in range(400):
+        if step == 300:
+            reading.clear()  # from now on it is a good one
+        now += AGAIN_SECONDS / 2
+        for side, link in enumerate(links):
+            if left[side]:
+                link.send("x", {"value": left[side].pop(0)}, now)
+            link.tell("renew", {})
+            link.send_again(now)
+            inbox = queues[1 - side]
+            while inbox and (not reading or chance.random() < 0.8):
+                letter = Letter.read(inbox.popleft())
+                if link.heed(letter, now) and letter.kind == "x":
+                    read[side].append(letter.head["value"])
+    assert read == (list(range(there)), list(range(here)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"version": 2, "kind": "x"}',
+        b'{"version": 1}',
+        b'{"version": 1, "kind": 3}',
+    ],
+)
+def test_what_is_no_letter(body):
+    with pytest.raises(ValueError):  # noqa: PT011
+        Letter.read(body)
+
+
+def test_fields_have_types():
+    letter = Letter.read(written("x", {"number": True, "text": "t"}, ["1", "2"]))
+    assert letter.texts == ["1", "2"]
+    assert letter.field("text", str) == "t"
+    for name, cls in (("number", int), ("text", int), ("none", str)):
+        with pytest.raises(ValueError, match="its field"):
+            letter.field(name, cls)
