@@ -44,3 +44,14 @@ def mean_seconds(pool: Pool) -> float | None:
 def templates(pool: Pool) -> list[Any]:
     """The processes that workers are or will be forked from: to lose them at any moment."""
     return list(_engine(pool)._spawner._templates._all)
+
+
+def boxes_of(pool: Any) -> dict[str, str]:
+    """Where the nodes of a `ClusterPool` are written to, by session: for who forges letters."""
+    return {session: node.box for session, node in pool._carrier.nodes.items()}
+
+
+def queue_of(pool: Any) -> str:
+    """Where a `ClusterPool` is written to; it is to be gone with it."""
+    name: str = pool._carrier._post.name
+    return name

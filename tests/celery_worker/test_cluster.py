@@ -18,6 +18,7 @@ from kombu import Producer
 
 import prefork
 from helpers import eventually, has_ended
+from inside import boxes_of, queue_of
 from prefork import Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from prefork.cluster import NodeLostError, NotAllowedError
 
@@ -273,13 +274,13 @@ def test_letters_that_are_forged(pool, cluster):
         json.dumps({"version": 1, "kind": "hello", "client": 7}).encode(),
         json.dumps({"version": 1, "kind": "chunk", "session": uuid.uuid4().hex}).encode(),
     ]
-    sessions = list(pool._carrier.nodes.items())
-    for session, _ in sessions:
+    sessions = boxes_of(pool)
+    for session in sessions:
         for fields in ({}, {"number": "1"}, {"number": 0, "received": 0}, {"number": 10**9}):
             for kind in ("chunk", "grant", "drop", "ask", "report", "renew"):
                 head = {"version": 1, "kind": kind, "session": session, **fields}
                 bodies.append(json.dumps(head).encode())
-    boxes = [node.box for _, node in sessions] + [pool._carrier._post.name]
+    boxes = [*sessions.values(), queue_of(pool)]
     with cluster.app().connection_for_write() as connection:
         producer = Producer(connection)
         for box in boxes:
@@ -287,7 +288,7 @@ def test_letters_that_are_forged(pool, cluster):
                 producer.publish(body, routing_key=box, content_type="application/x-forged")
             producer.publish({"a": object}, routing_key=box, serializer="pickle")
     assert pool.map(work.double, range(1000)) == [2 * x for x in range(1000)]
-    assert [session for session, _ in sessions] == list(pool._carrier.nodes)
+    assert boxes_of(pool) == sessions
 
 
 # ---- ends

@@ -203,11 +203,12 @@ sys.path[:0] = sys.argv[1:3]
 from celery import Celery
 from prefork.celery import ClusterPool
 import cluster_work as work
+import inside
 app = Celery(broker=sys.argv[3])
 pool = ClusterPool(app, queue=sys.argv[4], lease=2.0, start_timeout=30)
 address = ("127.0.0.1", int(sys.argv[5]))
 handles = [pool.apply_async(work.enter, (address, x)) for x in range(50)]
-print(pool._carrier._post.name, flush=True)
+print(inside.queue_of(pool), flush=True)
 handles[0].get()
 """
 
