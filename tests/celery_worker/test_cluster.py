@@ -110,7 +110,20 @@ def test_options_and_progress(pool):
 
     assert len(pool.map(work.double, range(500), progress=lambda total: Bar())) == 500
     assert sum(drawn) == 500
-    assert pool.options(timeout=60).apply(work.double, (2,)) == 4
+    view = pool.options(timeout=60)
+    assert view.apply(work.double, (2,)) == 4
+    assert view.map(work.double, range(1000)) == [2 * x for x in range(1000)]
+    assert list(view.options(priority=1).imap(work.double, range(10))) == [2 * x for x in range(10)]
+    with pytest.raises(prefork.DeadlineExceeded):
+        pool.options(deadline=0.2).apply(work.spin)
+
+
+def test_as_an_executor(pool):
+    executor = pool.executor()
+    assert executor.submit(work.double, 2).result(30) == 4
+    assert list(executor.map(work.double, range(100), chunksize=7)) == [2 * x for x in range(100)]
+    executor.shutdown()
+    assert pool.apply(work.double, (1,)) == 2
 
 
 def test_results_of_any_json(pool):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import time
 from pathlib import Path
 
 import cluster_work as work
@@ -230,6 +231,39 @@ def test_a_client_is_killed(broker, tmp_path, gate):
             with cluster.app().connection_for_write() as connection:
                 channel = connection.default_channel
                 eventually(lambda: not _exists(channel, queue), "its queue has gone")
+
+
+STOPPED = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from celery import Celery
+from prefork.celery import ClusterPool
+import cluster_work as work
+app = Celery(broker=sys.argv[3])
+pool = ClusterPool(app, queue=sys.argv[4], lease=2.0, start_timeout=30)
+handles = [pool.apply_async(work.logged, (sys.argv[5], x)) for x in range(500)]
+print([handle.get() for handle in handles] == list(range(500)))
+pool.terminate()
+"""
+
+
+def test_a_client_is_stopped_for_longer_than_its_leases(cluster, tmp_path):
+    """The nodes wait for it."""
+    here, log = Path(__file__).parent, tmp_path / "begun"
+    script = Script(STOPPED, here, here.parent, cluster.broker.url, cluster.queue, log)
+    try:
+        eventually(lambda: log.exists() and len(log.read_text().split()) > 50, "some have begun")
+        os.kill(script.process.pid, signal.SIGSTOP)
+        until = time.monotonic() + 4.0
+        eventually(
+            lambda: time.monotonic() > until, "its leases are over: time itself is the event"
+        )
+        os.kill(script.process.pid, signal.SIGCONT)
+        code, out, err = script.finish()
+        assert (code, out.strip()) == (0, "True"), err
+        assert sorted(map(int, log.read_text().split())) == list(range(500))
+    finally:
+        script.close()
 
 
 def _exists(channel, queue: str) -> bool:

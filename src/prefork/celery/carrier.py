@@ -69,7 +69,7 @@ class CeleryCarrier:
         self._had_node = threading.Event()
         self._last_node = 0.0
         self._next_hello = 0.0
-        self._is_over = False
+        self._looked = 0.0  # when it was looked at the nodes last
         self._answers: dict[str, Answers] = {}
         self.late = 0  # letters of sessions that were over
 
@@ -142,7 +142,6 @@ class CeleryCarrier:
             while self._step():
                 pass
         except BaseException as exc:  # a bug
-            self._is_over = True
             engine.give_up(_bug(exc))
         finally:
             for session, node in self.nodes.items():
@@ -191,6 +190,9 @@ class CeleryCarrier:
         self._engine.run_due(now)
         if now < self._next_hello:
             return
+        if self._connected is not None and now > self._looked + SUSPECT_SECONDS:
+            self._connected = now  # it is we who were not there: what nodes have said is to be read
+        self._looked = now
         self._next_hello = now + HELLO_SECONDS
         hello = {"client": self.id, "lease": self.lease, "codec": self._codec}
         self._post.send_to_all(written("hello", hello))

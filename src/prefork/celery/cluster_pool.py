@@ -12,7 +12,7 @@ from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._policy.retry import Retry
 from prefork._verbs.signatures import AnyIterable
-from prefork._verbs.view import Verbs
+from prefork._verbs.view import PoolView, Verbs
 from prefork.celery.carrier import CeleryCarrier
 from prefork.cluster.codecs import CODECS
 from prefork.cluster.engine import ClusterEngine
@@ -30,7 +30,61 @@ JOBS: Final = 64  # of a `map`, per process, if it has so many items
 AHEAD: Final = 2048  # items per process that `imap` reads ahead
 
 
-class ClusterPool(Verbs):
+class ClusterVerbs(Verbs):
+    """What is other about them than in a pool of one machine: how many items go together is decided
+    when they go."""
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        lost_worker_timeout: float | None = None,
+        retries: int | Retry | None = None,
+        priority: int | None = None,
+        deadline: float | None = None,
+    ) -> ClusterView:
+        """The same pool, with other options for the jobs that it is given by this view: as
+        `Pool.options`."""
+        limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
+        return ClusterView(self, self._engine, limits.with_terms(priority, deadline))
+
+    def _map(
+        self,
+        mode: int,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> MapResult[Any]:
+        items = list(iterable)
+        if chunksize is None:
+            chunksize = max(
+                1, min(MOST_JOB, len(items) // (JOBS * self._engine.supervisor.processes))
+            )
+        return super()._map(mode, func, items, chunksize, *args, **kwargs)
+
+    def _imap(
+        self,
+        iterator_class: type[Iterator],
+        func: Callable[[Any], Any],
+        iterable: AnyIterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Iterator:
+        if buffersize is None:
+            buffersize = AHEAD * self._engine.supervisor.processes
+        return super()._imap(iterator_class, func, iterable, chunksize, buffersize, *args, **kwargs)
+
+
+class ClusterView(ClusterVerbs, PoolView):
+    """A cluster's pool with other limits, as its `options` gives it."""
+
+
+class ClusterPool(ClusterVerbs):
     """A pool whose processes are those of the workers of a celery application, on as many machines
     as there are; each has called `prefork.celery.serve`.
 
@@ -93,36 +147,6 @@ class ClusterPool(Verbs):
         )
         self._engine = engine  # it has what the verbs ask an engine for
         engine.start()
-
-    # ---- what is other than in a pool of one machine
-
-    def _map(
-        self,
-        mode: int,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> MapResult[Any]:
-        items = list(iterable)
-        if chunksize is None:  # how many go together is decided when they go
-            chunksize = max(1, min(MOST_JOB, len(items) // (JOBS * self.processes)))
-        return super()._map(mode, func, items, chunksize, *args, **kwargs)
-
-    def _imap(
-        self,
-        iterator_class: type[Iterator],
-        func: Callable[[Any], Any],
-        iterable: AnyIterable[Any],
-        chunksize: int,
-        buffersize: int | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Iterator:
-        if buffersize is None:
-            buffersize = AHEAD * self.processes
-        return super()._imap(iterator_class, func, iterable, chunksize, buffersize, *args, **kwargs)
 
     # ---- the pool itself
 

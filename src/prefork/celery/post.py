@@ -7,6 +7,7 @@ again by those who write, and nothing is ever delivered again by the broker.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -109,10 +110,12 @@ class Post:
         )
         consumer.consume()
         self._on_connection(True, None)
+        next_beat = time.monotonic()
         while not self._is_stopped.is_set():
-            try:
+            with contextlib.suppress(TimeoutError):
                 connection.drain_events(timeout=LOOK_SECONDS)
-            except TimeoutError:
+            if (now := time.monotonic()) >= next_beat:
+                next_beat = now + LOOK_SECONDS
                 connection.heartbeat_check()
 
     def _on_message(self, message: Any) -> None:
@@ -170,6 +173,7 @@ class Post:
             return False
         try:
             self._writing = self._connect()
+            self._writing.heartbeat = 0  # nobody would see to that while nothing is written
             self._writing.connect()
             self._producer = Producer(self._writing.channel(), auto_declare=False)
         except Exception:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Generator
 from multiprocessing import util
@@ -27,6 +28,7 @@ from prefork._system import at_fork, event_loops
 from prefork._system.condition import Condition
 from prefork._system.locks import RLock
 from prefork._system.log import CRITICAL, Log
+from prefork._system.running_loop import asyncio_loop
 from prefork.cluster.backlog import Backlog, Chunk, Resolved
 from prefork.cluster.calls import CallFactory
 from prefork.cluster.carrying import Carrier, Report
@@ -83,6 +85,7 @@ class ClusterEngine:
         self.callbacks = CallbackRunner(self._on_call, log)
         self._starting = RLock()
         self._deliverer = Deliverer()
+        self._own_threads: set[int] = set()  # that results need, by identifier
         self._is_over = False
         self.end = Condition()
         self.idle = Condition()
@@ -101,7 +104,7 @@ class ClusterEngine:
             PoolBrokenError: the broker cannot be reached, or nobody serves.
         """
         at_fork.register(self)
-        self._deliverer.start(self._crashed)
+        self._deliverer.start(self._crashed, self._own_threads)
         try:
             self._carrier.start(self)
         except BaseException:
@@ -177,12 +180,14 @@ class ClusterEngine:
             call()
 
     def is_busy_here(self) -> bool:
-        return self._deliverer.is_current or self._carrier.is_current() or self.state.is_lock_held()
+        return (
+            threading.get_ident() in self._own_threads
+            or self._carrier.is_current()
+            or self.state.is_lock_held()
+        )
 
     def check_loop(self, needed: object = None) -> None:
-        if not event_loops.is_any_running():
-            return
-        if needed is not None and needed is event_loops.asyncio_loop():
+        if needed is not None and needed is asyncio_loop():
             raise RuntimeError(
                 "this would wait for ever: the event loop that runs here reads the input of these "
                 "results. Take them by `async for`"
