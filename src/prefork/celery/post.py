@@ -151,7 +151,7 @@ class Post:
                 content_encoding="binary",
                 delivery_mode=1,
                 retry=False,
-                confirm_timeout=CONNECT_SECONDS * 3,
+                timeout=CONNECT_SECONDS * 3,
                 **where,
             )
         )
