@@ -234,6 +234,7 @@ class Dispatcher:
                     job.payload,
                     job.function_length,
                     job.first,
+                    job.constants,
                 )
             except OSError as exc:
                 ticket = None

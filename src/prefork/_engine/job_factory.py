@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefork._describe import trim_notes
 from prefork._ipc.memfd import BEST, MemfdCache
+from prefork._ipc.once import Once, once
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import CallPickler
-from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS, TOGETHER
+from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS, SEEDED, TOGETHER
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
@@ -120,10 +121,12 @@ class JobFactory:
         seed: int | None,
         context: Any,
     ) -> Generator[Job, None, None]:
+        func = once(func)
         position = 0
         for chunk in chunks:
-            call = _seeded(func, seed, position)
-            job = self._make(owner, call, mode, chunk, limits, context, len(chunk), position)
+            job = self._make(
+                owner, func, mode, chunk, limits, context, len(chunk), position, seed, position
+            )
             if job.pickling_error is not None:
                 raise job.pickling_error
             position += len(chunk)
@@ -153,14 +156,16 @@ class JobFactory:
         seed: int | None,
         context: Any,
     ) -> Generator[Job, None, None]:
+        func = once(func)
         if chunksize == 1:
             for index, item in enumerate(iterable):
-                call = _seeded(func, seed, index)
-                yield self._make(owner, call, CALL, (item,), limits, context, 1, index)
+                yield self._make(owner, func, CALL, (item,), limits, context, 1, index, seed, index)
         else:
             for index, chunk in enumerate(fixed_chunks(iterable, chunksize)):
-                call = _seeded(func, seed, index * chunksize)
-                yield self._make(owner, call, EACH, chunk, limits, context, len(chunk), index)
+                position = index * chunksize
+                yield self._make(
+                    owner, func, EACH, chunk, limits, context, len(chunk), index, seed, position
+                )
 
     def _make(
         self,
@@ -172,15 +177,36 @@ class JobFactory:
         context: Any,
         size: int = 1,
         index: int = 0,
+        seed: int | None = None,
+        position: int = 0,
     ) -> Job:
+        """`seed`, `position`: see `Seeded`."""
         if context is not None:
             mode |= CONTEXT
             arguments = arguments, context
         function = self._calls.name(func)
         fds: list[int] = []
         payload: Payload | None = None
+        constants: Any = None
+        packed: tuple[bytes, list[memoryview]] | None = None
         try:
-            pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
+            if type(func) is Once:
+                if seed is None:
+                    packed = func.pack(self._calls, arguments)
+                else:
+                    packed = func.pack(self._calls, arguments, seed, position)
+            if packed is not None:
+                pickled, buffers = packed
+                function_length = 0
+                constants = func.constants
+                if seed is not None:
+                    mode |= SEEDED
+            else:
+                if type(func) is Once:
+                    func = func.func
+                if seed is not None:
+                    func = Seeded(func, seed, position)
+                pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
             if buffers or fds or len(pickled) > INLINE:
                 payload = self._payload(pickled, buffers, fds)
         except Exception as exc:
@@ -188,6 +214,8 @@ class JobFactory:
             job.refuse(_explained(exc, function))
             return job
         job = make_job(owner, function, mode, limits, size, index)
+        if constants is not None:
+            job.set_constants(constants)
         if payload is None:
             job.set_call(pickled, function_length)
         else:
@@ -226,8 +254,3 @@ def _explained(error: Exception, function: str) -> BaseException:
     # As text: the frames themselves would keep the whole input alive.
     error.__cause__ = remote_traceback(format_traceback(error))
     return error.with_traceback(None)
-
-
-def _seeded(func: Callable[..., Any], seed: int | None, position: int) -> Callable[..., Any]:
-    """What is called for the items from this position on."""
-    return func if seed is None else Seeded(func, seed, position)

@@ -27,8 +27,10 @@ import select
 import socket
 import struct
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
+from prefork._ipc.constants import FUNCTION, Constant
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
 from prefork._ipc.memfd import BEST, Transport, memory_file
@@ -42,11 +44,15 @@ from prefork._ipc.payload import (
     read_pieces,
     receive_fds,
     receive_file,
+    send_beside,
     send_fds,
     send_file,
+    write_end,
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BESIDE,
+    BESIDE_IN_ANNEX,
     BLACK_BOX,
     BOARD,
     CALLS,
@@ -138,6 +144,21 @@ class Ring:
         return any(key == other for other, _ in self._blocks)
 
 
+class _Whole(Payload):
+    """A call, and the constants that go along with it: all to be copied to the annex."""
+
+    def __init__(self, call: Payload, constants: list[Constant]) -> None:
+        super().__init__(b"")
+        self.fds = call.fds
+        self._call, self._constants = call, constants
+
+    def write(self, fd: int, start: int) -> int:
+        end = self._call.write(fd, start)
+        for each in self._constants:
+            end = each.write(fd, end)
+        return write_end(fd, end)
+
+
 class Channel:
     """The pool's side. Once the child has been started, it is to be opened: until then there are
     only descriptors, of which other children are rid at no cost."""
@@ -158,6 +179,9 @@ class Channel:
         self._unparsed = bytearray()
         self._annexed: set[int] = set()  # jobs whose calls are in the annex
         self._annex_end = 0  # of the part that is in use
+        self._lending: dict[int, list[int]] = {}  # the keys of what goes along with jobs
+        self._lent: set[int] = set()  # keys of what the worker may have
+        self._known: set[int] = set()  # keys of what it surely has
         self.eof = False
 
     def _make(self, ours: at_fork.Descriptors, theirs: at_fork.Descriptors) -> None:
@@ -216,11 +240,20 @@ class Channel:
         payload: Payload | None = None,
         function_length: int = 0,
         first: int = 0,
+        constants: Sequence[Constant] | None = None,
     ) -> bytes | None:
         """Put a task where the worker can read it; the ticket for `send`, or None: no room now.
 
+        Args:
+            constants: what it has in common with others. The worker gets those that it has not.
+
         Raises OSError when there is no memory for a large one.
         """
+        if constants:
+            needed = [each for each in constants if each.key not in self._known]
+            if needed:
+                parts = job, soft_timeout, flags, pickled, payload, function_length, first
+                return self._stage_with(needed, *parts)
         if payload is None:
             offset = self._ring.allocate(job, len(pickled))
             if offset is None:
@@ -244,6 +277,35 @@ class Channel:
         self._ring.allocate(job, 0)
         return TICKET.pack(job, soft_timeout, first, offset, len(fds), function_length, flags)
 
+    def _stage_with(
+        self,
+        constants: list[Constant],
+        job: int,
+        soft_timeout: float,
+        flags: int,
+        pickled: bytes,
+        payload: Payload | None,
+        function_length: int,
+        first: int,
+    ) -> bytes | None:
+        """The same, and send these along; or copy all of it to the annex, if they cannot be sent
+        now, or not without more descriptors on their way than there may be."""
+        try:
+            with contextlib.ExitStack() as files:
+                send_beside(self._post, job, [files.enter_context(c.opened()) for c in constants])
+            flags |= BESIDE
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            pass  # the worker is dead: its ticket will be taken back
+        except OSError:
+            flags |= BESIDE_IN_ANNEX
+            payload = _Whole(payload or Payload(pickled), constants)
+        ticket = self.stage(job, soft_timeout, flags, pickled, payload, function_length, first)
+        if ticket is not None:
+            self._lending[job] = [each.key for each in constants if each.key != FUNCTION]
+        return ticket
+
     def _put_aside(self, job: int, payload: Payload) -> tuple[int, int]:
         """Send a call in its file, or copy it to the annex; what its ticket says of that. What is
         usually the slower way is taken where the other one cannot be.
@@ -251,6 +313,8 @@ class Channel:
         Raises:
             OSError: neither can be; BlockingIOError and ConnectionError are told as they are.
         """
+        if isinstance(payload, _Whole):
+            return self._annex(job, payload)
         ways = [self._send_file, self._annex]
         if not payload.is_file:
             ways.reverse()
@@ -312,6 +376,8 @@ class Channel:
         """This job's pickle is not needed any more; to be said once per staged job."""
         self._ring.free(job)
         self._annexed.discard(job)
+        if self._lending:
+            self._lent.update(self._lending.pop(job, ()))
 
     # ---- receiving
 
@@ -367,6 +433,8 @@ class Channel:
             payload: Any = data[start:end]
             if where != INSIDE or fds:
                 payload = self._receive_large(job, where, payload, fds)
+            if self._lending and (kind == Kind.DONE or kind == Kind.OUTCOMES):
+                self._known.update(self._lending.get(job, ()))
             reports.append((kind, job, started, seconds, payload))
             position = end
         return reports, position

@@ -49,8 +49,11 @@ class _Mapping(mmap.mmap):
             _Mapping.count -= 1
 
 
-def file_memory(fd: int) -> memoryview:
+def file_memory(fd: int, read_only: bool = False) -> memoryview:
     """A file's content as memory that may be written to, and that nobody else sees.
+
+    Args:
+        read_only: it may not be written to.
 
     Raises:
         OSError: there is no memory for it, or it is no file.
@@ -58,12 +61,12 @@ def file_memory(fd: int) -> memoryview:
     size = os.fstat(fd).st_size
     if size and _Mapping.may_make():
         try:
-            return memoryview(_map(fd, size))
+            return _view(_map(fd, size, read_only), read_only)
         except (OSError, ValueError, ImportError):  # the system has no mapping left, or no ctypes
             pass
     memory = memoryview(bytearray(size))
     read_into(fd, 0, memory)
-    return memory
+    return memory.toreadonly() if read_only else memory
 
 
 def shared_memory(fd: int, size: int) -> mmap.mmap:
@@ -78,14 +81,18 @@ def shared_memory(fd: int, size: int) -> mmap.mmap:
     return mmap.mmap(fd, size)
 
 
-def _map(fd: int, size: int) -> _Mapping:
+def _view(mapping: _Mapping, read_only: bool) -> memoryview:
+    view = memoryview(mapping)
+    return view.toreadonly() if read_only else view
+
+
+def _map(fd: int, size: int, read_only: bool) -> _Mapping:
+    protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
     if sys.version_info >= (3, 13):
-        mapping = _Mapping(
-            fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, trackfd=False
-        )
+        mapping = _Mapping(fd, size, mmap.MAP_PRIVATE, protection, trackfd=False)
     else:
         mapping = _Mapping(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        _overlay(mapping, fd, size)
+        _overlay(mapping, fd, size, protection)
     mapping.begin()
     return mapping
 
@@ -94,7 +101,7 @@ MAP_FIXED = 0x10
 _mmap_in_c: Any = None
 
 
-def _overlay(mapping: _Mapping, fd: int, size: int) -> None:
+def _overlay(mapping: _Mapping, fd: int, size: int, protection: int) -> None:
     """Put the file where this anonymous mapping is: the object goes on to own the addresses."""
     global _mmap_in_c  # noqa: PLW0603
     import ctypes  # large, and only needed for large objects; without it, the file is copied
@@ -107,7 +114,6 @@ def _overlay(mapping: _Mapping, fd: int, size: int) -> None:
             *(ctypes.c_int, ctypes.c_int, ctypes.c_long),
         ]
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
     found = _mmap_in_c(address, size, protection, mmap.MAP_PRIVATE | MAP_FIXED, fd, 0)
     if found != address:
         number = ctypes.get_errno()

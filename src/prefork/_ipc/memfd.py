@@ -34,6 +34,7 @@ CACHE_SECONDS = 1.0
 MOST_CACHED = 2  # one whose content may still be in use, while the other one is filled
 MOST_CACHED_BYTES = 3 << 26
 _OPENED = "/proc/self/fd"  # opens what is already open
+_ALL_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Transport(NamedTuple):
@@ -46,14 +47,22 @@ class Transport(NamedTuple):
 BEST = Transport()
 
 
-def memory_file(name: str, size: int, transport: Transport, owner: at_fork.Descriptors) -> int:
+def memory_file(
+    name: str,
+    size: int,
+    transport: Transport,
+    owner: at_fork.Descriptors,
+    sealable: bool = False,
+) -> int:
     """An anonymous file that lives as long as somebody has it open or mapped.
 
     Args:
         owner: who has it from the first moment on, and closes it, if this is interrupted, too.
+        sealable: it can be sealed, where there are seals.
     """
     if transport.memfd:
-        fd = owner.make(os.memfd_create, name, os.MFD_CLOEXEC)
+        flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if sealable else 0)
+        fd = owner.make(os.memfd_create, name, flags)
     else:
         import tempfile  # large
 
@@ -71,6 +80,9 @@ def memory_file(name: str, size: int, transport: Transport, owner: at_fork.Descr
 class MemoryFile:
     """An anonymous file that forked children do not keep; closed with its last reference.
 
+    Args:
+        sealable: see `seal`.
+
     Attributes:
         fd: its descriptor.
         size: bytes that it has memory for.
@@ -78,10 +90,10 @@ class MemoryFile:
 
     __slots__ = ("_fds", "_inode", "fd", "size")
 
-    def __init__(self, name: str, transport: Transport) -> None:
+    def __init__(self, name: str, transport: Transport, sealable: bool = False) -> None:
         self._fds = at_fork.Descriptors()
         with at_fork.creating():
-            self.fd = memory_file(name, 0, transport, self._fds)
+            self.fd = memory_file(name, 0, transport, self._fds, sealable)
         self._inode = os.fstat(self.fd).st_ino
         self.size = 0
 
@@ -91,6 +103,17 @@ class MemoryFile:
             data = data[written:]
             position += written
         self.size = max(self.size, position)
+
+    def seal(self) -> None:
+        """Nobody can change it from now on, whoever has it. (Where there are no seals, there are
+        none: then it depends on who has it.)"""
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _ALL_SEALS)
+
+    @property
+    def inode(self) -> int:
+        """Its number, by which it is told from any other file that is open now."""
+        return self._inode
 
     def lease(self) -> at_fork.Descriptors:
         """A descriptor to send. The file `is_leased` while anybody has it, or has mapped it, or

@@ -28,11 +28,16 @@ __all__ = [
     "FilePayload",
     "Payload",
     "keep_reserve",
+    "pieces_of",
+    "read_all",
     "read_pieces",
+    "receive_beside",
     "receive_fds",
     "receive_file",
+    "send_beside",
     "send_fds",
     "send_file",
+    "write_end",
     "write_pieces",
 ]
 
@@ -45,7 +50,7 @@ MOST_FDS: Final = 250
 
 _ALIGN = 64  # bytes: where a buffer starts
 _HEADER = struct.Struct("<QHH")  # job; what the descriptors are; how many
-_FILE_OF_OBJECT, _PART_OF_OBJECT = 1, 2
+_FILE_OF_OBJECT, _PART_OF_OBJECT, _BESIDE_OBJECT = 1, 2, 3
 
 
 def _aligned(position: int) -> int:
@@ -76,8 +81,33 @@ def _write(fd: int, data: memoryview, position: int) -> None:
         position += written
 
 
+def write_end(fd: int, start: int) -> int:
+    """There are no more of them, see `read_all`; returns the end."""
+    _write(fd, memoryview(bytes(_ALIGN)), start)
+    return start + _ALIGN
+
+
+def read_all(fd: int, start: int) -> list[list[memoryview]]:
+    """Copies of all that was written there, one after another, up to where `write_end` was called;
+    raises the same as `read_pieces`."""
+    found = []
+    while any(os.pread(fd, 8, start)):
+        pieces, start = _read_on(fd, start)
+        found.append(pieces)
+    return found
+
+
 def read_pieces(fd: int, start: int) -> list[memoryview]:
     """Copies of them.
+
+    Raises:
+        OSError: there are none; or no memory.
+    """
+    return _read_on(fd, start)[0]
+
+
+def _read_on(fd: int, start: int) -> tuple[list[memoryview], int]:
+    """The same, and where they end.
 
     Raises:
         OSError: there are none; or no memory.
@@ -98,10 +128,10 @@ def read_pieces(fd: int, start: int) -> list[memoryview]:
         raise OSError(f"a large object has come, but cannot be read: {exc!r}") from exc
     if not pieces:
         raise OSError("a large object has come empty")
-    return pieces
+    return pieces, _aligned(position)
 
 
-def _pieces_of(view: memoryview) -> list[memoryview]:
+def pieces_of(view: memoryview) -> list[memoryview]:
     """Views of them in a file that is in memory."""
     (count,) = view[:8].cast("Q")
     position = 8 * (1 + count)
@@ -223,7 +253,7 @@ class FilePayload(Payload):
             OSError: there is no memory for it, or it is none.
         """
         try:
-            return _pieces_of(file_memory(fd))
+            return pieces_of(file_memory(fd))
         except (ValueError, TypeError) as exc:
             raise OSError(f"a large object came as a file that holds none: {exc}") from exc
         finally:
@@ -401,3 +431,20 @@ def receive_fds(post: FdSocket, job: int, count: int) -> list[int]:
     finally:
         _reserve.fill()
     return fds
+
+
+def send_beside(post: FdSocket, job: int, fds: list[int]) -> None:
+    """Send the descriptors of what a job has in common with others, at most `MOST_FDS`; raises
+    OSError, see `FdSocket.send`."""
+    post.send(job, _BESIDE_OBJECT, fds)
+
+
+def receive_beside(post: FdSocket, job: int) -> list[int]:
+    """
+    Raises:
+        OSError: they cannot be had.
+    """
+    try:
+        return post.receive(job, _BESIDE_OBJECT)
+    finally:
+        _reserve.fill()

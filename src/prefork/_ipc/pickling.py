@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["CallPickler", "CallUnpickler"]
 
 MOST_FUNCTIONS: Final = 1000  # to remember
-_BY_NAME: Final = frozenset({FunctionType, BuiltinFunctionType})
+BY_NAME: Final = frozenset({FunctionType, BuiltinFunctionType})
 
 
 # The pickle of a function that has one of its own; its name; what it uses of `__main__`, if it is
@@ -47,7 +47,7 @@ class CallPickler:
 
     def name(self, func: Callable[..., Any]) -> str:
         """What messages call it: see `function_name`."""
-        known = self._functions.get(func) if type(func) in _BY_NAME else None
+        known = self._functions.get(func) if type(func) in BY_NAME else None
         return function_name(func) if known is None else known[1]
 
     def pickle(
@@ -83,14 +83,14 @@ class CallPickler:
             fds.clear()
         buffers = []
         definitions, pickled = load_by_value(reason, func).dumps_with_definitions(
-            self._main, (func, arguments), fds, _keeper(buffers)
+            self._main, (func, arguments), fds, keeper(buffers)
         )
         return definitions + pickled, len(definitions), buffers
 
     def _by_name(self, func: Callable[..., Any]) -> tuple[bytes | None, bool]:
         """The pickle of a function that is pickled as nothing but its name; and whether the name
         means to a worker what it means here, as far as that is known."""
-        if type(func) not in _BY_NAME:
+        if type(func) not in BY_NAME:
             return None, True
         known = self._functions.get(func)
         if known is None:
@@ -138,6 +138,10 @@ class CallPickler:
                 "make it anew"
             )
         return None
+
+    def needs_definitions(self, obj: object, pickled: bytes) -> bool:
+        """Whether something of `__main__` has to go along with what was pickled."""
+        return _names(pickled, _MAIN) and self._may_lack(obj)
 
     def _may_lack(self, obj: object) -> bool:
         """Whether a worker may not find what this has names for."""
@@ -195,13 +199,19 @@ class _Beside:
         return type(self._data), (pickle.PickleBuffer(self._data),)
 
 
-def _is_plain(obj: object) -> bool:
+def is_plain(obj: object) -> bool:
+    """Whether marshal writes it."""
     kind = type(obj)
     return kind in _PLAIN or (kind is str and len(obj) < OUT_OF_BAND)  # type: ignore[arg-type]
 
 
 def _is_large(obj: object) -> bool:
     return type(obj) in _BYTES and len(obj) >= OUT_OF_BAND  # type: ignore[arg-type]
+
+
+def beside(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same, whose large bytes will be buffers."""
+    return tuple(_Beside(each) if _is_large(each) else each for each in arguments)
 
 
 _PICKLE: Final = 0x80
@@ -250,13 +260,13 @@ def pack(
     """
     if type(obj) is tuple:
         for item in obj:
-            if not _is_plain(item):
+            if not is_plain(item):
                 break
         else:
             return _dumps(obj), []
         if any(map(_is_large, obj)):
-            obj = tuple(_Beside(o) if _is_large(o) else o for o in obj)
-    elif _is_plain(obj):
+            obj = beside(obj)
+    elif is_plain(obj):
         return _dumps(obj), []
     elif _is_large(obj):
         obj = _Beside(obj)  # type: ignore[arg-type]
@@ -265,7 +275,7 @@ def pack(
     return pickled, buffers
 
 
-def _keeper(buffers: list[memoryview] | None) -> Callable[[pickle.PickleBuffer], bool]:
+def keeper(buffers: list[memoryview] | None) -> Callable[[pickle.PickleBuffer], bool]:
     """For picklers: has large buffers added to these. None: they are in the pickle."""
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -289,9 +299,9 @@ def _pickle(
     results: bool = True,
 ) -> bytes:
     """The pickle that multiprocessing's own pickler makes, which is written in Python; mostly by a
-    shorter way. For `buffers` see `_keeper`."""
-    keep = _keeper(buffers)
-    if _has_only_known_reducers():
+    shorter way. For `buffers` see `keeper`."""
+    keep = keeper(buffers)
+    if has_only_known_reducers():
         try:
             pickled = pickle.dumps(obj, PROTOCOL, buffer_callback=keep)
         except soft_limit:
@@ -323,6 +333,14 @@ def _pickle(
         by_value_pickle: bytes = by_value.dumps_result(obj, fds, keep)
         return by_value_pickle
     return file.getvalue()
+
+
+def is_simple(pickled: bytes | None = None) -> bool:
+    """Whether `pickle` alone makes the pickle that `multiprocessing` would, as far as that is known
+    before; and of this one."""
+    return has_only_known_reducers() and (
+        pickled is None or not _names(pickled, _CONNECTION)
+    )
 
 
 def is_unknown_name(exc: Exception) -> bool:
@@ -382,7 +400,7 @@ class _Seen:
     are_known: ClassVar[bool] = False
 
 
-def _has_only_known_reducers() -> bool:
+def has_only_known_reducers() -> bool:
     count = len(_reducers)
     if count != _Seen.count:
         names = {f"{cls.__module__}.{cls.__qualname__}" for cls in list(_reducers)}

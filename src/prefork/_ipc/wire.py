@@ -38,6 +38,10 @@ UNIT: Final = 64  # bytes
 LIMITED: Final = 8  # it has a time limit
 KEYWORDS: Final = 16  # the arguments are a pair, (args, kwargs)
 CONTEXT: Final = 512  # they are a pair of the arguments and of what is set in the task's context
+BESIDE: Final = 2048  # constants come with it, in files of their own
+BESIDE_IN_ANNEX: Final = 4096  # the same, but they lie in the annex, behind the call
+SEEDED: Final = 8192  # the arguments are a triple: of themselves, a seed, and a position
+FORGET: Final = 1 << 14  # no task: forget the constant whose key is in the place of the job
 TOGETHER: Final = 1024  # the outcomes of its items tell together whether it is run again
 
 # How to apply the function to the arguments: one of these is among the flags, too.

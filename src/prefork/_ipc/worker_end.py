@@ -6,9 +6,11 @@ import contextlib
 import mmap
 import os
 import select
+from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any
 
+from prefork._ipc.constants import FUNCTION, annexed_constant, open_constant
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.memfd import CACHE_SECONDS, MemfdCache, Transport
 from prefork._ipc.page import WorkersPage
@@ -18,7 +20,9 @@ from prefork._ipc.payload import (
     FilePayload,
     Payload,
     keep_reserve,
+    read_all,
     read_pieces,
+    receive_beside,
     receive_fds,
     receive_file,
     send_fds,
@@ -26,6 +30,8 @@ from prefork._ipc.payload import (
 )
 from prefork._ipc.wire import (
     ANNEXED,
+    BESIDE,
+    BESIDE_IN_ANNEX,
     BOARD,
     CALLS,
     FILE_SENT,
@@ -118,24 +124,52 @@ class WorkerEnd:
             ticket: Ticket = TICKET.unpack(data)
             return None if ticket[-1] & LEAVE else ticket
 
-    def read_call(self, ticket: Ticket) -> tuple[memoryview, list[memoryview], ArrivedFds | None]:
-        """The task's pickled call, its buffers, and descriptors that belong to it.
+    def read_call(
+        self, ticket: Ticket
+    ) -> tuple[memoryview, list[memoryview], ArrivedFds | None, list[memoryview] | None]:
+        """The task's pickled call, its buffers, descriptors that belong to it, and its function
+        with the buffers of that, if it has come as a constant.
 
         Raises:
             OSError: they cannot be had.
         """
         job, _, _, offset, length, _, flags = ticket
-        if not flags & (LARGE | IN_ANNEX):
+        if not flags & (LARGE | IN_ANNEX | BESIDE):
             start = BOARD + offset
-            return self._memory[start : start + length], [], None
+            return self._memory[start : start + length], [], None, None
+        function = self._receive_constants(job) if flags & BESIDE else None
+        buffers: list[memoryview] = []
         if flags & LARGE:
             pickled, *buffers = receive_file(self._post, job)
-        else:
+        elif flags & BESIDE_IN_ANNEX:
+            (pickled, *buffers), *rest = read_all(self._memory_fd, CALLS + offset * UNIT)
+            function = self._keep_constants(map(annexed_constant, rest))
+        elif flags & IN_ANNEX:
             pickled, *buffers = read_pieces(self._memory_fd, CALLS + offset * UNIT)
+        else:
+            start = BOARD + offset
+            pickled = self._memory[start : start + length]
         fds = None
         if flags & WITH_FDS:
             fds = ArrivedFds(receive_fds(self._post, job, length))
-        return pickled, buffers, fds
+        return pickled, buffers, fds, function
+
+    def _receive_constants(self, job: int) -> list[memoryview] | None:
+        fds = at_fork.Descriptors(*receive_beside(self._post, job))
+        try:
+            return self._keep_constants(map(open_constant, fds.fds))
+        finally:
+            fds.close()
+
+    def _keep_constants(
+        self, constants: Iterable[tuple[int, list[memoryview]]]
+    ) -> list[memoryview] | None:
+        """Keep these until the pool says that nobody needs them. A function is returned instead."""
+        function = None
+        for key, pieces in constants:
+            if key == FUNCTION:
+                function = pieces
+        return function
 
     def report(
         self,

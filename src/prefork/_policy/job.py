@@ -101,6 +101,7 @@ class Job:
     """
 
     __slots__ = (
+        "constants",
         "first",
         "flags",
         "function",
@@ -150,6 +151,7 @@ class Job:
         self.nbytes = 0  # of it, with its buffers
         self.pickling_error: BaseException | None = None  # why it could not be pickled
         self.payload: Any = None  # the call and its buffers, if they are large
+        self.constants: Any = None  # what it has in common with other jobs, until it is resolved
         self.index = index  # of its first item in the result
         self.size = size  # how many items it is for
         self.first = 0  # of them that is to be run; those before have their outcomes
@@ -177,6 +179,10 @@ class Job:
         self.payload = payload
         self.function_length = function_length
         self.nbytes = payload.nbytes
+
+    def set_constants(self, constants: Any) -> None:
+        """What goes along with it, if anything: `Constant`s."""
+        self.constants = constants
 
     def refuse(self, error: BaseException) -> None:
         """It shall not run, but fail with this, unless it was refused before."""
@@ -214,6 +220,7 @@ class Job:
         self.slot = None
         self.pickled = b""
         self.pickling_error = None
+        self.constants = None
         payload, self.payload = self.payload, None
         if payload is not None:
             payload.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from prefork._arguments import some_count
 from prefork._compat.habits import check_function
 from prefork._engine.state import PoolPhase
+from prefork._ipc.once import once
 from prefork._policy.chunks import fixed_chunks
 from prefork._public import public
 from prefork._system.condition import Condition
@@ -117,6 +118,7 @@ class BaseExecutor(concurrent.futures.Executor):
         else:
             pieces = fixed_chunks(calls, chunksize)
             fn = _Unpacking(fn)
+        fn = once(fn)
         first = pieces if buffersize is None else itertools.islice(pieces, buffersize)
         futures = deque([submit(self, fn, piece) for piece in first])
         rest = None if buffersize is None else _Rest(self, fn, pieces, submit)

@@ -40,6 +40,7 @@ from prefork._ipc.wire import (
     LIMITED,
     MAP,
     MODE,
+    SEEDED,
     TOGETHER,
     Kind,
     Ticket,
@@ -272,7 +273,9 @@ class Worker:
 
     def _load(self, ticket: Ticket) -> tuple[Callable[..., Any], Any]:
         try:
-            pickled, buffers, fds = self._end.read_call(ticket)
+            pickled, buffers, fds, function = self._end.read_call(ticket)
+            if function is not None:
+                return _load_once(ticket[-1], function, pickled, buffers)
             if fds is None:
                 return self._calls.load(pickled, ticket[-2], buffers)
             with arriving(fds):
@@ -428,6 +431,21 @@ class Worker:
         self._soft_error = None
         self._soft_deadline = time.monotonic()
         self._end.clock[HEEDED] = 0.0
+
+
+def _load_once(
+    flags: int, function: list[memoryview], pickled: memoryview, buffers: list[memoryview]
+) -> tuple[Callable[..., Any], Any]:
+    """A call whose function has come as a constant."""
+    from prefork._ipc.once import load_once
+
+    func, arguments = load_once(function, pickled, buffers)
+    if flags & SEEDED:
+        from prefork._worker.seeding import arrive
+
+        arguments, seed, position = arguments
+        func = arrive(func, seed, position)
+    return func, arguments
 
 
 def _skip(count: int, func: Callable[..., Any], items: Iterator[Any]) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-__all__ = ["Seeded", "generator"]
+__all__ = ["Seeded", "arrive", "generator"]
 
 
 class Seeded:
@@ -42,7 +42,7 @@ class Seeded:
         self._position += count
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (self.func, self._seed, self._position)
+        return arrive, (self.func, self._seed, self._position)
 
     def __call__(self, *args: Any) -> Any:
         position = self._position
@@ -51,7 +51,7 @@ class Seeded:
             return self.func(*args)
 
 
-def _arrive(func: Callable[..., Any], seed: int, position: int) -> Seeded:
+def arrive(func: Callable[..., Any], seed: int, position: int) -> Seeded:
     """In the worker: NumPy is imported now, so that it takes nothing of the task's time."""
     _numpy_random()
     return Seeded(func, seed, position)

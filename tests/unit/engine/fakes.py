@@ -188,6 +188,7 @@ class FakeChannel(Channel):
         payload: Any = None,
         function_length: int = 0,
         first: int = 0,
+        constants: Any = None,
     ) -> bytes | None:
         self._check_open()
         if self.trouble is not None:

@@ -168,7 +168,7 @@ def test_large_buffers_travel_beside_the_pickle_and_are_writable(pair):
     packed, views = pack([*map(pickle.PickleBuffer, buffers), b"small"])
     assert len(views) == 3
     pool.send([pool.stage(1, 0.0, 0, b"", FilePayload(packed, views, None, pool.transport))])
-    pickled, received, _ = worker.read_call(worker.receive())
+    pickled, received, *_ = worker.read_call(worker.receive())
     *arrived, small = load([pickled, *received])
     assert ([bytes(view) for view in arrived], small) == (buffers, b"small")  # type: ignore[comparison-overlap]
     arrived[0][0] ^= 1
