@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from prefork._engine.recording import Recording
     from prefork._ipc.encoding_error import MaybeEncodingError
     from prefork._ipc.outcome import Outcome
+    from prefork._ipc.shared import Shared, share
     from prefork._observe.lines import OutputLine
     from prefork._policy.retry import Attempt, Retry
     from prefork._verbs.executors import PoolExecutor
@@ -144,6 +145,7 @@ __all__ = [
     "Recording",
     "RemoteTraceback",
     "Retry",
+    "Shared",
     "SoftTimeLimitExceeded",
     "TaskPool",
     "Terminated",
@@ -157,6 +159,7 @@ __all__ = [
     "current_worker",
     "get_context",
     "install",
+    "share",
     "uninstall",
 ]
 
@@ -167,6 +170,7 @@ _HOMES = {
     "prefork._ipc.encoding_error": ["MaybeEncodingError"],
     "prefork.results": ["ApplyResult", "IMapIterator", "IMapUnorderedIterator", "MapResult"],
     "prefork._ipc.outcome": ["Outcome"],
+    "prefork._ipc.shared": ["Shared", "share"],
     "prefork._observe.lines": ["OutputLine"],
     "prefork._policy.retry": ["Attempt", "Retry"],
     "prefork.buildinfo": ["BuildInfo", "build_info"],

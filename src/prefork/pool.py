@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Never, Self
+from typing import TYPE_CHECKING, Any, Literal, Never, Self, TypeVar
 
 from prefork import errors
 from prefork._arguments import count
@@ -31,9 +31,12 @@ from prefork.statistics import PoolStatistics
 
 if TYPE_CHECKING:
     from prefork._engine.recording import Recording
+    from prefork._ipc.shared import Shared
     from prefork._observe.lines import OutputLine
 
 __all__ = ["Pool", "make_pool"]
+
+T = TypeVar("T")
 
 
 @public
@@ -266,6 +269,17 @@ class Pool(Verbs, PoolNames):  # type: ignore[misc]  # which are more precise
             PoolBrokenError: the pool could not start its workers.
         """
         self._engine.supervisor.replace_all()
+
+    def share(self, obj: T) -> Shared[T]:
+        """Have one copy of an object for all workers: the same as `prefork.share`, whose handles
+        are for any pool.
+
+        Raises:
+            Exception: what pickling it raises.
+        """
+        from prefork._ipc.shared import share
+
+        return share(obj)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> bool:
         """End the job that a worker runs now; it fails with `Terminated`. No other job is hit.

@@ -147,6 +147,8 @@ class PoolStatistics(NamedTuple):
         run_time: how long these runs took.
         time: of this snapshot, as the time of day (`time.time`).
         monotonic: the same by `time.monotonic`.
+        shared: how many objects this process shares with workers, of any pool; see `share`.
+        shared_bytes: so many bytes they are.
     """
 
     processes: int
@@ -163,6 +165,8 @@ class PoolStatistics(NamedTuple):
     run_time: Histogram = Histogram()
     time: float = 0.0
     monotonic: float = 0.0
+    shared: int = 0
+    shared_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The same in dicts, lists, numbers and strings: what JSON can say."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork._describe import trim_notes
+from prefork._ipc.constants import Use, hold, mentioning
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.once import Once, once
 from prefork._ipc.outcome import format_traceback
@@ -181,6 +182,34 @@ class JobFactory:
         position: int = 0,
     ) -> Job:
         """`seed`, `position`: see `Seeded`."""
+        if not Use.has_begun:
+            return self._make_of(
+                owner, func, mode, arguments, limits, context, size, index, seed, position
+            )
+        with mentioning() as mentioned:
+            job = self._make_of(
+                owner, func, mode, arguments, limits, context, size, index, seed, position
+            )
+        if mentioned:
+            try:
+                job.set_constants(hold([*(job.constants or ()), *mentioned]))
+            except ValueError as exc:
+                job.refuse(exc)
+        return job
+
+    def _make_of(
+        self,
+        owner: ResultSink,
+        func: Callable[..., Any],
+        mode: int,
+        arguments: Any,
+        limits: Limits,
+        context: Any,
+        size: int,
+        index: int,
+        seed: int | None,
+        position: int,
+    ) -> Job:
         if context is not None:
             mode |= CONTEXT
             arguments = arguments, context
@@ -190,19 +219,18 @@ class JobFactory:
         constants: Any = None
         packed: tuple[bytes, list[memoryview]] | None = None
         try:
-            if type(func) is Once:
-                if seed is None:
-                    packed = func.pack(self._calls, arguments)
-                else:
-                    packed = func.pack(self._calls, arguments, seed, position)
+            if isinstance(func, Once):
+                more = () if seed is None else (seed, position)
+                packed = func.pack(self._calls, arguments, *more)
+                constants = func.constants
             if packed is not None:
                 pickled, buffers = packed
                 function_length = 0
-                constants = func.constants
                 if seed is not None:
                     mode |= SEEDED
             else:
-                if type(func) is Once:
+                constants = None
+                if isinstance(func, Once):
                     func = func.func
                 if seed is not None:
                     func = Seeded(func, seed, position)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from prefork._engine.worker_handle import Phase, WorkerHandle
+from prefork._ipc.constants import Use
 from prefork._policy.durations import BOUNDS, Durations
 from prefork._system.locks import RLock
 from prefork._system.stacks import LOOK
@@ -54,6 +55,8 @@ class Observer:
                 _histogram(state.open_jobs.run_time),
                 time.time(),
                 time.monotonic(),
+                Use.objects,
+                Use.nbytes,
             )
 
     def stacks(self) -> dict[int, str]:

@@ -19,6 +19,7 @@ from prefork._engine.spawner import FailedStart, Spawner
 from prefork._engine.state import PoolPhase, PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._inspection.endpoint import Endpoint
+from prefork._ipc.constants import unwatch, watch
 from prefork._system.condition import Condition
 from prefork._system.log import DEBUG, ERROR, WARNING
 from prefork._system.resources import OutOfMemoryKills
@@ -36,6 +37,9 @@ __all__ = ["WorkerSupervisor"]
 EXIT_SECONDS = 10.0
 """A worker that has nothing to do any more has so long for its own end: for what it runs there, see
 `orderly_end`, and for hearing of it. Then it is killed."""
+
+TELL_SECONDS = 0.1
+"""Until a worker whose inbox was full is told again that something was released."""
 
 KEPT_EXITS = 100
 """How many ended workers are remembered."""
@@ -89,6 +93,8 @@ class WorkerSupervisor:
         self._failed_starts: list[FailedStart] = []  # that are still to be judged
         self._gone: list[WorkerHandle] = []  # accounted for, but not closed
         self._endpoint: Endpoint | None = None
+        self._is_to_tell = False  # that something was released: an inbox was full
+        watch(state.wake_supervisor)
 
     # ---- how many
 
@@ -177,6 +183,8 @@ class WorkerSupervisor:
             else:
                 self._dismiss_surplus()
             self._hurry_idle()
+            untold = [w for w in state.workers if w.channel.forget_released()]
+            self._is_to_tell = bool(untold)
             is_over = is_done or state.phase is PoolPhase.TERMINATE
             if is_over and not state.workers and self._spawner.has_ended():
                 state.move_to(PoolPhase.ENDED)
@@ -303,6 +311,8 @@ class WorkerSupervisor:
         times += self._spawner.next_times(self._is_short_of_workers)
         if (next_tidying := self._memfd_cache.tidy()) is not None:
             times.append(next_tidying)
+        if self._is_to_tell:
+            times.append(time.monotonic() + TELL_SECONDS)
         if self._endpoint is not None and (resumed := self._endpoint.next_time()) is not None:
             times.append(resumed)
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -396,6 +406,7 @@ class WorkerSupervisor:
 
     def release(self) -> None:
         """There are no workers any more: end the other roles, free the descriptors."""
+        unwatch(self._state.wake_supervisor)
         self._at_end()
         self._spawner.close()
         self._memfd_cache.close()

@@ -57,6 +57,7 @@ from prefork._ipc.wire import (
     BOARD,
     CALLS,
     FILE_SENT,
+    FORGET,
     HEEDED,
     IN_ANNEX,
     INLINE,
@@ -182,6 +183,7 @@ class Channel:
         self._lending: dict[int, list[int]] = {}  # the keys of what goes along with jobs
         self._lent: set[int] = set()  # keys of what the worker may have
         self._known: set[int] = set()  # keys of what it surely has
+        self._is_leaving = False
         self.eof = False
 
     def _make(self, ours: at_fork.Descriptors, theirs: at_fork.Descriptors) -> None:
@@ -354,16 +356,22 @@ class Channel:
 
     def send_leave(self) -> None:
         """Tell the worker to leave after what it has been sent."""
+        self._is_leaving = True
         os.write(self._inbox, TICKET.pack(0, 0.0, 0, 0, 0, 0, LEAVE))
 
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
-        try:
-            data = os.read(self._taken_back, most * TICKET.size)
-        except BlockingIOError:
-            return []
-        whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
-        tickets = list(TICKET.iter_unpack(data[:whole]))
+        while True:
+            try:
+                data = os.read(self._taken_back, most * TICKET.size)
+            except BlockingIOError:
+                return []
+            whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
+            tickets = list(TICKET.iter_unpack(data[:whole]))
+            forgotten = [ticket[0] for ticket in tickets if ticket[-1] & FORGET]
+            self._lent.update(forgotten)  # it is told again
+            if len(tickets) > len(forgotten) or not tickets:
+                break
         if tickets and tickets[-1][-1] & LEAVE:
             tickets.pop()
             self.send_leave()
@@ -378,6 +386,20 @@ class Channel:
         self._annexed.discard(job)
         if self._lending:
             self._lent.update(self._lending.pop(job, ()))
+
+    def forget_released(self) -> bool:
+        """Tell the worker to forget what nobody here holds any more. Whether there is some of which
+        it could not be told now."""
+        if not self._lent or self._is_leaving:
+            return False
+        from prefork._ipc.shared import is_held  # there is one, so this is there
+
+        for key in [key for key in self._lent if not is_held(key)]:
+            if not self.send([TICKET.pack(key, 0.0, 0, 0, 0, 0, FORGET)]):
+                return True
+            self._lent.discard(key)
+            self._known.discard(key)
+        return False
 
     # ---- receiving
 
@@ -433,7 +455,7 @@ class Channel:
             payload: Any = data[start:end]
             if where != INSIDE or fds:
                 payload = self._receive_large(job, where, payload, fds)
-            if self._lending and (kind == Kind.DONE or kind == Kind.OUTCOMES):
+            if self._lending and (kind in (Kind.DONE, Kind.OUTCOMES)):
                 self._known.update(self._lending.get(job, ()))
             reports.append((kind, job, started, seconds, payload))
             position = end

@@ -9,21 +9,38 @@ back takes it along, and a worker that is new has nothing that it should not.
 
 Where there can be no file, or its descriptor cannot be sent, the pieces are copied instead, through
 the channel's annex (`payload.py`).
+
+A job holds its constants until it is resolved. Which these are, is noted while it is pickled
+(`mentioning`). When one is held by nobody any more, the pools of this process hear of it (`watch`),
+and tell their workers.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
 from prefork._ipc.file_memory import file_memory
 from prefork._ipc.memfd import BEST, MemoryFile, Transport
-from prefork._ipc.payload import pieces_of, write_pieces
+from prefork._ipc.payload import MOST_FDS, pieces_of, write_pieces
+from prefork._system import at_fork
 
-__all__ = ["FUNCTION", "MOST_CONSTANTS", "Constant", "open_constant"]
+__all__ = [
+    "FUNCTION",
+    "Constant",
+    "ConstantFile",
+    "Use",
+    "annexed_constant",
+    "hold",
+    "mentioning",
+    "open_constant",
+    "unwatch",
+    "watch",
+]
 
 FUNCTION: Final = 0
 """The key of a function that each of its jobs unpickles anew."""
@@ -31,95 +48,154 @@ FUNCTION: Final = 0
 MOST_FILES: Final = 128
 """So many of these have a file, in one process: descriptors are to be left for others."""
 
-MOST_CONSTANTS: Final = 250
-"""So many may go along with one job: what fits into one message (see `payload.MOST_FDS`)."""
+_KEY: Final = 8  # bytes
 
 
-class _Open:
-    """Files of this process."""
-
-    count: ClassVar[int] = 0
-
-
-class Constant:
-    """
-    Args:
-        key: of it.
-        pieces: the pickle and its buffers, which are copied.
+class Use:
+    """Of all this in this process.
 
     Attributes:
-        nbytes: of it.
+        files: that are open.
+        objects: that were shared by it, and are held.
+        nbytes: of these.
+        has_begun: there has been one.
+    """
+
+    files: ClassVar[int] = 0
+    objects: ClassVar[int] = 0
+    nbytes: ClassVar[int] = 0
+    has_begun: ClassVar[bool] = False
+
+    @classmethod
+    def close_in_child(cls) -> None:
+        """In a forked child, all of it is the parent's."""
+        cls.files = cls.objects = cls.nbytes = 0
+        _watchers.clear()
+
+
+_watchers: list[Callable[[], object]] = []
+at_fork.register(Use)
+
+
+def watch(on_release: Callable[[], object]) -> None:
+    """Have this called when a constant is held by nobody any more: at any moment, on any thread."""
+    _watchers.append(on_release)
+
+
+def unwatch(on_release: Callable[[], object]) -> None:
+    if on_release in _watchers:
+        _watchers.remove(on_release)
+
+
+def tell_release() -> None:
+    for on_release in _watchers.copy():
+        on_release()
+
+
+class ConstantFile:
+    """
+    Args:
+        key: of the constant.
+        pieces: its pickle and buffers, which are copied.
 
     Raises:
         OSError: there is no memory for a file, or no descriptor.
     """
 
     def __init__(self, key: int, pieces: list[memoryview], transport: Transport = BEST) -> None:
-        self.key = key
-        self.nbytes = sum(piece.nbytes for piece in pieces)
-        if _Open.count >= MOST_FILES:
+        self._owner = 0
+        if Use.files >= MOST_FILES:
             raise OSError(errno.EMFILE, "as many constants have files as may have")
-        file = MemoryFile("prefork-constant", transport, sealable=True)
+        self._file = MemoryFile("prefork-constant", transport, sealable=True)
         whole = [memoryview(key.to_bytes(_KEY, "little")), *pieces]
-        file.size = write_pieces(file.fd, 0, whole)
-        file.seal()
+        self._file.size = write_pieces(self._file.fd, 0, whole)
+        self._file.seal()
+        Use.files += 1
         self._owner = os.getpid()
-        self._file: MemoryFile | None = file
-        _Open.count += 1
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where another process may find it: a process id, a descriptor there, its inode."""
+        return self._owner, self._file.fd, self._file.inode
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """A descriptor of the file, to be sent.
+        """Its descriptor.
 
         Raises:
             OSError: there is none.
         """
-        file = self._file
-        if file is None or self._owner != os.getpid() or file.is_lost():
-            raise OSError(errno.EBADF, "somebody has closed the file of a constant")
-        yield file.fd
+        if self._owner != os.getpid() or self._file.is_lost():
+            raise OSError(errno.EBADF, "the file of a constant has been closed here")
+        yield self._file.fd
 
-    def pieces(self) -> list[memoryview]:
-        """What is in there: the key, the pickle, the buffers.
+    def __del__(self) -> None:
+        if self._owner == os.getpid():
+            Use.files -= 1
+
+
+class Constant:
+    """A pickle with its buffers that jobs have in common.
+
+    Attributes:
+        key: of it.
+    """
+
+    def __init__(self, key: int, file: ConstantFile | None) -> None:
+        self.key = key
+        self._file = file
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of its file, to be sent.
 
         Raises:
-            OSError: it cannot be had.
+            OSError: there is none.
+        """
+        if self._file is None:
+            raise OSError(errno.EBADF, "this constant has no file")
+        with self._file.opened() as fd:
+            yield fd
+
+    def pieces(self) -> list[memoryview]:
+        """The pickle and its buffers, which cannot be written to.
+
+        Raises:
+            OSError: they cannot be had.
         """
         with self.opened() as fd:
-            return pieces_of(file_memory(fd, read_only=True))
+            return pieces_of(file_memory(fd, read_only=True))[1:]
 
     def write(self, fd: int, start: int) -> int:
         """Copy it into another file; see `write_pieces`."""
-        return write_pieces(fd, start, self.pieces())
+        return write_pieces(
+            fd, start, [memoryview(self.key.to_bytes(_KEY, "little")), *self.pieces()]
+        )
 
-    def __del__(self, _getpid: object = os.getpid) -> None:
-        if getattr(self, "_file", None) is not None and self._owner == _getpid():  # type: ignore[operator]
-            _Open.count -= 1
+    def others(self) -> tuple[Constant, ...]:
+        """What is needed beside it."""
+        return ()
 
 
-_KEY: Final = 8  # bytes
+# ---- in a worker
 
 
-def key_of(pieces: list[memoryview]) -> int:
-    """
-    Raises:
-        OSError: these are no constant's.
-    """
+def _key_of(pieces: list[memoryview]) -> int:
     if len(pieces) < 2 or pieces[0].nbytes != _KEY:
-        raise OSError("a constant came as a file that holds none")
+        raise OSError("a constant has come without its key")
     return int.from_bytes(pieces[0], "little")
 
 
 def open_constant(fd: int) -> tuple[int, list[memoryview]]:
-    """Map a received file: the key; then the pickle and its buffers, which may be written to only
-    if it is a function's.
+    """Map a file that has come: the key; then the pickle and its buffers, which may be written to
+    only if it is a function's.
 
     Raises:
         OSError: there is no memory for it, or it is none.
     """
     try:
         pieces = pieces_of(file_memory(fd, read_only=True))
-        key = key_of(pieces)
+        key = _key_of(pieces)
         if key == FUNCTION:
             pieces = pieces_of(file_memory(fd))
         return key, pieces[1:]
@@ -129,5 +205,52 @@ def open_constant(fd: int) -> tuple[int, list[memoryview]]:
 
 def annexed_constant(pieces: list[memoryview]) -> tuple[int, list[memoryview]]:
     """The same, of copies."""
-    key = key_of(pieces)
+    key = _key_of(pieces)
     return key, pieces[1:] if key == FUNCTION else [piece.toreadonly() for piece in pieces[1:]]
+
+
+# ---- what a job has
+
+
+class _Here(threading.local):
+    mentioned: list[Constant] | None = None  # in what is being pickled for a job
+
+
+_here = _Here()
+
+
+@contextmanager
+def mentioning() -> Iterator[list[Constant]]:
+    """What is pickled in here is for a job, which is to hold the constants that are mentioned; the
+    list is complete at the end, and may have some twice."""
+    before, _here.mentioned = _here.mentioned, []
+    try:
+        yield _here.mentioned
+    finally:
+        _here.mentioned = before
+
+
+def mention(constant: Constant) -> bool:
+    """It is being pickled; whether that is for a job."""
+    if _here.mentioned is None:
+        return False
+    _here.mentioned.append(constant)
+    return True
+
+
+def hold(constants: Iterable[Constant]) -> tuple[Constant, ...]:
+    """These, and what they need, each once.
+
+    Raises:
+        ValueError: they are too many.
+    """
+    found: dict[int, Constant] = {}
+    todo = [*constants]
+    while todo:
+        constant = todo.pop()
+        if constant.key not in found:
+            found[constant.key] = constant
+            todo += constant.others()
+    if len(found) > MOST_FDS:
+        raise ValueError(f"a call can have {MOST_FDS} shared objects, and this one has more")
+    return tuple(found.values())

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from prefork._describe import function_name
-from prefork._ipc.constants import FUNCTION, Constant
+from prefork._ipc.constants import FUNCTION, Constant, ConstantFile, hold, mentioning
 from prefork._ipc.payload import FILE
 from prefork._ipc.pickling import (
     BY_NAME,
@@ -83,11 +83,13 @@ class Once:
         if type(arguments) is tuple:
             arguments = beside(arguments)
         obj = (arguments, *more) if more else arguments
-        return _pickled(calls, obj, self._pickler)[:2]
+        packed = _pickled(calls, obj, self._pickler)
+        return None if packed is None else packed[:2]
 
     def _look(self, calls: CallPickler) -> None:
         """Pickle it, and see whether it is large."""
-        packed = _pickled(calls, self.func)
+        with mentioning() as mentioned:
+            packed = _pickled(calls, self.func)
         if packed is None:
             return
         pickled, buffers, pickler = packed
@@ -95,9 +97,10 @@ class Once:
         if sum(piece.nbytes for piece in pieces) < LARGE:
             return
         try:
-            self.constants = (Constant(FUNCTION, pieces),)
+            file = ConstantFile(FUNCTION, pieces)
         except OSError:  # no descriptor is left for it, or no memory for a file
             return
+        self.constants = hold([Constant(FUNCTION, file), *mentioned])
         self._pickler = pickler
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "FdSocket",
     "FilePayload",
     "Payload",
+    "give_up_reserve",
     "keep_reserve",
     "pieces_of",
     "read_all",
@@ -280,6 +281,11 @@ class _Reserve:
 
 
 _reserve = _Reserve()
+
+
+def give_up_reserve() -> None:
+    """There is no other descriptor left; `keep_reserve` is to be called when there is one."""
+    _reserve.give_up()
 
 
 def keep_reserve() -> None:

@@ -35,6 +35,7 @@ from prefork._ipc.wire import (
     BOARD,
     CALLS,
     FILE_SENT,
+    FORGET,
     IN_ANNEX,
     INLINE,
     INSIDE,
@@ -77,6 +78,7 @@ class WorkerEnd:
         self._owned = owned
         self._memfd_cache = MemfdCache()
         self._inode = 0
+        self._borrowed: dict[int, Any] = {}  # shared objects, by their keys
         self._annexed = 0  # results, so far
         self._annex_end = 0  # of the part that is in use
 
@@ -122,7 +124,11 @@ class WorkerEnd:
             if self._memfd_cache:
                 self._memfd_cache.tidy()
             ticket: Ticket = TICKET.unpack(data)
-            return None if ticket[-1] & LEAVE else ticket
+            if not ticket[-1] & (LEAVE | FORGET):
+                return ticket
+            if ticket[-1] & LEAVE:
+                return None
+            self._borrowed.pop(ticket[0], None)
 
     def read_call(
         self, ticket: Ticket
@@ -169,6 +175,10 @@ class WorkerEnd:
         for key, pieces in constants:
             if key == FUNCTION:
                 function = pieces
+            else:
+                from prefork._ipc.shared import arrived  # not before there is one
+
+                self._borrowed[key] = arrived(key, pieces)
         return function
 
     def report(

@@ -213,6 +213,9 @@ class FakeChannel(Channel):
         self._check_open()
         self.inbox.append((0, 0.0, 0, 0, 0, 0, LEAVE))
 
+    def forget_released(self) -> bool:
+        return False
+
     def reclaim(self, most: int) -> list[int]:
         self._check_open()
         taken, self.inbox = self.inbox[:most], self.inbox[most:]
