@@ -115,6 +115,15 @@ def process(pid: int) -> Running | None:
     return Running(pid, state, *map(int, ids))
 
 
+def constant_files(pid: int | str = "self") -> tuple[int, int]:
+    """Of what is shared, or of functions of maps: how many a process has mapped, and has open."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    paths = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    opened = [os.readlink(path) for path in paths if os.path.lexists(path)]
+    name = "prefork-constant"
+    return sum(name in line for line in maps), sum(name in file for file in opened)
+
+
 def has_ended(pid: int) -> bool:
     found = process(pid)
     return found is None or found.state == "Z"

@@ -191,6 +191,18 @@ def array_there_and_back(bench: Bench) -> Metrics:
     return cost.per(bench.size)
 
 
+def constant(bench: Bench, call: str) -> Metrics:
+    """`wall` and `cpu` are those of all tasks together."""
+    pool = bench.pool("map")
+    array = new_array()
+    numbers = list(range(bench.size))
+    expected = [tasks.part(array, number) for number in numbers]
+    with Cost() as cost:
+        found = list(getattr(pool, call)(tasks.part, array, numbers))
+    assert found == expected
+    return cost.per(1)
+
+
 def array_memory(bench: Bench, func: Callable[[Any], Any], exist: int) -> Metrics:
     """`peak`: the most memory at a time, in units of the arrays that must exist at that time."""
     import numpy as np  # noqa: F401 (before the memory is looked at first)

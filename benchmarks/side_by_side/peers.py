@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import multiprocessing
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -61,6 +62,15 @@ class Peer:
     def imap_unordered(self, func: Func, items: list[Any]) -> Iterator[Any]:
         raise NotImplementedError
 
+    def with_constant(self, func: Func, constant: Any, items: list[Any]) -> Iterable[Any]:
+        """`[func(constant, item) for item in items]`, each item as a task of its own: what the pool
+        offers for an object that all of them need."""
+        raise NotImplementedError
+
+    def with_shared(self, func: Func, constant: Any, items: list[Any]) -> Iterable[Any]:
+        """The same, by what the pool has for objects that several calls need."""
+        raise NotImplementedError
+
     def run_all(self, func: Func, arguments: Iterable[Any]) -> None:
         """Hand in a call for each, then wait for all."""
         handles = [self.submit(func, argument) for argument in arguments]
@@ -91,6 +101,9 @@ class _PoolPeer(Peer):
     def map(self, func: Func, items: list[Any]) -> Iterable[Any]:
         return self._pool.map(func, items)  # type: ignore[no-any-return]
 
+    def with_constant(self, func: Func, constant: Any, items: list[Any]) -> Iterable[Any]:
+        return self._pool.map(partial(func, constant), items, 1)  # type: ignore[no-any-return]
+
     def imap(self, func: Func, items: list[Any]) -> Iterator[Any]:
         return self._pool.imap(func, items)  # type: ignore[no-any-return]
 
@@ -109,6 +122,13 @@ class Prefork(_PoolPeer):
         self._pool = Pool(workers, context=method)
         self._executor: Any = None
         self._made_with = workers, method
+
+    def with_shared(self, func: Func, constant: Any, items: list[Any]) -> Iterable[Any]:
+        from prefork import share
+
+        with share(constant) as shared:
+            call = partial(_with_shared, func, shared)
+            return self._pool.map(call, items, 1)  # type: ignore[no-any-return]
 
     def future(self, func: Func, *args: Any) -> Any:
         if self._executor is None:
@@ -164,6 +184,9 @@ class _FuturesPeer(Peer):
 
     def map(self, func: Func, items: list[Any]) -> Iterable[Any]:
         return list(self._pool.map(func, items))
+
+    def with_constant(self, func: Func, constant: Any, items: list[Any]) -> Iterable[Any]:
+        return list(self._pool.map(partial(func, constant), items))
 
     def imap(self, func: Func, items: list[Any]) -> Iterator[Any]:
         return self._pool.map(func, items)  # type: ignore[no-any-return]
@@ -264,6 +287,15 @@ class Joblib(Peer):
 
         return Parallel(self._workers, **options)(delayed(func)(item) for item in items)
 
+    def with_constant(self, func: Func, constant: Any, items: list[Any]) -> Iterable[Any]:
+        """It maps large arrays from a file, which it writes once."""
+        from joblib import Parallel, delayed
+
+        call = delayed(func)
+        return Parallel(self._workers)(call(constant, item) for item in items)  # type: ignore[no-any-return]
+
+    with_shared = with_constant
+
     def call(self, func: Func, *args: Any) -> Any:
         return self._run(func, args)[0]
 
@@ -278,6 +310,10 @@ class Joblib(Peer):
 
     def run_all(self, func: Func, arguments: Iterable[Any]) -> None:
         self._run(func, arguments)
+
+
+def _with_shared(func: Func, shared: Any, item: Any) -> Any:
+    return func(shared.get(), item)
 
 
 PEERS: dict[str, type[Peer]] = {

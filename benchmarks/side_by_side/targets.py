@@ -57,6 +57,13 @@ def _workers(many: int) -> Value:
     )
 
 
+def _sends(workload: str) -> Value:
+    """A run of it, in the time that one array takes to a worker."""
+    return lambda run: _quotient(
+        run.value(workload, REFERENCE, "wall"), run.value("array_there", REFERENCE, "wall")
+    )
+
+
 def _cpu_of_futures(run: Run) -> float | None:
     return _quotient(
         run.value("futures", REFERENCE, "cpu"), run.value("apply_async", REFERENCE, "cpu")
@@ -97,6 +104,16 @@ TARGETS = [
     Target("64 MiB array there and back: same", _times("array_back", MP), 8),
     Target("peak memory / what must exist, there", _own("array_there_memory", "peak"), 1.1, False),
     Target("the same, there and back", _own("array_back_memory", "peak"), 1.1, False),
+    *[
+        target
+        for workload, name in (("constant", "`map(partial)`"), ("shared", "`share`"))
+        for target in (
+            Target(
+                f"64 MiB for 50 tasks, {name} / one send to one worker", _sends(workload), 3, False
+            ),
+            Target("the same: times as fast as joblib's memmap", _times(workload, "joblib"), 1),
+        )
+    ],
     Target("1 MiB there and back: times as fast as multiprocessing", _times("bytes_back", MP), 2),
     *[
         Target(

@@ -34,6 +34,11 @@ def touch(array: Any) -> float:
     return float(array[::512].sum())
 
 
+def part(array: Any, number: int) -> float:
+    """Read some of it."""
+    return float(array[number : number + 8].sum())
+
+
 def log(records: int) -> None:
     logger = logging.getLogger("benchmark")
     for number in range(records):

@@ -176,6 +176,23 @@ _PAYLOADS = {
         full=6,
         quick=0,
     ),
+    "constant": Workload(
+        title="50 tasks that need one 64 MiB array: `map` of a `partial`",
+        measure=partial(measures.constant, call="with_constant"),
+        needs="with_constant",
+        full=50,
+        quick=10,
+        floors={
+            "floor: one copy": lambda _: floors.copies(measures.new_array(), 1, 1),
+        },
+    ),
+    "shared": Workload(
+        title="the same, the array shared for any calls (`share`)",
+        measure=partial(measures.constant, call="with_shared"),
+        needs="with_shared",
+        full=50,
+        quick=10,
+    ),
     "bytes_back": Workload(
         title="1 MiB of bytes to a worker and back",
         measure=measures.bytes_there_and_back,

@@ -7,8 +7,10 @@ another message, copy or wake-up per task. Times are measured in `benchmarks/`.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -20,7 +22,8 @@ from typing import NamedTuple
 import pytest
 
 from gate import enter
-from prefork import Pool, build_info
+from helpers import constant_files, eventually
+from prefork import Pool, Shared, build_info, share
 from prefork._policy import scheduler
 
 CALLS = 500
@@ -195,6 +198,32 @@ def test_a_large_object_is_written_once_each_way(pool, kind):
     assert meter.worker.wchar <= size + slack
     assert meter.pool.rchar <= slack
     assert meter.worker.rchar <= slack
+
+
+def item(data: bytearray, index: int) -> int:
+    return data[index]
+
+
+def shared_item(shared: Shared[pickle.PickleBuffer], index: int) -> int:
+    return memoryview(shared.get())[index]
+
+
+@pytest.mark.parametrize("how", ["function", "shared"])
+def test_what_many_tasks_need_is_written_once(pool, how):
+    data = bytearray(range(256)) * (1 << 14)
+    numbers = list(range(50))
+    with Meter(pool) as meter:
+        if how == "function":
+            assert pool.map(functools.partial(item, data), numbers, 1) == numbers
+        else:
+            with share(pickle.PickleBuffer(data)) as shared:
+                calls = [pool.apply_async(shared_item, (shared, number)) for number in numbers]
+                assert [call.get() for call in calls] == numbers
+                assert constant_files(meter.pid) == (1, 0)
+    slack = 1 << 18
+    assert len(data) <= meter.pool.wchar <= len(data) + slack
+    assert meter.worker.rchar <= slack
+    eventually(lambda: constant_files() == constant_files(meter.pid) == (0, 0), "it is dropped")
 
 
 # --- the pool's own work, in calls of Python functions and bytes

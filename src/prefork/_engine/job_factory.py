@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork._describe import trim_notes
-from prefork._ipc.constants import Use, hold, mentioning
+from prefork._ipc.constants import Mentions, Use, hold
 from prefork._ipc.memfd import BEST, MemfdCache
 from prefork._ipc.once import Once, once
 from prefork._ipc.outcome import format_traceback
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import CallPickler
-from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS, SEEDED, TOGETHER
+from prefork._ipc.wire import CALL, CONTEXT, EACH, INLINE, KEYWORDS, MODE, SEEDED, TOGETHER
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
@@ -182,34 +182,6 @@ class JobFactory:
         position: int = 0,
     ) -> Job:
         """`seed`, `position`: see `Seeded`."""
-        if not Use.has_begun:
-            return self._make_of(
-                owner, func, mode, arguments, limits, context, size, index, seed, position
-            )
-        with mentioning() as mentioned:
-            job = self._make_of(
-                owner, func, mode, arguments, limits, context, size, index, seed, position
-            )
-        if mentioned:
-            try:
-                job.set_constants(hold([*(job.constants or ()), *mentioned]))
-            except ValueError as exc:
-                job.refuse(exc)
-        return job
-
-    def _make_of(
-        self,
-        owner: ResultSink,
-        func: Callable[..., Any],
-        mode: int,
-        arguments: Any,
-        limits: Limits,
-        context: Any,
-        size: int,
-        index: int,
-        seed: int | None,
-        position: int,
-    ) -> Job:
         if context is not None:
             mode |= CONTEXT
             arguments = arguments, context
@@ -218,8 +190,9 @@ class JobFactory:
         payload: Payload | None = None
         constants: Any = None
         packed: tuple[bytes, list[memoryview]] | None = None
+        mentions = Mentions() if Use.has_begun else None
         try:
-            if isinstance(func, Once):
+            if func.__class__ is Once:
                 more = () if seed is None else (seed, position)
                 packed = func.pack(self._calls, arguments, *more)
                 constants = func.constants
@@ -230,17 +203,22 @@ class JobFactory:
                     mode |= SEEDED
             else:
                 constants = None
-                if isinstance(func, Once):
+                if func.__class__ is Once:
                     func = func.func
                 if seed is not None:
                     func = Seeded(func, seed, position)
                 pickled, function_length, buffers = self._calls.pickle(func, arguments, fds)
+            if mentions is not None and mentions.found:
+                constants = hold([*(constants or ()), *mentions.found])
             if buffers or fds or len(pickled) > INLINE:
                 payload = self._payload(pickled, buffers, fds)
         except Exception as exc:
             job = make_job(owner, function, mode, limits, size, index)
             job.refuse(_explained(exc, function))
             return job
+        finally:
+            if mentions is not None:
+                mentions.end()
         job = make_job(owner, function, mode, limits, size, index)
         if constants is not None:
             job.set_constants(constants)
@@ -270,7 +248,7 @@ def make_job(
     """What it is made of depends on what it asks for."""
     if (terms := limits.terms) is None:
         return Job(sink, function, mode, limits, size, index)
-    if mode == EACH and terms.retries is not None and terms.retries.on != (WorkerLostError,):
+    if mode & MODE == EACH and terms.retries is not None and terms.retries.on != (WorkerLostError,):
         mode |= TOGETHER
     return JobOnTerms(sink, function, mode, limits, terms, size, index)
 

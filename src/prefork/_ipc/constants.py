@@ -11,7 +11,7 @@ Where there can be no file, or its descriptor cannot be sent, the pieces are cop
 the channel's annex (`payload.py`).
 
 A job holds its constants until it is resolved. Which these are, is noted while it is pickled
-(`mentioning`). When one is held by nobody any more, the pools of this process hear of it (`watch`),
+(`Mentions`). When one is held by nobody any more, the pools of this process hear of it (`watch`),
 and tell their workers.
 """
 
@@ -33,6 +33,7 @@ __all__ = [
     "FUNCTION",
     "Constant",
     "ConstantFile",
+    "Mentions",
     "Use",
     "annexed_constant",
     "hold",
@@ -219,15 +220,30 @@ class _Here(threading.local):
 _here = _Here()
 
 
+class Mentions:
+    """What this thread pickles from here on, up to the `end`, is for a job, which is to hold the
+    constants that are mentioned.
+
+    Attributes:
+        found: these; some may be there twice.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Constant] = []
+        self._before, _here.mentioned = _here.mentioned, self.found
+
+    def end(self) -> None:
+        _here.mentioned = self._before
+
+
 @contextmanager
 def mentioning() -> Iterator[list[Constant]]:
-    """What is pickled in here is for a job, which is to hold the constants that are mentioned; the
-    list is complete at the end, and may have some twice."""
-    before, _here.mentioned = _here.mentioned, []
+    """The same, of what is pickled in here."""
+    mentions = Mentions()
     try:
-        yield _here.mentioned
+        yield mentions.found
     finally:
-        _here.mentioned = before
+        mentions.end()
 
 
 def mention(constant: Constant) -> bool:

@@ -338,9 +338,7 @@ def _pickle(
 def is_simple(pickled: bytes | None = None) -> bool:
     """Whether `pickle` alone makes the pickle that `multiprocessing` would, as far as that is known
     before; and of this one."""
-    return has_only_known_reducers() and (
-        pickled is None or not _names(pickled, _CONNECTION)
-    )
+    return has_only_known_reducers() and (pickled is None or not _names(pickled, _CONNECTION))
 
 
 def is_unknown_name(exc: Exception) -> bool:
