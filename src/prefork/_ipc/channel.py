@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from prefork._ipc.constants import FUNCTION, Constant
+from prefork._ipc.constants import FUNCTION, CallWithConstants, Constant
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
 from prefork._ipc.memfd import BEST, Transport, memory_file
@@ -47,7 +47,6 @@ from prefork._ipc.payload import (
     send_beside,
     send_fds,
     send_file,
-    write_end,
 )
 from prefork._ipc.wire import (
     ANNEXED,
@@ -77,6 +76,7 @@ from prefork._ipc.wire import (
     WITH_FDS,
     Kind,
     Report,
+    Ticket,
     next_report,
 )
 from prefork._ipc.worker_end import WorkerEnd
@@ -145,21 +145,6 @@ class Ring:
         return any(key == other for other, _ in self._blocks)
 
 
-class _Whole(Payload):
-    """A call, and the constants that go along with it: all to be copied to the annex."""
-
-    def __init__(self, call: Payload, constants: list[Constant]) -> None:
-        super().__init__(b"")
-        self.fds = call.fds
-        self._call, self._constants = call, constants
-
-    def write(self, fd: int, start: int) -> int:
-        end = self._call.write(fd, start)
-        for each in self._constants:
-            end = each.write(fd, end)
-        return write_end(fd, end)
-
-
 class Channel:
     """The pool's side. Once the child has been started, it is to be opened: until then there are
     only descriptors, of which other children are rid at no cost."""
@@ -183,6 +168,7 @@ class Channel:
         self._lending: dict[int, list[int]] = {}  # the keys of what goes along with jobs
         self._lent: set[int] = set()  # keys of what the worker may have
         self._known: set[int] = set()  # keys of what it surely has
+        self._untold: set[int] = set()  # keys of what it should forget, and has not read
         self._is_leaving = False
         self.eof = False
 
@@ -302,7 +288,7 @@ class Channel:
             pass  # the worker is dead: its ticket will be taken back
         except OSError:
             flags |= BESIDE_IN_ANNEX
-            payload = _Whole(payload or Payload(pickled), constants)
+            payload = CallWithConstants(payload or Payload(pickled), constants)
         ticket = self.stage(job, soft_timeout, flags, pickled, payload, function_length, first)
         if ticket is not None:
             self._lending[job] = [each.key for each in constants if each.key != FUNCTION]
@@ -315,7 +301,7 @@ class Channel:
         Raises:
             OSError: neither can be; BlockingIOError and ConnectionError are told as they are.
         """
-        if isinstance(payload, _Whole):
+        if isinstance(payload, CallWithConstants):
             return self._annex(job, payload)
         ways = [self._send_file, self._annex]
         if not payload.is_file:
@@ -361,17 +347,24 @@ class Channel:
 
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
-        while True:
+        tickets: list[Ticket] = []
+        is_all = False
+        while not (tickets or is_all):
             try:
                 data = os.read(self._taken_back, most * TICKET.size)
             except BlockingIOError:
-                return []
+                data = b""
+            is_all = not data
             whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
-            tickets = list(TICKET.iter_unpack(data[:whole]))
-            forgotten = [ticket[0] for ticket in tickets if ticket[-1] & FORGET]
-            self._lent.update(forgotten)  # it is told again
-            if len(tickets) > len(forgotten) or not tickets:
-                break
+            for ticket in TICKET.iter_unpack(data[:whole]):
+                if ticket[-1] & FORGET:
+                    self._untold.add(ticket[0])
+                else:
+                    tickets.append(ticket)
+        if self._untold:
+            self._lent |= self._untold
+            self._untold.clear()
+            self.forget_released()
         if tickets and tickets[-1][-1] & LEAVE:
             tickets.pop()
             self.send_leave()

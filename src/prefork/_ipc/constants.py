@@ -26,11 +26,12 @@ from typing import ClassVar, Final
 
 from prefork._ipc.file_memory import file_memory
 from prefork._ipc.memfd import BEST, MemoryFile, Transport
-from prefork._ipc.payload import MOST_FDS, pieces_of, write_pieces
+from prefork._ipc.payload import MOST_FDS, Payload, pieces_of, write_end, write_pieces
 from prefork._system import at_fork
 
 __all__ = [
     "FUNCTION",
+    "CallWithConstants",
     "Constant",
     "ConstantFile",
     "Mentions",
@@ -176,6 +177,21 @@ class Constant:
     def others(self) -> tuple[Constant, ...]:
         """What is needed beside it."""
         return ()
+
+
+class CallWithConstants(Payload):
+    """A call and the constants that go along with it: all to be copied to the annex."""
+
+    def __init__(self, call: Payload, constants: list[Constant]) -> None:
+        super().__init__(b"")
+        self.fds = call.fds
+        self._call, self._constants = call, constants
+
+    def write(self, fd: int, start: int) -> int:
+        end = self._call.write(fd, start)
+        for each in self._constants:
+            end = each.write(fd, end)
+        return write_end(fd, end)
 
 
 # ---- in a worker

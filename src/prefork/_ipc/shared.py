@@ -56,6 +56,9 @@ class _Registry:
         at_fork.register(self)
 
     def close_in_child(self) -> None:
+        for reference in list(self.by_key.values()):
+            if (shared := reference()) is not None:
+                shared.renew_lock()
         self.by_key.clear()
 
     def find(self, key: int) -> SharedObject | None:
@@ -139,6 +142,10 @@ class SharedObject(Constant):
                 self._value = unpack(pickled, buffers)
                 self._is_loaded = True
             return self._value
+
+    def renew_lock(self) -> None:
+        """In a forked child: whoever has it in the parent will not release it here."""
+        self._lock = RLock()
 
     def learn(self, place: Place | None) -> None:
         """It is there, too."""
@@ -234,7 +241,7 @@ class Shared(Generic[T]):
 
     def _held(self) -> SharedObject:
         if self._shared is None:
-            raise ValueError(f"{self!r} was released: share the object again")
+            raise ValueError(f"this shared {self._kind} was released: share it again")
         return self._shared
 
     def __enter__(self) -> Self:
