@@ -190,7 +190,7 @@ class JobFactory:
         payload: Payload | None = None
         constants: Any = None
         packed: tuple[bytes, list[memoryview]] | None = None
-        mentions = Mentions() if Use.has_begun else None
+        mentions = Mentions() if Use.shared else None
         try:
             if func.__class__ is Once:
                 more = () if seed is None else (seed, position)

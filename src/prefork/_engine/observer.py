@@ -55,8 +55,7 @@ class Observer:
                 _histogram(state.open_jobs.run_time),
                 time.time(),
                 time.monotonic(),
-                Use.objects,
-                Use.nbytes,
+                *Use.counts(),
             )
 
     def stacks(self) -> dict[int, str]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Final
@@ -54,25 +55,34 @@ _KEY: Final = 8  # bytes
 
 
 class Use:
-    """Of all this in this process.
+    """Of all this in this process: in sets and dictionaries, which finalizers may change at any
+    moment, on any thread.
 
     Attributes:
-        files: that are open.
-        objects: that were shared by it, and are held.
-        nbytes: of these.
-        has_begun: there has been one.
+        files: that are open, by their identities.
+        shared: the shared objects that there are here, by their keys. As long as there are none, no
+            job mentions any.
     """
 
-    files: ClassVar[int] = 0
-    objects: ClassVar[int] = 0
-    nbytes: ClassVar[int] = 0
-    has_begun: ClassVar[bool] = False
+    files: ClassVar[set[int]] = set()
+    shared: ClassVar[dict[int, weakref.ref[Constant]]] = {}
 
     @classmethod
     def close_in_child(cls) -> None:
         """In a forked child, all of it is the parent's."""
-        cls.files = cls.objects = cls.nbytes = 0
+        for reference in list(cls.shared.values()):
+            if (constant := reference()) is not None:
+                constant.renew_lock()
+        cls.files.clear()
+        cls.shared.clear()
         _watchers.clear()
+
+    @classmethod
+    def counts(cls) -> tuple[int, int]:
+        """How many objects were shared by this process and are held, and their bytes."""
+        found = [reference() for reference in list(cls.shared.values())]
+        sizes = [each.owned for each in found if each is not None and each.owned is not None]
+        return len(sizes), sum(sizes)
 
 
 _watchers: list[Callable[[], object]] = []
@@ -106,13 +116,13 @@ class ConstantFile:
 
     def __init__(self, key: int, pieces: list[memoryview], transport: Transport = BEST) -> None:
         self._owner = 0
-        if Use.files >= MOST_FILES:
+        if len(Use.files) >= MOST_FILES:
             raise OSError(errno.EMFILE, "as many constants have files as may have")
         self._file = MemoryFile("prefork-constant", transport, sealable=True)
         whole = [memoryview(key.to_bytes(_KEY, "little")), *pieces]
         self._file.size = write_pieces(self._file.fd, 0, whole)
         self._file.seal()
-        Use.files += 1
+        Use.files.add(id(self))
         self._owner = os.getpid()
 
     @property
@@ -133,7 +143,7 @@ class ConstantFile:
 
     def __del__(self) -> None:
         if self._owner == os.getpid():
-            Use.files -= 1
+            Use.files.discard(id(self))
 
 
 class Constant:
@@ -141,10 +151,12 @@ class Constant:
 
     Attributes:
         key: of it.
+        owned: how many bytes it is, if it is an object that this process has shared.
     """
 
-    def __init__(self, key: int, file: ConstantFile | None) -> None:
+    def __init__(self, key: int, file: ConstantFile | None, owned: int | None = None) -> None:
         self.key = key
+        self.owned = owned
         self._file = file
 
     @contextmanager
@@ -173,6 +185,9 @@ class Constant:
         return write_pieces(
             fd, start, [memoryview(self.key.to_bytes(_KEY, "little")), *self.pieces()]
         )
+
+    def renew_lock(self) -> None:
+        """In a forked child: whoever has a lock of it in the parent will not release it here."""
 
     def others(self) -> tuple[Constant, ...]:
         """What is needed beside it."""

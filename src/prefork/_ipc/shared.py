@@ -48,33 +48,17 @@ Place = tuple[int, int, int]
 """Where the owner has the file: see `ConstantFile.place`."""
 
 
-class _Registry:
-    """The shared objects of this process, by their keys. They are not held here."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[int, weakref.ref[SharedObject]] = {}
-        at_fork.register(self)
-
-    def close_in_child(self) -> None:
-        for reference in list(self.by_key.values()):
-            if (shared := reference()) is not None:
-                shared.renew_lock()
-        self.by_key.clear()
-
-    def find(self, key: int) -> SharedObject | None:
-        reference = self.by_key.get(key)
-        return None if reference is None else reference()
-
-    def add(self, shared: SharedObject) -> SharedObject:
-        self.by_key[shared.key] = weakref.ref(shared)
-        return shared
-
-    def discard(self, shared: SharedObject) -> None:
-        if self.find(shared.key) in (shared, None):
-            self.by_key.pop(shared.key, None)
+def _find(key: int) -> SharedObject | None:
+    """The one of this process, if there is one."""
+    reference = Use.shared.get(key)
+    found = None if reference is None else reference()
+    assert found is None or isinstance(found, SharedObject)
+    return found
 
 
-_registry = _Registry()
+def _add(shared: SharedObject) -> SharedObject:
+    Use.shared[shared.key] = weakref.ref(shared)
+    return shared
 
 
 class SharedObject(Constant):
@@ -97,19 +81,14 @@ class SharedObject(Constant):
         others: tuple[Constant, ...] = (),
         owned: int | None = None,
     ) -> None:
-        super().__init__(key, file)
+        super().__init__(key, file, owned)
         self.place = place if file is None else file.place
         self._pieces = pieces
         self._others = others
         self._lock = RLock()
         self._is_loaded = False
         self._value: Any = None
-        self._owned = owned
         self._pid = os.getpid()
-        Use.has_begun = True
-        if owned is not None:
-            Use.objects += 1
-            Use.nbytes += owned
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -144,7 +123,6 @@ class SharedObject(Constant):
             return self._value
 
     def renew_lock(self) -> None:
-        """In a forked child: whoever has it in the parent will not release it here."""
         self._lock = RLock()
 
     def learn(self, place: Place | None) -> None:
@@ -155,10 +133,8 @@ class SharedObject(Constant):
     def __del__(self) -> None:
         if sys.is_finalizing() or self._pid != os.getpid():
             return
-        if self._owned is not None:
-            Use.objects -= 1
-            Use.nbytes -= self._owned
-        _registry.discard(self)
+        if _find(self.key) in (self, None):
+            Use.shared.pop(self.key, None)
         tell_release()
 
 
@@ -187,13 +163,13 @@ def _opened_at(place: Place) -> Iterator[int]:
 
 def is_held(key: int) -> bool:
     """Whether anybody in this process needs it."""
-    return key in _registry.by_key
+    return key in Use.shared
 
 
 def arrived(key: int, pieces: list[memoryview]) -> SharedObject:
     """In a worker: it has come beside a job. Whoever this is returned to keeps it there."""
-    found = _registry.find(key)
-    return found if found is not None else _registry.add(SharedObject(key, pieces=pieces))
+    found = _find(key)
+    return found if found is not None else _add(SharedObject(key, pieces=pieces))
 
 
 # ---- the handle
@@ -275,10 +251,10 @@ def _arrive(
     nbytes: int,
     whole: list[bytes] | None,
 ) -> Shared[Any]:
-    shared = _registry.find(key)
+    shared = _find(key)
     if shared is None:
         pieces = None if whole is None else [memoryview(piece) for piece in whole]
-        shared = _registry.add(SharedObject(key, pieces=pieces, place=place))
+        shared = _add(SharedObject(key, pieces=pieces, place=place))
     shared.learn(place)
     return cls(shared, kind, nbytes)
 
@@ -314,7 +290,7 @@ def share(obj: T) -> Shared[T]:
     except OSError:  # no descriptor is left for it, or no memory for a file
         kept = [memoryview(piece.tobytes()).toreadonly() for piece in pieces]
     shared = SharedObject(key, file, kept, None, tuple(others), nbytes)
-    return Shared(_registry.add(shared), type_name(obj), nbytes)
+    return Shared(_add(shared), type_name(obj), nbytes)
 
 
 def _pickled(obj: object, buffers: list[memoryview]) -> tuple[bytes, bytes]:

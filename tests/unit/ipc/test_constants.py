@@ -176,7 +176,7 @@ def test_a_worker_that_is_busy_is_told_later(pair):
 
 
 def test_there_are_only_so_many_files(monkeypatch):
-    monkeypatch.setattr(constants, "MOST_FILES", Use.files + 1)
+    monkeypatch.setattr(constants, "MOST_FILES", len(Use.files) + 1)
     constant = function()
     with pytest.raises(OSError, match="as many constants"):
         function()
@@ -202,15 +202,11 @@ def test_a_file_is_sealed():
 
 
 def test_use_is_counted():
-    before = Use.objects, Use.nbytes, Use.files
+    objects, nbytes, files = *Use.counts(), len(Use.files)
     shared = share(bytearray(DATA))
-    assert (Use.objects, Use.nbytes, Use.files) == (
-        before[0] + 1,
-        before[1] + shared.nbytes,
-        before[2] + 1,
-    )
+    assert (*Use.counts(), len(Use.files)) == (objects + 1, nbytes + shared.nbytes, files + 1)
     release(shared)
-    assert (Use.objects, Use.nbytes, Use.files) == before
+    assert (*Use.counts(), len(Use.files)) == (objects, nbytes, files)
 
 
 def test_what_is_mentioned_while_something_is_pickled():
