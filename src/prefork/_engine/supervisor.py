@@ -94,7 +94,7 @@ class WorkerSupervisor:
         self._gone: list[WorkerHandle] = []  # accounted for, but not closed
         self._endpoint: Endpoint | None = None
         self._is_to_tell = False  # that something was released: an inbox was full
-        watch(state.wake_supervisor)
+        watch(self._note_release)
 
     # ---- how many
 
@@ -192,6 +192,10 @@ class WorkerSupervisor:
             self._answer(asked)
         with state.lock:
             return self._next_time()
+
+    def _note_release(self) -> None:
+        """A shared object is held by nobody any more: there is something to tell the workers."""
+        self._state.wake_supervisor()
 
     def _note_exit(self, worker: WorkerHandle) -> None:
         """Its process has ended, so it writes no more: all that it has said is read, once."""
@@ -406,7 +410,7 @@ class WorkerSupervisor:
 
     def release(self) -> None:
         """There are no workers any more: end the other roles, free the descriptors."""
-        unwatch(self._state.wake_supervisor)
+        unwatch(self._note_release)
         self._at_end()
         self._spawner.close()
         self._memfd_cache.close()

@@ -85,23 +85,26 @@ class Use:
         return len(sizes), sum(sizes)
 
 
-_watchers: list[Callable[[], object]] = []
+_watchers: list[weakref.WeakMethod[Callable[[], object]]] = []
 at_fork.register(Use)
 
 
 def watch(on_release: Callable[[], object]) -> None:
-    """Have this called when a constant is held by nobody any more: at any moment, on any thread."""
-    _watchers.append(on_release)
+    """Have this method called when a constant is held by nobody any more: at any moment, on any
+    thread. Its object is not held here."""
+    _watchers.append(weakref.WeakMethod(on_release, _watchers.remove))
 
 
 def unwatch(on_release: Callable[[], object]) -> None:
-    if on_release in _watchers:
-        _watchers.remove(on_release)
+    for reference in _watchers.copy():
+        if reference() == on_release:
+            _watchers.remove(reference)
 
 
 def tell_release() -> None:
-    for on_release in _watchers.copy():
-        on_release()
+    for reference in _watchers.copy():
+        if (on_release := reference()) is not None:
+            on_release()
 
 
 class ConstantFile:
