@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from prefork._engine.state import EXPIRED, OutcomeQueue, PoolState
+from prefork._engine.outcomes import EXPIRED, OutcomeQueue
+from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import Phase, WorkerHandle
 from prefork._ipc.outcome import Large, Part, decode_exit, decode_reason
 from prefork._ipc.wire import EACH, MODE, Kind

@@ -19,7 +19,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from prefork._engine.failure_kinds import RAISED
-from prefork._engine.state import UNDECIDED, PoolState, Undecided
+from prefork._engine.outcomes import UNDECIDED, Undecided
+from prefork._engine.state import PoolState
 from prefork._ipc.outcome import Part
 from prefork._ipc.wire import EACH, MODE, Kind
 from prefork._policy.job import WAITING, Job

@@ -27,7 +27,7 @@ from prefork._system.threads import BackgroundThread
 
 if TYPE_CHECKING:
     from prefork._engine.dispatcher import Wait
-    from prefork._engine.state import OutcomeQueue
+    from prefork._engine.outcomes import OutcomeQueue
     from prefork._engine.supervisor import WorkerSupervisor
     from prefork._engine.worker_handle import WorkerHandle
     from prefork._inspection.endpoint import Endpoint

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from prefork._engine.state import EXPIRED, PoolState
+from prefork._engine.outcomes import EXPIRED
+from prefork._engine.state import PoolState
 from prefork._engine.worker_handle import KillReason, WorkerHandle
 from prefork._policy.terms import JobOnTerms
 from prefork._system.resources import resident

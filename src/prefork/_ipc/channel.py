@@ -26,13 +26,13 @@ import os
 import select
 import socket
 import struct
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from prefork._ipc.constants import FUNCTION, CallWithConstants, Constant
+from prefork._ipc.constants import CallWithConstants, Constant
 from prefork._ipc.descriptors import ArrivedFds
 from prefork._ipc.file_memory import shared_memory
+from prefork._ipc.lending import Lending
 from prefork._ipc.memfd import BEST, Transport, memory_file
 from prefork._ipc.outcome import Large
 from prefork._ipc.page import Page, read_page, running_item
@@ -41,13 +41,14 @@ from prefork._ipc.payload import (
     FilePayload,
     Payload,
     keep_reserve,
-    read_pieces,
     receive_fds,
     receive_file,
     send_beside,
     send_fds,
     send_file,
 )
+from prefork._ipc.pieces import read_pieces
+from prefork._ipc.ring import Ring
 from prefork._ipc.wire import (
     ANNEXED,
     BESIDE,
@@ -85,64 +86,11 @@ from prefork._system.stacks import BlackBox
 
 MAX_TICKETS: Final = select.PIPE_BUF // TICKET.size
 """A pipe takes up to PIPE_BUF bytes in one piece or not at all (POSIX)."""
-FREED: Final = 0  # instead of the key of a block that is not in use any more
 _READ: Final = 1 << 16  # bytes at once: a pipe holds no more
 
 # Names that are final are found faster than attributes.
 _HEADER: Final = REPORT.size
 _unpack_header: Final = REPORT.unpack_from
-
-
-class Ring:
-    """Which bytes of the shared memory are in use: a ring, allocated in the order of sending, and
-    mostly freed so.
-
-    Positions count on for ever; modulo the size they are offsets. Keys are not 0.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._head = self._tail = 0
-        self._blocks: deque[tuple[int, int]] = deque()  # key, end position; oldest first
-
-    def allocate(self, key: int, length: int) -> int | None:
-        """The offset of `length` consecutive bytes, or None when there is no room now."""
-        if not self._blocks:
-            self._head = self._tail = 0  # start again where the memory is warm
-        start = self._head
-        offset = start % self.size
-        if offset + length > self.size:
-            start += self.size - offset
-            offset = 0
-        end = start + length
-        if end - self._tail > self.size:
-            return None
-        self._head = end
-        self._blocks.append((key, end))
-        return offset
-
-    def free(self, key: int) -> None:
-        """The bytes that were allocated with this key are not in use any more."""
-        blocks = self._blocks
-        oldest, end = blocks[0]
-        if key != oldest:
-            self._free_early(key)
-            return
-        self._tail = end
-        blocks.popleft()
-        while blocks and blocks[0][0] == FREED:
-            self._tail = blocks.popleft()[1]
-
-    def _free_early(self, key: int) -> None:
-        """Before an older one."""
-        for i, (other, end) in enumerate(self._blocks):
-            if other == key:
-                self._blocks[i] = FREED, end
-                return
-
-    def holds(self, key: int) -> bool:
-        """Whether something is allocated with this key."""
-        return any(key == other for other, _ in self._blocks)
 
 
 class Channel:
@@ -165,10 +113,7 @@ class Channel:
         self._unparsed = bytearray()
         self._annexed: set[int] = set()  # jobs whose calls are in the annex
         self._annex_end = 0  # of the part that is in use
-        self._lending: dict[int, list[int]] = {}  # the keys of what goes along with jobs
-        self._lent: set[int] = set()  # keys of what the worker may have
-        self._known: set[int] = set()  # keys of what it surely has
-        self._untold: set[int] = set()  # keys of what it should forget, and has not read
+        self._lending = Lending()
         self._is_leaving = False
         self.eof = False
 
@@ -238,10 +183,10 @@ class Channel:
         Raises OSError when there is no memory for a large one.
         """
         if constants:
-            needed = [each for each in constants if each.key not in self._known]
-            if needed:
+            lacking = self._lending.lacking(constants)
+            if lacking:
                 parts = job, soft_timeout, flags, pickled, payload, function_length, first
-                return self._stage_with(needed, *parts)
+                return self._stage_with(lacking, *parts)
         if payload is None:
             offset = self._ring.allocate(job, len(pickled))
             if offset is None:
@@ -291,7 +236,7 @@ class Channel:
             payload = CallWithConstants(payload or Payload(pickled), constants)
         ticket = self.stage(job, soft_timeout, flags, pickled, payload, function_length, first)
         if ticket is not None:
-            self._lending[job] = [each.key for each in constants if each.key != FUNCTION]
+            self._lending.go_along(job, constants)
         return ticket
 
     def _put_aside(self, job: int, payload: Payload) -> tuple[int, int]:
@@ -348,7 +293,7 @@ class Channel:
     def reclaim(self, most: int) -> list[int]:
         """Take back up to `most` tasks that the worker has not read; the oldest first."""
         tickets: list[Ticket] = []
-        is_all = False
+        is_all = is_untold = False
         while not (tickets or is_all):
             try:
                 data = os.read(self._taken_back, most * TICKET.size)
@@ -358,12 +303,11 @@ class Channel:
             whole = len(data) - len(data) % TICKET.size  # a task may have written there, too
             for ticket in TICKET.iter_unpack(data[:whole]):
                 if ticket[-1] & FORGET:
-                    self._untold.add(ticket[0])
+                    self._lending.taken_back(ticket[0])
+                    is_untold = True
                 else:
                     tickets.append(ticket)
-        if self._untold:
-            self._lent |= self._untold
-            self._untold.clear()
+        if is_untold:
             self.forget_released()
         if tickets and tickets[-1][-1] & LEAVE:
             tickets.pop()
@@ -377,21 +321,18 @@ class Channel:
         """This job's pickle is not needed any more; to be said once per staged job."""
         self._ring.free(job)
         self._annexed.discard(job)
-        if self._lending:
-            self._lent.update(self._lending.pop(job, ()))
+        if self._lending.by_job:
+            self._lending.end(job)
 
     def forget_released(self) -> bool:
         """Tell the worker to forget what nobody here holds any more. Whether there is some of which
         it could not be told now."""
-        if not self._lent or self._is_leaving:
+        if not self._lending.lent or self._is_leaving:
             return False
-        from prefork._ipc.shared import is_held  # there is one, so this is there
-
-        for key in [key for key in self._lent if not is_held(key)]:
+        for key in self._lending.released():
             if not self.send([TICKET.pack(key, 0.0, 0, 0, 0, 0, FORGET)]):
                 return True
-            self._lent.discard(key)
-            self._known.discard(key)
+            self._lending.told(key)
         return False
 
     # ---- receiving
@@ -448,8 +389,8 @@ class Channel:
             payload: Any = data[start:end]
             if where != INSIDE or fds:
                 payload = self._receive_large(job, where, payload, fds)
-            if self._lending and (kind in (Kind.DONE, Kind.OUTCOMES)):
-                self._known.update(self._lending.get(job, ()))
+            if self._lending.by_job and kind in (Kind.DONE, Kind.OUTCOMES):
+                self._lending.has_arrived(job)
             reports.append((kind, job, started, seconds, payload))
             position = end
         return reports, position

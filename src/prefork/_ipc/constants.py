@@ -27,7 +27,8 @@ from typing import ClassVar, Final
 
 from prefork._ipc.file_memory import file_memory
 from prefork._ipc.memfd import BEST, MemoryFile, Transport
-from prefork._ipc.payload import MOST_FDS, Payload, pieces_of, write_end, write_pieces
+from prefork._ipc.payload import MOST_FDS, Payload
+from prefork._ipc.pieces import pieces_of, write_end, write_pieces
 from prefork._system import at_fork
 
 __all__ = [

@@ -20,14 +20,13 @@ from prefork._ipc.payload import (
     FilePayload,
     Payload,
     keep_reserve,
-    read_all,
-    read_pieces,
     receive_beside,
     receive_fds,
     receive_file,
     send_fds,
     send_file,
 )
+from prefork._ipc.pieces import read_all, read_pieces
 from prefork._ipc.wire import (
     ANNEXED,
     BESIDE,

@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 
 from fakes import FakePool, Told
-from prefork._engine.state import (
-    ACCEPTED,
-    ERROR,
-    EXPIRED,
-    MAX_OPEN_FILES,
-    Accepted,
-    OpenJobs,
-    OutcomeQueue,
-)
+from prefork._engine.outcomes import ACCEPTED, ERROR, EXPIRED, Accepted, OutcomeQueue
+from prefork._engine.state import MAX_OPEN_FILES, OpenJobs
 from prefork._engine.witness import Witnesses
 from prefork._ipc.outcome import Large, Outcome, Part, encode_result
 from prefork._ipc.pickling import dumps

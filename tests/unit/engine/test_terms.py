@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fakes import Clock, FakePool, FakeWorker
-from prefork._engine import state
+from prefork._engine import outcomes
 from prefork._engine.worker_handle import Phase
 from prefork._policy.job import QUEUED, SENT, WAITING, Job
 from prefork._policy.retry import Retry
@@ -95,7 +95,7 @@ def test_an_interrupted_look_at_the_report_fails_the_job(
 
     worker, (job,) = one_running(pool, retries=LATER)
     worker.fail(KeyError("own"))
-    monkeypatch.setattr(state, "decode", interrupted)
+    monkeypatch.setattr(outcomes, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.collect()
     assert isinstance(pool.told.error(job), KeyboardInterrupt)

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork._ipc.channel import MAX_TICKETS, Channel, Ring
+from prefork._ipc.channel import MAX_TICKETS, Channel
 from prefork._ipc.memfd import Transport
 from prefork._ipc.outcome import Large
 from prefork._ipc.payload import FILE, FilePayload, Payload
 from prefork._ipc.pickling import load, pack
+from prefork._ipc.ring import Ring
 from prefork._ipc.wire import ACCEPT, INLINE, MARK, RING, Kind, Report
 from prefork._ipc.worker_end import WorkerEnd
 from prefork._system import at_fork
