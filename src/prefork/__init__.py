@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     )
     from prefork.taskpool.pool import TaskPool
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ApplyResult",
