@@ -150,7 +150,7 @@ def test_what_callbacks_collect_is_there_when_the_handles_are(make_pool, threads
 
 
 def test_without_a_thread_for_its_callback_a_handle_is_ready_all_the_same(pool, monkeypatch):
-    def no_thread(self, on_crash):
+    def no_thread(self, on_crash, threads=None):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(CallbackRunner, "start", no_thread)

@@ -30,7 +30,7 @@ ERRORS = [
 VERBS = """
 apply apply_async submit options executor each_async
 map map_async starmap starmap_async imap imap_unordered
-processes grow shrink restart terminate_job statistics dump_stacks record
+processes grow shrink restart terminate_job statistics dump_stacks record share
 close aclose terminate join attach detach handle_events
 """
 PARTS = """

@@ -47,7 +47,7 @@ def test_short_tasks_pass_long_ones(make_pool, threads, blocked):
 
 
 def test_without_a_thread_to_look_nothing_is_held(make_pool, monkeypatch):
-    def no_thread(self, on_crash):
+    def no_thread(self, on_crash, threads=None):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(TimeoutHandler, "start", no_thread)

@@ -25,9 +25,10 @@ from prefork._ipc.pickling import (
     PROTOCOL,
     CallPickler,
     beside,
+    has_connection,
     is_plain,
-    is_simple,
     keeper,
+    ordinary_table,
     unpack,
 )
 
@@ -108,17 +109,17 @@ def _pickled(
     calls: CallPickler, obj: object, after: pickle.Pickler | None = None
 ) -> tuple[bytes, list[memoryview], pickle.Pickler] | None:
     """None: that takes more than an ordinary pickle."""
-    if not is_simple():
-        return None
     buffers: list[memoryview] = []
     file = io.BytesIO()
     pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=keeper(buffers))
     if after is not None:
         pickler.memo = after.memo
+    if (table := ordinary_table()) is not None:
+        pickler.dispatch_table = table
     try:
         pickler.dump(obj)
         pickled = file.getvalue()
-        if not is_simple(pickled) or calls.needs_definitions(obj, pickled):
+        if has_connection(pickled) or calls.needs_definitions(obj, pickled):
             return None
     except Exception:  # the usual way tells what it is, if it fails, too
         return None

@@ -301,7 +301,7 @@ def _pickle(
     """The pickle that multiprocessing's own pickler makes, which is written in Python; mostly by a
     shorter way. For `buffers` see `keeper`."""
     keep = keeper(buffers)
-    if has_only_known_reducers():
+    if _has_only_known_reducers():
         try:
             pickled = pickle.dumps(obj, PROTOCOL, buffer_callback=keep)
         except soft_limit:
@@ -335,10 +335,22 @@ def _pickle(
     return file.getvalue()
 
 
-def is_simple(pickled: bytes | None = None) -> bool:
-    """Whether `pickle` alone makes the pickle that `multiprocessing` would, as far as that is known
-    before; and of this one."""
-    return has_only_known_reducers() and (pickled is None or not _names(pickled, _CONNECTION))
+def has_connection(pickled: bytes) -> bool:
+    """Whether there may be a `Connection` in this, which only `multiprocessing` can pickle."""
+    return _names(pickled, _CONNECTION)
+
+
+def ordinary_table() -> dict[type, Any] | None:
+    """A dispatch table with which `pickle` makes what `multiprocessing` would, or fails, where that
+    has a reducer that somebody has registered. None: there are no such reducers."""
+    if _has_only_known_reducers():
+        return None
+    own = {cls: _refuse for cls in list(_reducers) if _name(cls) not in _KNOWN}
+    return {**copyreg.dispatch_table, **own}
+
+
+def _refuse(obj: object) -> Any:
+    raise TypeError(f"{type_name(obj)} has a reducer of its own")
 
 
 def is_unknown_name(exc: Exception) -> bool:
@@ -398,11 +410,14 @@ class _Seen:
     are_known: ClassVar[bool] = False
 
 
-def has_only_known_reducers() -> bool:
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _has_only_known_reducers() -> bool:
     count = len(_reducers)
     if count != _Seen.count:
-        names = {f"{cls.__module__}.{cls.__qualname__}" for cls in list(_reducers)}
-        _Seen.are_known = names <= _KNOWN
+        _Seen.are_known = set(map(_name, list(_reducers))) <= _KNOWN
         _Seen.count = count
     return _Seen.are_known
 

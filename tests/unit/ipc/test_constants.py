@@ -21,6 +21,7 @@ from prefork._ipc.pickling import CallPickler
 from prefork._ipc.shared import Shared, is_held, share
 from prefork._ipc.wire import BESIDE, BESIDE_IN_ANNEX, Kind
 from prefork._ipc.worker_end import WorkerEnd
+from prefork._system import std_internals
 
 TRANSPORTS = [Transport(True, True), Transport(False, False)]
 DATA = bytes(range(256)) * 2048
@@ -270,6 +271,18 @@ def test_what_function_and_arguments_have_in_common_is_the_same_object():
     found, (first, second) = unpacked(func, func.pack(CallPickler(), (part, [part])))
     assert found.args[0][0] is first
     assert second[0] is first
+
+
+class Own:
+    """Something that somebody has registered a reducer for."""
+
+
+def test_what_has_a_reducer_of_its_own_goes_the_usual_way(monkeypatch):
+    monkeypatch.setitem(std_internals.reducers(), Own, lambda own: (Own, ()))
+    assert Once(functools.partial(call, [bytes(LARGE), Own()])).pack(CallPickler(), [1]) is None
+    func = Once(functools.partial(call, bytes(LARGE)))
+    assert func.pack(CallPickler(), [Own()]) is None
+    assert func.pack(CallPickler(), [1]) is not None
 
 
 def test_what_cannot_be_pickled_goes_the_usual_way():
