@@ -22,6 +22,7 @@ box* for the worker's Python stack (`stacks.py`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -204,6 +205,9 @@ class Channel:
                 flags |= WITH_FDS
                 send_fds(self._post, job, fds)
         except BlockingIOError:
+            if self._ring.is_empty():
+                reason = "the worker's socket is full: of descriptors of calls that were taken back"
+                raise OSError(errno.ENOBUFS, reason) from None
             return None
         except ConnectionError:
             pass  # the worker is dead: its ticket will be taken back
@@ -227,11 +231,11 @@ class Channel:
             with contextlib.ExitStack() as files:
                 send_beside(self._post, job, [files.enter_context(c.opened()) for c in constants])
             flags |= BESIDE
-        except BlockingIOError:
-            return None
         except ConnectionError:
             pass  # the worker is dead: its ticket will be taken back
-        except OSError:
+        except OSError as exc:
+            if self._is_full_for_now(exc):
+                return None
             flags |= BESIDE_IN_ANNEX
             payload = CallWithConstants(payload or Payload(pickled), constants)
         ticket = self.stage(job, soft_timeout, flags, pickled, payload, function_length, first)
@@ -253,10 +257,18 @@ class Channel:
             ways.reverse()
         try:
             return ways[0](job, payload)
-        except (BlockingIOError, ConnectionError):
+        except ConnectionError:
             raise
-        except OSError:  # too many descriptors are on their way; a limit of the size of files
+        except OSError as exc:  # too many descriptors are on their way; a limit of files' sizes
+            if self._is_full_for_now(exc):
+                raise
             return ways[1](job, payload)
+
+    def _is_full_for_now(self, exc: OSError) -> bool:
+        """Whether the socket was full, and the worker will make room when it goes on with what it
+        has. Else it is full of what was sent with calls that were taken back: the worker throws
+        that away when it looks for something that was sent later, but it waits for nothing."""
+        return isinstance(exc, BlockingIOError) and not self._ring.is_empty()
 
     def _send_file(self, job: int, payload: Payload) -> tuple[int, int]:
         if isinstance(payload, FilePayload):

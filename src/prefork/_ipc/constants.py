@@ -126,8 +126,8 @@ class ConstantFile:
         whole = [memoryview(key.to_bytes(_KEY, "little")), *pieces]
         self._file.size = write_pieces(self._file.fd, 0, whole)
         self._file.seal()
-        Use.files.add(id(self))
         self._owner = os.getpid()
+        Use.files.add(id(self))
 
     @property
     def place(self) -> tuple[int, int, int]:

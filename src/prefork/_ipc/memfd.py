@@ -150,7 +150,7 @@ class MemoryFile:
         return False
 
     def close(self) -> None:
-        if self.is_lost():
+        if self._fds.are_ours and self.is_lost():
             self._fds.hand_over()
         self._fds.close()
         self.fd = -1

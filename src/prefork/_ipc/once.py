@@ -21,11 +21,11 @@ from prefork._describe import function_name
 from prefork._ipc.constants import FUNCTION, Constant, ConstantFile, hold, mentioning
 from prefork._ipc.payload import FILE
 from prefork._ipc.pickling import (
-    BY_NAME,
     PROTOCOL,
     CallPickler,
     beside,
     has_connection,
+    is_named,
     is_plain,
     keeper,
     ordinary_table,
@@ -43,7 +43,7 @@ _PICKLE: Final = 0x80  # begins each pickle, and nothing of marshal's
 
 def once(func: Callable[..., Any]) -> Callable[..., Any]:
     """For several jobs of one call: this function, in a way that factories of jobs know."""
-    return func if type(func) in BY_NAME else Once(func)
+    return func if is_named(func) else Once(func)
 
 
 class Once:

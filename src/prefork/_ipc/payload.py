@@ -176,9 +176,14 @@ class _Reserve:
         self._fds: at_fork.Descriptors | None = None
 
     def fill(self) -> None:
-        if self._fds is None or not (self._fds.are_ours and self._fds.fds):
-            with contextlib.suppress(OSError), at_fork.creating():  # later, then
+        if self._is_there():
+            return
+        with contextlib.suppress(OSError), at_fork.creating():  # later, then
+            if not self._is_there():  # another thread may have been here
                 self._fds = at_fork.Descriptors(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _is_there(self) -> bool:
+        return self._fds is not None and self._fds.are_ours and bool(self._fds.fds)
 
     def give_up(self) -> None:
         if self._fds is not None:

@@ -94,8 +94,7 @@ class CallPickler:
             return None, True
         known = self._functions.get(func)
         if known is None:
-            owner = getattr(func, "__self__", None)  # of a method such as [].append
-            if not isinstance(owner, (ModuleType, type(None))):
+            if not is_named(func):
                 return None, True
             pickled, _ = pack(func, None, results=False)
             return self._look_at(func, pickled)
@@ -146,6 +145,13 @@ class CallPickler:
     def _may_lack(self, obj: object) -> bool:
         """Whether a worker may not find what this has names for."""
         return self._main is not None and self._main.may_lack(obj)
+
+
+def is_named(func: Callable[..., Any]) -> bool:
+    """Whether it may be pickled as nothing but its name: not a method such as [].append."""
+    if type(func) not in BY_NAME:
+        return False
+    return isinstance(getattr(func, "__self__", None), (ModuleType, type(None)))
 
 
 class CallUnpickler:

@@ -57,6 +57,9 @@ class Ring:
                 self._blocks[i] = FREED, end
                 return
 
+    def is_empty(self) -> bool:
+        return not self._blocks
+
     def holds(self, key: int) -> bool:
         """Whether something is allocated with this key."""
         return any(key == other for other, _ in self._blocks)

@@ -106,6 +106,11 @@ class SharedObject(Constant):
             self._pieces = super().pieces()
         return self._pieces
 
+    def have(self, pieces: list[memoryview]) -> None:
+        """They have come: they need not be looked for."""
+        if self._pieces is None and not self._is_loaded:
+            self._pieces = pieces
+
     def others(self) -> tuple[Constant, ...]:
         return self._others
 
@@ -145,7 +150,11 @@ def _opened_at(place: Place) -> Iterator[int]:
     fds = at_fork.Descriptors()
     try:
         with at_fork.creating():
-            path, flags = f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC
+            path = f"/proc/{pid}/fd/{number}"
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            # Looked at before it is opened, too: to open a device or a FIFO is not without effects.
+            if os.stat(path).st_ino != inode:
+                raise FileNotFoundError(errno.ENOENT, "another file is there now")
             try:
                 fd = fds.make(os.open, path, flags)
             except OSError as exc:
@@ -163,13 +172,16 @@ def _opened_at(place: Place) -> Iterator[int]:
 
 def is_held(key: int) -> bool:
     """Whether anybody in this process needs it."""
-    return key in Use.shared
+    return _find(key) is not None
 
 
 def arrived(key: int, pieces: list[memoryview]) -> SharedObject:
     """In a worker: it has come beside a job. Whoever this is returned to keeps it there."""
     found = _find(key)
-    return found if found is not None else _add(SharedObject(key, pieces=pieces))
+    if found is None:
+        return _add(SharedObject(key, pieces=pieces))
+    found.have(pieces)
+    return found
 
 
 # ---- the handle

@@ -16,7 +16,7 @@ from prefork._ipc.channel import MAX_TICKETS, Channel
 from prefork._ipc.constants import FUNCTION, Constant, ConstantFile, Mentions, Use, hold, mention
 from prefork._ipc.memfd import Transport
 from prefork._ipc.once import LARGE, Once, load_once, once
-from prefork._ipc.payload import FdSocket
+from prefork._ipc.payload import FILE, FdSocket, FilePayload
 from prefork._ipc.pickling import CallPickler
 from prefork._ipc.shared import Shared, is_held, share
 from prefork._ipc.wire import BESIDE, BESIDE_IN_ANNEX, Kind
@@ -112,6 +112,33 @@ def test_a_job_that_is_taken_back_takes_along_what_it_needs(pair, is_copied):
     ticket = worker.receive()
     assert [bytes(piece) for piece in worker.read_call(ticket)[3]] == [b"pickle", DATA]
     assert list(worker._borrowed) == [held(shared).key]
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_what_was_sent_with_calls_that_were_taken_back_is_in_nobodys_way(pair, large):
+    """It stays in the worker's socket until that looks for something that was sent later."""
+    pool, worker = pair
+    shared = share(bytearray(DATA))
+    payload = FilePayload(bytes(FILE), []) if large else None
+    stage(pool, 1)  # it runs, and the next ones wait behind it
+    worker.read_call(worker.receive())
+    for job in range(2, 1000):
+        if (ticket := pool.stage(job, 0.0, 0, b"", None, 0, 0, [held(shared)])) is None:
+            break
+        pool.send([ticket])
+        assert pool.reclaim(9) == [job]
+    else:
+        raise AssertionError("the socket takes no end of it")
+    assert pool.stage(job, 0.0, 0, b"", payload, 0, 0, [held(shared)]) is None  # not now
+    done(pool, worker, 1)
+    ticket = pool.stage(job, 0.0, 0, b"call", payload, 0, 0, [held(shared)])
+    assert ticket is not None
+    pool.send([ticket])
+    (pickled, *_) = worker.read_call(worker.receive())
+    assert len(pickled) == (FILE if large else len(b"call"))
+    assert list(worker._borrowed) == [held(shared).key]
+    if payload is not None:
+        payload.close()
 
 
 def release(shared: Shared) -> None:
