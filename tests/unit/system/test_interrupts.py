@@ -116,7 +116,7 @@ def test_an_interrupted_file_leaves_no_descriptor(filename):
     gc.collect()  # what other tests have left
     before = set(os.listdir("/proc/self/fd"))
     call = lambda: MemoryFile("prefork-test", BEST).close()  # noqa: E731
-    besides = ("__init__", "close", "is_lost", "hand_over", "__del__")
+    besides = ("__init__", "close", "is_lost", "are_ours", "hand_over", "__del__")
     for step in every_interrupt(call, filename, besides):
         assert set(os.listdir("/proc/self/fd")) <= before, step
 
