@@ -130,6 +130,7 @@ def test_results_of_any_json(pool):
     values = ["", "\n", "a\nb", "?", "!", "é€😀", None, True, -5, 1.5, [], {"a": [1, {"b": None}]}]
     assert pool.map(work.as_it_comes, values) == values
     assert [o.value for o in pool.each_async(work.as_it_comes, values).get(30)] == values
+    assert pool.each_async(work.as_it_comes, []).get(30) == []
 
 
 # ---- what goes wrong with a function

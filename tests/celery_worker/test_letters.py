@@ -50,6 +50,23 @@ def test_two_sides_and_a_bad_broker(here, there, seed):
     assert read == (list(range(there)), list(range(here)))
 
 
+def test_it_is_known_that_something_is_missing():
+    """Though what has come since needed no number."""
+    queue: list[bytes] = []
+    here = Link("s", lambda body: not queue.append(body))
+    there = Link("s", lambda body: True)
+    here.tell("renew", {})
+    assert there.heed(Letter.read(queue.pop()), 0.0)
+    assert not there.is_behind
+    here.send("report", {}, 0.0)
+    lost = queue.pop()
+    here.tell("renew", {})
+    assert there.heed(Letter.read(queue.pop()), 0.0)
+    assert there.is_behind
+    assert there.heed(Letter.read(lost), 0.0)
+    assert not there.is_behind
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from prefork._describe import describe
 from prefork._ipc.outcome import Outcome
 from prefork._system.log import CRITICAL, DEBUG, WARNING, Log
 from prefork._system.threads import BackgroundThread
@@ -239,8 +240,8 @@ class Agent:
                 if session.link.session == name:
                     self._heed(session, letter)
                     return
-        except ValueError as exc:
-            self._log.note(WARNING, "a letter cannot be read: %s", str(exc))
+        except Exception as exc:  # whatever it is, it must not end what serves all others
+            self._log.note(WARNING, "a letter cannot be read: %s", describe(exc))
 
     def _heed(self, session: Session, letter: Letter) -> None:
         if letter.kind == "end":

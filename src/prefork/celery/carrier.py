@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
+from prefork._describe import describe
 from prefork._system.log import DEBUG, WARNING
 from prefork._system.threads import BackgroundThread
 from prefork.celery.letters import NODE_QUEUE, Letter, Link, written
@@ -210,9 +211,11 @@ class CeleryCarrier:
 
     def _lose(self, node: Node, now: float) -> None:
         assert self._engine is not None
-        # Did it say that it had begun something when we had no connection? Then we may not have
-        # been told: whatever it has may have run.
-        is_uncertain = self._connected is not None and node.heard < self._connected
+        # Did it say that it had begun something, and that has not come, as when we had no
+        # connection? Then whatever it has may have run.
+        is_uncertain = node.link.is_behind or (
+            self._connected is not None and node.heard < self._connected
+        )
         del self.nodes[node.link.session]
         silence = now - node.heard
         text = "node %s has been silent for %.1f s: it is given up"
@@ -300,8 +303,8 @@ class CeleryCarrier:
                 self._end(session, self._ended[session])
             elif letter.kind == "renew":
                 self._welcome(session, letter)
-        except ValueError as exc:
-            self._engine.log.note(WARNING, "a letter cannot be read: %s", str(exc))
+        except Exception as exc:  # whatever it is, it must not end what serves all others
+            self._engine.log.note(WARNING, "a letter cannot be read: %s", describe(exc))
 
     def _welcome(self, session: str, letter: Letter) -> None:
         assert self._engine is not None
@@ -334,6 +337,7 @@ class CeleryCarrier:
             case "gone":
                 del self.nodes[node.link.session]
                 self._go(node)
+                self._post.delete(node.box)  # one of ours may have come too late for it
 
     def _grant(self, node: Node, letter: Letter) -> None:
         asked = letter.field("time", (int, float))
@@ -359,7 +363,7 @@ class CeleryCarrier:
         """It has ended, in order: what it had not begun goes elsewhere."""
         assert self._engine is not None
         for chunk in reversed(list(node.chunks.values())):
-            if chunk.id in node.started:
+            if node.link.is_behind or chunk.id in node.started:
                 self._engine.lost(chunk, node.name, 0.0)
             else:
                 self._engine.given_back(chunk)

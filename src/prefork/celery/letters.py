@@ -91,6 +91,10 @@ class Link:
     Args:
         session: its name.
         send: sends a letter; returns whether the broker has it.
+
+    Attributes:
+        received: the number of the last one that has come.
+        is_behind: the other side has sent more than that: something is missing.
     """
 
     def __init__(self, session: str, send: Callable[[bytes], bool]) -> None:
@@ -98,6 +102,7 @@ class Link:
         self._send = send
         self._sent = 0
         self.received = 0
+        self.is_behind = False
         self._unconfirmed: deque[tuple[int, str, dict[str, Any], Sequence[str]]] = deque()
         self._again_at = float("inf")
 
@@ -114,7 +119,8 @@ class Link:
         return self._write(0, kind, head, ())
 
     def _write(self, number: int, kind: str, head: dict[str, Any], texts: Sequence[str]) -> bool:
-        fields = {"session": self.session, "number": number, "received": self.received, **head}
+        numbers = {"number": number, "sent": self._sent, "received": self.received}
+        fields = {"session": self.session, **numbers, **head}
         return self._send(written(kind, fields, texts))
 
     def heed(self, letter: Letter, now: float) -> bool:
@@ -123,18 +129,18 @@ class Link:
         Raises:
             ValueError: its numbers are none.
         """
-        number, confirmed = letter.field("number", int), letter.field("received", int)
+        number, sent = letter.field("number", int), letter.field("sent", int)
+        confirmed = letter.field("received", int)
         while self._unconfirmed and self._unconfirmed[0][0] <= confirmed:
             self._unconfirmed.popleft()
             self._again_at = now + AGAIN_SECONDS
         if not self._unconfirmed:
             self._again_at = float("inf")
-        if number == 0:
-            return True
-        if number != self.received + 1:
-            return False
-        self.received = number
-        return True
+        is_next: bool = number == self.received + 1
+        if is_next:
+            self.received = number
+        self.is_behind = sent > self.received
+        return is_next or not number
 
     def send_again(self, now: float, at_once: bool = False) -> None:
         """What was not confirmed for a while; or all that was not, if a connection is new."""

@@ -7,6 +7,7 @@ import time
 import uuid
 from typing import Any
 
+from prefork._describe import describe
 from prefork.celery.letters import Letter, Link
 from prefork.cluster.backlog import Chunk
 from prefork.cluster.carrying import Report
@@ -61,22 +62,30 @@ class Node:
         """What it says of a chunk; if that cannot be read, its items come to an error."""
         try:
             return self._report(chunk, letter)
-        except (ValueError, TypeError) as exc:
-            text = f"what node {self.name} has said of these items cannot be read: {exc}"
+        except Exception as exc:
+            text = f"what node {self.name} has said of these items cannot be read: {describe(exc)}"
             return Report([], {at: PreforkError(text) for at in range(chunk.size)}, set(), 0.0)
 
     def _report(self, chunk: Chunk, letter: Letter) -> Report:
         failures: dict[int, BaseException] = {}
         for at, text in letter.field("failures", list):
-            error = read_error(text)
-            error.add_note(f"on node {self.name}")
-            failures[int(at)] = error
+            failures[int(at)] = self._error(text)
         not_run = {int(at) for at in letter.field("not_run", list)} - failures.keys()
         seconds = float(letter.field("seconds", (int, float)))
         at_most = chunk.size - len(failures) - len(not_run)
         if any(not 0 <= at < chunk.size for at in (*failures, *not_run)):
             raise ValueError("it tells of items that there are not")
         return Report(letter.texts[:at_most], failures, not_run, seconds)
+
+    def _error(self, text: str) -> BaseException:
+        try:
+            error = read_error(text)
+        except Exception as exc:
+            return PreforkError(
+                f"the error of this item on node {self.name} cannot be read: {describe(exc)}"
+            )
+        error.add_note(f"on node {self.name}")
+        return error
 
 
 class Answers:

@@ -23,6 +23,10 @@ from prefork.errors import MaybeDecodingError, remote_traceback
 
 __all__ = ["CODECS", "Codec", "read_error", "to_json", "write_error"]
 
+MOST_ERROR: Final = 1 << 16
+"""Characters of an error's arguments, and of its traceback: brokers refuse messages that are too
+large."""
+
 _encode: Final[Callable[[Any], str]] = json.JSONEncoder(separators=(",", ":")).encode
 _quoted: Final[Callable[[str], str]] = json.encoder.encode_basestring_ascii
 
@@ -82,17 +86,23 @@ def write_error(error: BaseException, text: str | None = None) -> str:
     if text is None:
         text = "".join(traceback.format_exception(error))
     cls = type(error)
-    args: Sequence[Any] = error.args
     try:
         # An encoding error is made of two objects, of which it keeps the texts alone.
-        written = to_json(list(args))
+        args: Sequence[Any] = list(error.args)
+        notes = [str(note) for note in getattr(error, "__notes__", None) or ()]
+    except Exception:  # its own code fails
+        args, notes = [], []
+    try:
+        written = to_json(args)
     except Exception:
         written = to_json([_plain(arg) for arg in args])
+    if len(written) > MOST_ERROR:
+        written = to_json([describe(error)])
     fields = {
         "class": f"{cls.__module__}:{cls.__qualname__}",
         "what": describe(error),
-        "traceback": text,
-        "notes": [str(note) for note in getattr(error, "__notes__", ())],
+        "traceback": text[-MOST_ERROR:],
+        "notes": notes,
     }
     return f'{to_json(fields)[:-1]},"args":{written}}}'
 
@@ -122,10 +132,14 @@ def read_error(text: str) -> BaseException:
     except (KeyError, TypeError, AttributeError):
         raise ValueError("this is no error that was written") from None
     error = _make(module, qualname, args, what, remote)
-    for note in notes:
-        error.add_note(str(note))
-    if remote:
-        error.__cause__ = remote_traceback(remote)
+    try:
+        for note in notes:
+            error.add_note(str(note))
+        if remote:
+            error.__cause__ = remote_traceback(remote)
+    except Exception as exc:  # it takes no attributes, as a frozen dataclass
+        reason = f"{describe(exc)}, when it was made again. It said {what}"
+        return MaybeDecodingError(qualname, reason, remote)
     return error
 
 

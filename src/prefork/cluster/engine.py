@@ -29,6 +29,7 @@ from prefork._system.condition import Condition
 from prefork._system.locks import RLock
 from prefork._system.log import CRITICAL, Log
 from prefork._system.running_loop import asyncio_loop
+from prefork._system.uninterrupted import uninterrupted
 from prefork.cluster.backlog import Backlog, Chunk, Resolved
 from prefork.cluster.calls import CallFactory
 from prefork.cluster.carrying import Carrier, Report
@@ -265,14 +266,14 @@ class ClusterEngine:
             values = self._codec.read_all(texts)
             if len(values) == expected:
                 return values, True
-            reason: Exception = ValueError(f"{len(values)} results for {expected} items")
-        except Exception as exc:
+            reason: BaseException = ValueError(f"{len(values)} results for {expected} items")
+        except BaseException as exc:  # a result's own code may raise anything
             reason = exc
         values = []
         for text in texts[:expected]:
             try:
                 values += self._codec.read_all((text,))
-            except Exception as exc:
+            except BaseException as exc:
                 values.append(_Unreadable(exc))
         missing = PreforkError(f"what the node has said of this item cannot be read: {reason}")
         return values + [_Unreadable(missing)] * (expected - len(values)), False
@@ -343,6 +344,9 @@ class ClusterEngine:
             self._stop(lambda: Terminated("the pool object was dropped"))
 
     def _stop(self, reason: Callable[[], Exception]) -> None:
+        uninterrupted(lambda: self._stop_now(reason))
+
+    def _stop_now(self, reason: Callable[[], Exception]) -> None:
         state = self.state
         for reader in list(state.inputs):
             reader.abort(reason())

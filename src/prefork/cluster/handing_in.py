@@ -57,6 +57,9 @@ class Dispatcher:
         if (error := job.pickling_error) is not None:
             job.resolve()
             self._engine.tell_later([Resolved(job, False, error)])
+        elif not job.size:  # no items, no outcomes
+            job.resolve()
+            self._engine.tell_later([Resolved(job, True, [])])
         else:
             self._engine.backlog.add(job, time.monotonic())
 

@@ -93,7 +93,9 @@ class AllowList:
             if pattern in (name, module):
                 return
             package = pattern.removesuffix(".*")
-            if package != pattern and (module == package or module.startswith(f"{package}.")):
+            is_below = module == package or module.startswith(f"{package}.")
+            # To import a package's `__main__` is to run the program that it is.
+            if package != pattern and is_below and "__main__" not in module.split("."):
                 return
         raise NotAllowedError(
             f"{name} is not among what this node may run, which is {', '.join(self.patterns)}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -15,6 +16,35 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    value: int
+
+
+class Unkind(Exception):
+    __notes__ = 5
+
+    @property
+    def args(self):
+        raise LookupError
+
+
+def test_an_error_that_takes_no_attributes():
+    found = read_error(write_error(Frozen(3)))
+    assert isinstance(found, MaybeDecodingError)
+    assert "Frozen" in str(found)
+
+
+def test_an_error_whose_own_code_fails():
+    assert isinstance(read_error(write_error(Unkind())), Exception)
+
+
+def test_an_error_of_any_size():
+    text = write_error(ValueError("x" * 10_000_000), "y" * 10_000_000)
+    assert len(text) < 300_000
+    assert "(10000000 characters)" in str(read_error(text))
 
 
 @given(st.lists(JSON))

@@ -71,6 +71,8 @@ def test_what_is_allowed():
         "work:f.g",
         "work:f\n",
         "work: f",
+        "pkg.__main__:f",
+        "pkg.sub.__main__:f",
         "work:",
         ":f",
         "work",
