@@ -194,13 +194,15 @@ class Shared(Generic[T]):
 
     The object's memory is freed when all handles of it are gone or released, and the jobs that were
     given one are over.
+
+    Attributes:
+        nbytes: how many bytes it is, pickled (int).
     """
 
     def __init__(self, shared: SharedObject, kind: str, nbytes: int) -> None:
         self._shared: SharedObject | None = shared
         self._kind = kind
         self.nbytes = nbytes
-        """How many bytes it is, pickled (int)."""
 
     def get(self) -> T:
         """The object: the same one for all calls in this process. Its buffers, such as the data of
