@@ -270,8 +270,8 @@ def test_waiting_for_a_call_takes_few_calls(pool, monkeypatch):
     pool.apply(noop, (0,))
     jobs = 300
     calls = python_calls(lambda: [pool.apply(noop, (i,)) for i in range(jobs)])
-    # Who looks a second time, since it was woken for nothing, takes a few more.
-    assert calls <= (16 if build_info().compiled else 96) * jobs
+    # Who looks a second time, since it was woken for nothing, takes some more.
+    assert calls <= (24 if build_info().compiled else 110) * jobs
 
 
 def test_a_queued_job_is_small(pool, gate):
