@@ -18,7 +18,6 @@ from __future__ import annotations
 import platform
 import queue
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from prefork.celery.letters import CLIENT_QUEUE, Letter, Link
 from prefork.celery.post import Post
 from prefork.celery.sessions import Session, Work, sorted_out
 from prefork.cluster import runner
+from prefork.cluster.clock import lease_time
 from prefork.cluster.codecs import write_error
 from prefork.cluster.errors import NotAllowedError
 from prefork.cluster.names import AllowList
@@ -44,6 +44,8 @@ RENEW_SECONDS: Final = 1.0
 MOST_SESSIONS: Final = 256
 MOST_AT_ONCE: Final = 256
 LONGEST_LEASE: Final = 3600.0
+AWAY_SECONDS: Final = 2.5  # after so long between two looks, it was this process that stood still
+SILENT_SECONDS: Final = 5.0  # a client that was not heard of for so long is sent nothing again
 
 
 class Agent:
@@ -91,6 +93,8 @@ class Agent:
         self._free_slots = list(range(MOST_SESSIONS))
         self._turn = 0
         self._next_look = 0.0
+        self._looked = 0.0
+        self._connected: float | None = None  # since when
         self._is_leaving = False
         self._is_over = False
         self.ended = threading.Event()
@@ -137,7 +141,7 @@ class Agent:
     def _step(self) -> None:
         """Handle what there is, or wait for it."""
         is_idle = not (self._sessions or self._ending)
-        left = max(0.0, self._next_look - time.monotonic())
+        left = max(0.0, self._next_look - lease_time())
         try:
             event = self._events.get(timeout=None if is_idle else left)
             for _ in range(MOST_AT_ONCE):
@@ -145,8 +149,11 @@ class Agent:
                 event = self._events.get_nowait()
         except queue.Empty:
             pass
-        now = time.monotonic()
+        now = lease_time()
         if now >= self._next_look:
+            if self._connected is not None and now > self._looked + AWAY_SECONDS:
+                self._connected = now  # it is we who were not there: what has come is to be read
+            self._looked = now
             self._next_look = now + RENEW_SECONDS
             for session in list(self._sessions.values()):
                 self._see_to(session, now)
@@ -156,23 +163,27 @@ class Agent:
 
     def _note_connection(self, here: bool, error: Exception | None) -> None:
         if here:
-            now = time.monotonic()
+            self._connected = now = lease_time()
             for session in self._sessions.values():
                 session.link.send_again(now, at_once=True)
                 self._renew(session, now)
         else:
+            self._connected = None
             self._log.note(WARNING, "the cluster's agent has no connection: %s", str(error))
 
     # ---- sessions
 
     def _see_to(self, session: Session, now: float) -> None:
-        if now > max(session.heard, session.until) + self._patience:
+        if self._connected is None:
+            return  # whether it is there cannot be known
+        if now > max(session.heard, session.until, self._connected) + self._patience:
             text = "a client has been silent for too long: what it has here is ended"
             self._log.note(WARNING, text)
             self._end(session)
             self._post.delete(_queue_of(session.client))
             return
-        session.link.send_again(now)
+        if now < session.heard + SILENT_SECONDS:  # else it would only fill its queue
+            session.link.send_again(now)
         self._renew(session, now)
 
     def _renew(self, session: Session, now: float) -> None:
@@ -193,7 +204,10 @@ class Agent:
         box = _queue_of(client)
         if not CLIENT_QUEUE.fullmatch(box):
             raise ValueError(f"{client!r} is no client")
-        if client in self._sessions or self._is_leaving:
+        if (known := self._sessions.get(client)) is not None:
+            known.heard = lease_time()
+            return
+        if self._is_leaving:
             return
         codec = letter.field("codec", str)
         if codec not in self._codecs:
@@ -204,11 +218,11 @@ class Agent:
             self._log.note(WARNING, "there are %s clients: no more are served", MOST_SESSIONS)
             return
         link = Link(uuid.uuid4().hex, lambda body: self._post.send(box, body))
-        session = Session(client, self._free_slots.pop(), link)
+        session = Session(client, self._free_slots.pop(), link, lease_time())
         self._board.write(session.slot, session.token, 0.0)
         self._sessions[client] = session
         self._log.note(DEBUG, "a client has come")
-        self._renew(session, time.monotonic())
+        self._renew(session, lease_time())
 
     def _end(self, session: Session) -> None:
         """Have nothing left of it; its slot is free when what runs has ended."""
@@ -249,7 +263,7 @@ class Agent:
             if letter.head.get("closing"):  # one of ours may have come too late for it
                 self._post.delete(_queue_of(session.client))
             return
-        now = time.monotonic()
+        now = lease_time()
         if not session.link.heed(letter, now):
             return
         session.heard = now
@@ -333,7 +347,7 @@ class Agent:
 
     def _begin(self, session: Session, work: Work) -> None:
         session.running[work.number] = work
-        work.began = time.monotonic()
+        work.began = lease_time()
         try:
             work.handle = self._pool.each_async(
                 work.runner,
@@ -354,7 +368,7 @@ class Agent:
             self._free_slots_of_ended()
             return
         texts, failures, not_run = sorted_out(outcomes)
-        now = time.monotonic()
+        now = lease_time()
         self._say(session, work.number, texts, failures, not_run, now, now - work.began)
 
     def _refuse(
@@ -401,7 +415,7 @@ class Agent:
     def _leave(self) -> None:
         self._is_leaving = True
         self._next_look = 0.0
-        now = time.monotonic()
+        now = lease_time()
         for session in self._sessions.values():
             for work in session.waiting:
                 self._give_back(session, work, now)

@@ -45,16 +45,25 @@ class CeleryCarrier:
         lease: seconds.
         patience: seconds to wait for the first node.
         alone: seconds after which, without any node, what waits is given up.
+        outage: seconds after which, without the broker, it is, too; None: never.
     """
 
     def __init__(
-        self, app: Any, group: str, codec: str, lease: float, patience: float, alone: float
+        self,
+        app: Any,
+        group: str,
+        codec: str,
+        lease: float,
+        patience: float,
+        alone: float,
+        outage: float | None,
     ) -> None:
         self.group = group
         self._codec = codec
         self.lease = lease
         self._patience = patience
         self._alone = alone
+        self._outage = outage
         self.id = uuid.uuid4().hex
         self._events: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_awake = False  # a look at what is to be sent is among the events
@@ -66,6 +75,7 @@ class CeleryCarrier:
         self.nodes: dict[str, Node] = {}  # by session
         self._ended: dict[str, str] = {}  # sessions that are over, and the nodes' queues
         self._connected: float | None = None  # since when (monotonic)
+        self._last_connected = 0.0
         self._error: Exception | None = None  # why there is no connection
         self._had_node = threading.Event()
         self._last_node = 0.0
@@ -145,9 +155,12 @@ class CeleryCarrier:
         except BaseException as exc:  # a bug
             engine.give_up(_bug(exc))
         finally:
+            now = time.monotonic()
             for session, node in self.nodes.items():
                 end = {"session": session, "closing": True}
                 self._post.send(node.box, written("end", end))
+                if now > node.heard + SUSPECT_SECONDS:  # perhaps nobody will ever read it
+                    self._post.delete(node.box)
             self._post.stop()
 
     def _step(self) -> bool:
@@ -177,7 +190,7 @@ class CeleryCarrier:
 
     def _note_connection(self, here: bool, error: Exception | None) -> None:
         if here:
-            self._connected = now = time.monotonic()
+            self._connected = self._last_connected = now = time.monotonic()
             self._next_hello = now
             for node in self.nodes.values():
                 node.link.send_again(now, at_once=True)
@@ -195,6 +208,7 @@ class CeleryCarrier:
             self._connected = now  # it is we who were not there: what nodes have said is to be read
         self._looked = now
         self._next_hello = now + HELLO_SECONDS
+        self._look()  # if a signal has hit `wake` between its two steps
         hello = {"client": self.id, "lease": self.lease, "codec": self._codec}
         self._post.send_to_all(written("hello", hello))
         for node in list(self.nodes.values()):
@@ -236,13 +250,23 @@ class CeleryCarrier:
         self._post.send(box, written("end", {"session": session}))
 
     def _see_whether_alone(self, now: float) -> None:
+        """Give up what waits for a node, or for the broker, that has not been there for long."""
         assert self._engine is not None
+        if self._connected is not None:
+            self._last_connected = now
         if self.nodes or self._connected is None:
             self._last_node = now
-        elif self._had_node.is_set() and now > self._last_node + self._alone:
-            self._engine.give_up(
-                PoolBrokenError(f"no worker has answered for {self._alone:g} s any more")
-            )
+        if not self._had_node.is_set():
+            return  # `start` has its own patience
+        reason = ""
+        if now > self._last_node + self._alone:
+            reason = f"no worker has answered for {self._alone:g} s any more"
+        elif self._outage is not None and now > self._last_connected + self._outage:
+            reason = f"the broker {self._post.address} could not be reached for {self._outage:g} s"
+        if reason:
+            broken = PoolBrokenError(reason)
+            broken.__cause__ = self._error if self._connected is None else None
+            self._engine.give_up(broken)
 
     # ---- out
 

@@ -104,6 +104,8 @@ class ClusterPool(ClusterVerbs):
         start_timeout: how long to wait for the first node, in seconds.
         alone_timeout: if there has been no node for so many seconds, while the broker could be
             reached, the pool gives up, with `PoolBrokenError`.
+        broker_timeout: if the broker was there and could not be reached for so many seconds since,
+            the pool gives up likewise; infinity: it waits for ever.
         chunk_seconds: calls are sent several at once, as many as take so long. 0: one by one: then
             no more than one item per process is lost with a node, but short ones take longer.
         check_code: whether nodes refuse a function whose module's source is another one there.
@@ -125,6 +127,7 @@ class ClusterPool(ClusterVerbs):
         lease: float = 10.0,
         start_timeout: float = 10.0,
         alone_timeout: float = 60.0,
+        broker_timeout: float = 3600.0,
         chunk_seconds: float = CHUNK_SECONDS,
         check_code: bool = False,
     ) -> None:
@@ -138,6 +141,7 @@ class ClusterPool(ClusterVerbs):
             _finite("lease", lease),
             _finite("start_timeout", start_timeout),
             _finite("alone_timeout", alone_timeout),
+            seconds("broker_timeout", broker_timeout),
         )
         engine: Any = ClusterEngine(
             self._carrier,

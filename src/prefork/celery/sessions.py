@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections import deque
 
 from prefork._ipc.outcome import Outcome
@@ -46,15 +45,15 @@ class Work:
 class Session:
     """What this node has with one client, on one lease."""
 
-    def __init__(self, client: str, slot: int, link: Link) -> None:
+    def __init__(self, client: str, slot: int, link: Link, now: float) -> None:
         self.client = client
         self.slot = slot
         self.token = secrets.randbits(63)
         self.link = link
         self.waiting: deque[Work] = deque()
         self.running: dict[int, Work] = {}
-        self.until = 0.0  # the lease's end (monotonic)
-        self.heard = time.monotonic()
+        self.until = 0.0  # the lease's end, by `lease_time`
+        self.heard = now
         self.is_over = False
 
 

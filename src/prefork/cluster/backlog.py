@@ -25,6 +25,7 @@ from prefork.errors import DeadlineExceeded
 __all__ = ["Backlog", "Chunk", "Resolved"]
 
 MOST_BYTES: Final = 1 << 20  # of a chunk, unless a single item has more
+FEW_DEADLINES: Final = 1000  # of jobs that are over, beside as many as there are open ones
 
 
 class Resolved(NamedTuple):
@@ -93,6 +94,19 @@ class Backlog:
                 job.end_by(now + job.terms.deadline)
             if job.latest is not None:
                 heapq.heappush(self._deadlines, (job.latest, job.id, job))
+                if len(self._deadlines) > 2 * len(self.jobs) + FEW_DEADLINES:
+                    self._deadlines = [due for due in self._deadlines if due[1] in self.jobs]
+                    heapq.heapify(self._deadlines)
+
+    def withdraw(self, job: Job, error: BaseException) -> list[Resolved]:
+        """Resolve a job whose `add` was interrupted, nobody knows where."""
+        self.jobs.setdefault(job.id, job)
+        resolved = [] if job.phase == RESOLVED else self.fail(job, error)
+        self.jobs.pop(job.id, None)
+        self.waiting = sum(part.stop - part.first for part in self._again)
+        for other in self.jobs.values():
+            self.waiting += other.size - other.payload.sent
+        return resolved
 
     # ---- out
 

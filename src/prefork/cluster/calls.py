@@ -17,7 +17,7 @@ from prefork._ipc.wire import EACH, MAP, MODE, STARMAP
 from prefork._policy.chunks import fixed_chunks
 from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
-from prefork.cluster.codecs import Codec
+from prefork.cluster.codecs import Codec, to_json
 from prefork.cluster.names import code_hash, name_of
 from prefork.cluster.runner import CALL, ONE, STAR
 
@@ -185,6 +185,7 @@ class CallFactory:
 
     def _kind(self, func: Callable[..., Any], how: str, limits: Limits, seed: int | None) -> Kind:
         name = name_of(func)
+        to_json(seed)  # a number may be too large for that; so the caller hears of it
         code = code_hash(name) if self._check_code else ""
         return Kind(name, how, code, seed, limits.timeout, limits.soft_timeout)
 

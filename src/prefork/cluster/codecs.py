@@ -88,7 +88,7 @@ def write_error(error: BaseException, text: str | None = None) -> str:
     cls = type(error)
     try:
         # An encoding error is made of two objects, of which it keeps the texts alone.
-        args: Sequence[Any] = list(error.args)
+        args: Sequence[Any] = _arguments(error)
         notes = [str(note) for note in getattr(error, "__notes__", None) or ()]
     except Exception:  # its own code fails
         args, notes = [], []
@@ -105,6 +105,14 @@ def write_error(error: BaseException, text: str | None = None) -> str:
         "notes": notes,
     }
     return f'{to_json(fields)[:-1]},"args":{written}}}'
+
+
+def _arguments(error: BaseException) -> list[Any]:
+    """What its class makes it of, as far as it says so: an OSError has its file's name there."""
+    made_by = error.__reduce__()
+    if type(made_by) is tuple and made_by[0] is type(error):
+        return list(made_by[1])
+    return list(error.args)
 
 
 def _plain(value: Any) -> Any:

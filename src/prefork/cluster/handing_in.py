@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prefork._engine.state import InputReader, PoolPhase
 from prefork._policy.job import Job, ResultSink
+from prefork._system.uninterrupted import uninterrupted
 from prefork.cluster.backlog import Resolved
 from prefork.errors import Terminated
 
@@ -30,7 +31,7 @@ class Dispatcher:
         """Take a job: from now on it will be resolved exactly once."""
         with self._state.lock:
             self._state.check_running()
-            self._take(job)
+            self._admit(job)
         self._engine.wake()
 
     def submit_fed(self, job: Job) -> None:
@@ -38,7 +39,7 @@ class Dispatcher:
         with self._state.lock:
             if self._state.phase is not PoolPhase.CLOSE:
                 self._state.check_running()
-            self._take(job)
+            self._admit(job)
         self._engine.wake()
 
     def submit_when_free(self, job: Job) -> None:
@@ -51,6 +52,17 @@ class Dispatcher:
 
         engine.wait_for(engine.idle, is_free)
         self.submit(job)
+
+    def _admit(self, job: Job) -> None:
+        try:
+            self._take(job)
+        except BaseException:  # a signal handler's, such as KeyboardInterrupt
+            uninterrupted(lambda: self._give_up(job))
+            raise
+
+    def _give_up(self, job: Job) -> None:
+        error = Terminated("the submission of this job was interrupted")
+        self._engine.tell_later(self._engine.backlog.withdraw(job, error))
 
     def _take(self, job: Job) -> None:
         job.sink.job_added(job)
@@ -89,6 +101,9 @@ class Terminator:
     def cancel(self, job: Job) -> bool:
         """Have a job never run, unless something of it was sent; whether that is so."""
         self._engine.state.check_owner()
+        return uninterrupted(lambda: self._cancel(job))
+
+    def _cancel(self, job: Job) -> bool:
         with self._engine.state.lock:
             if not self._engine.backlog.is_unsent(job):
                 return False
@@ -122,6 +137,9 @@ class Terminator:
             return [job for job in self._engine.backlog.jobs.values() if is_meant(job)]
 
     def _end(self, jobs: list[Job]) -> bool:
+        return uninterrupted(lambda: self._end_now(jobs))
+
+    def _end_now(self, jobs: list[Job]) -> bool:
         resolved: list[Resolved] = []
         with self._engine.state.lock:
             for job in jobs:

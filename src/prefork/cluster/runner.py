@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import mmap
 import struct
-import time
 import traceback
 from typing import Any, Final
 
 from prefork._ipc.encoding_error import MaybeEncodingError
 from prefork._worker.seeding import Seeded
+from prefork.cluster.clock import lease_time
 from prefork.cluster.codecs import CODECS, write_error
 from prefork.cluster.errors import NotAllowedError
 from prefork.cluster.names import code_hash, find
@@ -35,15 +35,16 @@ STAR: Final = "star"  # its positional arguments
 LONGEST: Final = 1.0
 """Seconds after which no further item of a chunk is begun: the rest goes back, for others to take.
 Chunks are made to take a tenth of that, by what the items before have taken."""
-MOST_RESULT: Final = 1 << 24
-"""Bytes of one result; and of all those of a chunk, after which no further item of it is begun."""
+MOST_RESULT: Final = 7 << 20
+"""Bytes of one result; and of all that a chunk has come to, after which no further item of it is
+begun. So a letter has less than 16 MiB, which a RabbitMQ takes that is not told otherwise."""
 
 _SLOT: Final = struct.Struct("=dQ")
 
 
 class Board:
-    """Until when items of each client may be begun: seconds of `time.monotonic`, which all
-    processes of a machine share.
+    """Until when items of each client may be begun: seconds of `lease_time`, which all processes of
+    a machine share.
 
     To be made before the worker processes are forked.
     """
@@ -95,7 +96,7 @@ class Runner:
         return Runner, given
 
     def __call__(self, text: str) -> str:
-        now = time.monotonic()
+        now = lease_time()
         if board is None or not board.allows(self._slot, self._token, now):
             return NOT_RUN
         if self._until == 0.0:
@@ -110,7 +111,9 @@ class Runner:
             while frames is not None and frames.tb_frame.f_globals is globals():
                 frames = frames.tb_next
             shown = traceback.format_exception(type(exc), exc, frames or exc.__traceback__)
-            return FAILED + write_error(exc, "".join(shown))
+            text = write_error(exc, "".join(shown))
+            self._room -= len(text)
+            return FAILED + text
 
     def _run(self, text: str) -> str:
         if self._function is None:

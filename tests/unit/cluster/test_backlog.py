@@ -13,7 +13,7 @@ from prefork._engine.job_factory import make_job
 from prefork._ipc.wire import CALL, EACH, MAP
 from prefork._policy.job import NULL_SINK
 from prefork._policy.limits import Limits, Terms
-from prefork.cluster.backlog import MOST_BYTES, Backlog
+from prefork.cluster.backlog import FEW_DEADLINES, MOST_BYTES, Backlog
 from prefork.cluster.calls import Call, Kind
 from prefork.cluster.sizes import Sizes
 
@@ -160,6 +160,33 @@ def test_a_job_that_is_ended_is_not_sent(backlog):
     assert backlog.take(1) is None
     assert list(backlog.jobs.values()) == [other]
     assert backlog.waiting == 0
+
+
+def test_a_job_whose_submission_was_interrupted_anywhere(backlog):
+    add(backlog, "abc")
+    first = backlog.take(1)
+    backlog.put_back(first)
+    for half in range(3):
+        job = job_of("xyz")
+        if half > 0:
+            backlog.jobs[job.id] = job
+        if half > 1:
+            backlog._fresh[0].append(job)
+        ((found, ok, error),) = backlog.withdraw(job, Terminated())
+        assert (found, ok, type(error)) == (job, False, Terminated)
+        assert backlog.waiting == 3
+    assert backlog.take(1).texts() == ["a"]
+    assert len(backlog.jobs) == 1
+
+
+def test_deadlines_of_jobs_that_are_over_are_not_kept(backlog):
+    for _ in range(3 * FEW_DEADLINES):
+        job = add(backlog, "a", mode=CALL, terms=Terms(deadline=3600.0))
+        backlog.fail(job, Terminated())
+    last = add(backlog, "a", mode=CALL, terms=Terms(deadline=7200.0))
+    assert len(backlog._deadlines) <= 2 * FEW_DEADLINES
+    backlog.run_due(3601.0)
+    assert backlog.next_due() == last.latest
 
 
 @given(st.lists(st.integers(1, 40), max_size=8), st.randoms(use_true_random=False))

@@ -37,6 +37,14 @@ def test_an_error_that_takes_no_attributes():
     assert "Frozen" in str(found)
 
 
+def test_an_error_keeps_its_file():
+    with pytest.raises(FileNotFoundError) as raised:
+        open("/there/is/none")  # noqa: SIM115
+    found = read_error(write_error(raised.value))
+    assert isinstance(found, FileNotFoundError)
+    assert (found.filename, str(found)) == ("/there/is/none", str(raised.value))
+
+
 def test_an_error_whose_own_code_fails():
     assert isinstance(read_error(write_error(Unkind())), Exception)
 

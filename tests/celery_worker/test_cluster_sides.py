@@ -1,0 +1,272 @@
+"""The client's side and a node's, each alone, with a post that keeps letters in lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import cluster_work as work
+import pytest
+
+import prefork.celery.agent
+import prefork.celery.carrier
+from helpers import eventually
+from prefork import MaybeDecodingError, PoolBrokenError
+from prefork.celery import ClusterPool
+from prefork.celery.agent import SILENT_SECONDS, Agent
+from prefork.celery.letters import AGAIN_SECONDS, Letter, written
+from prefork.cluster.clock import lease_time
+from prefork.cluster.codecs import write_error
+from prefork.cluster.errors import NodeLostError
+from prefork.cluster.names import AllowList
+from prefork.cluster.runner import Board
+
+DEADLINE = 30.0
+LEASE = 1.0
+
+
+class Post:
+    """Has letters in lists; what a test sends comes from `receive`."""
+
+    address = "fake://"
+    made: list[Post]
+
+    def __init__(self, app, name, group, member, receive, on_connection) -> None:
+        self.name, self.receive, self.on_connection = name, receive, on_connection
+        self.sent: list[tuple[str, Letter]] = []
+        self.deleted: list[str] = []
+        self.made.append(self)
+
+    def start(self) -> None:
+        self.on_connection(True, None)
+        for node in Node.at_start:
+            node.comes(self)
+
+    def send(self, box: str, body: bytes) -> bool:
+        self.sent.append((box, Letter.read(body)))
+        return True
+
+    def send_to_all(self, body: bytes) -> bool:
+        return True
+
+    def delete(self, box: str) -> None:
+        self.deleted.append(box)
+
+    def stop(self) -> None:
+        pass
+
+    def join(self, timeout: float | None = None) -> bool:
+        return True
+
+
+class Node:
+    """What a client hears of one."""
+
+    at_start: list[Node]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.session, self.box = uuid.uuid4().hex, f"prefork.node.{uuid.uuid4().hex}"
+        self.number = 0
+
+    def comes(self, post: Post) -> None:
+        self.post = post
+        self.renew()
+
+    def write(self, kind: str, head: dict[str, Any], texts=(), number: int = 0) -> None:
+        numbers = {"number": number, "sent": self.number, "received": 10**9}
+        fields = {"session": self.session, **numbers, **head}
+        self.post.receive(written(kind, fields, texts))
+
+    def renew(self) -> None:
+        head = {"time": 0.0, "node": self.name, "box": self.box, "processes": 1, "python": "3"}
+        self.write("renew", {**head, "leaving": False})
+
+    def report(self, lost: bool = False, texts=(), **head: Any) -> None:
+        self.number += 1
+        fields = {"started": [], "failures": [], "not_run": [], "seconds": 0.1, **head}
+        if not lost:
+            self.write("report", fields, texts, self.number)
+
+    def chunk(self) -> Letter:
+        """The first that it was sent."""
+
+        def found() -> list[Letter]:
+            return [letter for box, letter in list(self.post.sent) if box == self.box]
+
+        return next(
+            letter
+            for letter in eventually(
+                lambda: [each for each in found() if each.kind == "chunk"], "a chunk has come"
+            )
+        )
+
+
+@pytest.fixture(autouse=True)
+def posts(monkeypatch) -> list[Post]:
+    Post.made, Node.at_start = [], []
+    monkeypatch.setattr(prefork.celery.carrier, "Post", Post)
+    monkeypatch.setattr(prefork.celery.agent, "Post", Post)
+    return Post.made
+
+
+class App:
+    class conf:
+        task_default_queue = "celery"
+
+
+@pytest.fixture
+def node() -> Node:
+    Node.at_start.append(Node("n1"))
+    return Node.at_start[0]
+
+
+@pytest.fixture
+def pool(node) -> Iterator[ClusterPool]:
+    pool = ClusterPool(App, lease=LEASE, broker_timeout=LEASE)
+    yield pool
+    pool.terminate()
+
+
+# ---- the client's side
+
+
+@pytest.mark.parametrize("ends", ["silent", "gone"])
+def test_what_a_node_may_have_begun_is_not_run_again(pool, node, ends):
+    """Though the word for that was lost, and other words have come since."""
+    result = pool.apply_async(work.double, (1,))
+    number = node.chunk().head["chunk"]
+    node.report(lost=True, started=[number])
+    node.renew()
+    other = Node("n2")
+    other.comes(node.post)
+    if ends == "gone":
+        node.write("gone", {})
+    until = time.monotonic() + DEADLINE
+    while not result.ready() and time.monotonic() < until:
+        other.renew()
+        result.wait(0.2)
+    with pytest.raises(NodeLostError, match="n1"):
+        result.get(0.0)
+    assert not [box for box, letter in node.post.sent if letter.kind == "chunk" and box != node.box]
+
+
+def test_letters_that_are_none_end_nothing(pool, node):
+    for body in (b"[" * 100_000, b"x", b'{"version": 1}'):
+        node.post.receive(body)
+    node.report(started=[[]])
+    result = pool.apply_async(work.double, (1,))
+    node.report(chunk=node.chunk().head["chunk"], texts=["2"])
+    assert result.get(DEADLINE) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    value: int
+
+
+def test_an_error_that_cannot_be_read_is_its_items_own(pool, node):
+    result = pool.apply_async(work.double, (1,))
+    failures = [(0, write_error(Frozen(1)))]
+    node.report(chunk=node.chunk().head["chunk"], failures=failures)
+    with pytest.raises(MaybeDecodingError):
+        result.get(DEADLINE)
+    assert pool.each_async(work.double, []).get(DEADLINE) == []
+
+
+def test_a_broker_that_does_not_come_back(pool, node):
+    result = pool.apply_async(work.double, (1,))
+    node.chunk()
+    node.post.on_connection(False, OSError("refused"))
+    with pytest.raises(PoolBrokenError, match="could not be reached for 1 s"):
+        result.get(DEADLINE)
+
+
+# ---- a node's side
+
+
+class Pool:
+    processes = 1
+
+    def each_async(self, func, items, done, failed, **limits) -> None:
+        raise NotImplementedError
+
+
+class Client:
+    """What a node hears of one."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.id = uuid.uuid4().hex
+        self.box = f"prefork.client.{self.id}"
+
+    def hello(self) -> None:
+        hello = {"version": 1, "kind": "hello", "client": self.id, "lease": 1.0, "codec": "json"}
+        self.agent._read(json.dumps(hello).encode())
+
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def agent() -> Agent:
+    codecs = frozenset({"json"})
+    board = Board(256)
+    agent = Agent(App, "g", "n1", AllowList(["work"]), codecs, Pool(), board, PATIENCE)  # type: ignore[arg-type]
+    agent._note_connection(True, None)
+    return agent
+
+
+@pytest.fixture
+def client(agent) -> Client:
+    client = Client(agent)
+    client.hello()
+    return client
+
+
+def look(agent: Agent, client: Client, after: float) -> bool:
+    """So many seconds from now on; whether the client is still known."""
+    agent._see_to(agent._sessions[client.id], lease_time() + after)
+    return client.id in agent._sessions
+
+
+def test_a_client_that_is_silent_for_long_is_forgotten(agent, client, posts):
+    assert look(agent, client, PATIENCE - 1.0)
+    assert not look(agent, client, PATIENCE + 1.0)
+    assert posts[0].deleted == [client.box]
+
+
+def test_a_client_that_still_says_hello_is_not(agent, client, posts):
+    agent._sessions[client.id].heard -= 2 * PATIENCE
+    agent._connected -= 2 * PATIENCE
+    client.hello()
+    assert look(agent, client, 1.0)
+    assert posts[0].deleted == []
+
+
+def test_without_a_connection_nobody_is_forgotten(agent, client):
+    agent._note_connection(False, OSError())
+    assert look(agent, client, 100 * PATIENCE)
+    agent._note_connection(True, None)
+    assert look(agent, client, PATIENCE - 1.0)
+
+
+def test_what_a_silent_client_has_not_confirmed_is_not_sent_again_and_again(agent, client, posts):
+    link = agent._sessions[client.id].link
+    link.send("report", {"started": [1]}, lease_time())
+
+    def reports() -> int:
+        return sum(letter.kind == "report" for _, letter in posts[0].sent)
+
+    assert look(agent, client, AGAIN_SECONDS + 0.1)
+    assert reports() == 2
+    assert look(agent, client, SILENT_SECONDS + AGAIN_SECONDS + 1.0)
+    assert reports() == 2
+
+
+def test_a_lease_goes_on_while_the_machine_sleeps():
+    assert abs(lease_time() - time.clock_gettime(time.CLOCK_BOOTTIME)) < DEADLINE
