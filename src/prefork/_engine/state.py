@@ -39,6 +39,8 @@ __all__ = [
     "OpenJobs",
     "PoolPhase",
     "PoolState",
+    "in_child",
+    "takes_no_jobs",
 ]
 
 MAX_OPEN_FILES: Final = 128
@@ -181,6 +183,22 @@ class PoolPhase(enum.Enum):
     ENDED = "ended"  # no workers
 
 
+def in_child() -> RuntimeError:
+    """What is raised in a forked child."""
+    return RuntimeError(
+        "this pool belongs to the process that made it; make another one in the forked child"
+    )
+
+
+def takes_no_jobs(phase: PoolPhase, broken: PoolBrokenError | None) -> Exception:
+    """What is raised by who hands in a job to a pool that takes none."""
+    if broken is None:
+        return ValueError(f"the pool is {phase.value}: it takes no more jobs")
+    error = PoolBrokenError(*broken.args)
+    error.__cause__ = broken.__cause__
+    return error
+
+
 class InputReader(Protocol):
     """Somebody who reads an input and submits jobs."""
 
@@ -286,10 +304,7 @@ class PoolState:
     def check_owner(self) -> None:
         """Raise RuntimeError in a forked child."""
         if self.is_forked:
-            raise RuntimeError(
-                "this pool belongs to the process that made it; make another one in the "
-                "forked child"
-            )
+            raise in_child()
 
     def check_running(self) -> None:
         """Raise unless new jobs are taken: ValueError, PoolBrokenError or RuntimeError."""
@@ -298,11 +313,7 @@ class PoolState:
         if self.phase is PoolPhase.RUN and self.broken is None:
             return
         self.check_owner()
-        if self.broken is not None:
-            error = PoolBrokenError(*self.broken.args)
-            error.__cause__ = self.broken.__cause__
-            raise error
-        raise ValueError(f"the pool is {self.phase.value}: it takes no more jobs")
+        raise takes_no_jobs(self.phase, self.broken)
 
     def is_done(self) -> bool:
         """Whether the pool is closed and has nothing left to do."""

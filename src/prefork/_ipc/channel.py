@@ -57,6 +57,7 @@ from prefork._ipc.wire import (
     BLACK_BOX,
     BOARD,
     CALLS,
+    DISCARD,
     FILE_SENT,
     FORGET,
     HEEDED,
@@ -115,6 +116,7 @@ class Channel:
         self._annexed: set[int] = set()  # jobs whose calls are in the annex
         self._annex_end = 0  # of the part that is in use
         self._lending = Lending()
+        self._has_stale = False  # something was sent with calls that were taken back
         self._is_leaving = False
         self.eof = False
 
@@ -317,7 +319,10 @@ class Channel:
                 if ticket[-1] & FORGET:
                     self._lending.taken_back(ticket[0])
                     is_untold = True
+                elif ticket[-1] & DISCARD:
+                    self._has_stale = True
                 else:
+                    self._has_stale |= bool(ticket[-1] & (LARGE | WITH_FDS | BESIDE))
                     tickets.append(ticket)
         if is_untold:
             self.forget_released()
@@ -335,6 +340,16 @@ class Channel:
         self._annexed.discard(job)
         if self._lending.by_job:
             self._lending.end(job)
+        if self._has_stale and self._ring.is_empty():
+            self._discard_stale()
+
+    def _discard_stale(self) -> None:
+        """The worker has nothing to do: have it throw away what was sent with calls that were taken
+        back. It would do so when it looks for something that was sent later; until then that is
+        kept in memory."""
+        if not self._is_leaving and self._inbox >= 0:
+            number = self._post.sent
+            self._has_stale = not self.send([TICKET.pack(number, 0.0, 0, 0, 0, 0, DISCARD)])
 
     def forget_released(self) -> bool:
         """Tell the worker to forget what nobody here holds any more. Whether there is some of which

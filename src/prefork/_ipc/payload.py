@@ -211,6 +211,8 @@ class FdSocket:
         self._fd = fd
         self._blocking = blocking
         self._socket: socket.socket | None = None
+        self.sent = 0  # messages, so far
+        self._taken = 0
 
     def fileno(self) -> int:
         return self._fd
@@ -239,6 +241,7 @@ class FdSocket:
             header = _HEADER.pack(job, what, len(part))
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", part))
             self.socket().sendmsg([header], [rights])
+            self.sent += 1
 
     def receive(self, job: int, what: int) -> list[int]:
         """The next descriptors of this job and kind. Whatever else has come is thrown away: those
@@ -278,7 +281,14 @@ class FdSocket:
             data, fds, is_whole = self._look()
         # Without room for descriptors: the kernel drops those that are in the message.
         self.socket().recv(_HEADER.size)
+        self._taken += 1
         return data, fds, is_whole
+
+    def discard(self, number: int) -> None:
+        """Throw away what has come, up to the message of this number; without waiting for it."""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while self._taken < number and self.socket().recv(_HEADER.size, socket.MSG_DONTWAIT):
+                self._taken += 1
 
     def _look(self) -> tuple[bytes, list[int], bool]:
         # Not `socket.recv_fds`, which takes no flags.

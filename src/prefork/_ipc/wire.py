@@ -42,6 +42,9 @@ BESIDE: Final = 2048  # constants come with it, in files of their own
 BESIDE_IN_ANNEX: Final = 4096  # the same, but they lie in the annex, behind the call
 SEEDED: Final = 8192  # the arguments are a triple: of themselves, a seed, and a position
 FORGET: Final = 1 << 14  # no task: forget the constant whose key is in the place of the job
+DISCARD: Final = 1 << 15
+"""No task: throw away what has come through the socket for descriptors, up to the message whose
+number, counted from the first one on, is in the place of the job."""
 TOGETHER: Final = 1024  # the outcomes of its items tell together whether it is run again
 
 # How to apply the function to the arguments: one of these is among the flags, too.

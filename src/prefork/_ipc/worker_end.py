@@ -33,6 +33,7 @@ from prefork._ipc.wire import (
     BESIDE_IN_ANNEX,
     BOARD,
     CALLS,
+    DISCARD,
     FILE_SENT,
     FORGET,
     IN_ANNEX,
@@ -123,11 +124,14 @@ class WorkerEnd:
             if self._memfd_cache:
                 self._memfd_cache.tidy()
             ticket: Ticket = TICKET.unpack(data)
-            if not ticket[-1] & (LEAVE | FORGET):
+            if not ticket[-1] & (LEAVE | FORGET | DISCARD):
                 return ticket
             if ticket[-1] & LEAVE:
                 return None
-            self._borrowed.pop(ticket[0], None)
+            if ticket[-1] & FORGET:
+                self._borrowed.pop(ticket[0], None)
+            else:
+                self._post.discard(ticket[0])
 
     def read_call(
         self, ticket: Ticket

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.roles import LazyOutput, Role, TaskHandler
-from prefork._engine.state import PoolPhase
+from prefork._engine.state import PoolPhase, takes_no_jobs
 from prefork._policy.job import RESOLVED, Job, Wakes
 from prefork._system import at_fork, event_loops
 from prefork._system.condition import Condition
@@ -311,7 +311,7 @@ class ClusterEngine:
         with self.state.lock:
             if self.state.broken is None:
                 self.state.broken = error
-        self._stop(lambda: _again(error))
+        self._stop(lambda: takes_no_jobs(self.state.phase, error))
 
     # ---- the end
 
@@ -426,13 +426,6 @@ class ClusterEngine:
 
 class _Unreadable(NamedTuple):
     error: BaseException
-
-
-def _again(error: PoolBrokenError) -> PoolBrokenError:
-    """Each job has one of its own."""
-    other = PoolBrokenError(*error.args)
-    other.__cause__ = error.__cause__
-    return other
 
 
 def _left(deadline: float | None) -> float | None:

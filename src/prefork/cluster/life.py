@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prefork._engine.state import InputReader, PoolPhase
+from prefork._engine.state import InputReader, PoolPhase, in_child, takes_no_jobs
 from prefork._system.locks import RLock
 from prefork._system.log import Log
 from prefork.errors import PoolBrokenError
@@ -29,15 +29,10 @@ class ClusterState:
 
     def check_owner(self) -> None:
         if self.is_forked:
-            raise RuntimeError(
-                "this pool belongs to the process that made it; make another one in the "
-                "forked child"
-            )
+            raise in_child()
 
     def check_running(self) -> None:
         if self.phase is PoolPhase.RUN and self.broken is None:
             return
         self.check_owner()
-        if self.broken is not None:
-            raise PoolBrokenError(*self.broken.args)
-        raise ValueError(f"the pool is {self.phase.value}: it takes no more jobs")
+        raise takes_no_jobs(self.phase, self.broken)

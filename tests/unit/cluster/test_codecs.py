@@ -24,10 +24,10 @@ class Frozen(Exception):
 
 
 class Unkind(Exception):
-    __notes__ = 5
+    __notes__ = 5  # type: ignore[assignment]
 
     @property
-    def args(self):
+    def args(self):  # type: ignore[override]
         raise LookupError
 
 

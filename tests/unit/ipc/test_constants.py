@@ -141,6 +141,30 @@ def test_what_was_sent_with_calls_that_were_taken_back_is_in_nobodys_way(pair, l
         payload.close()
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_what_was_sent_with_calls_that_were_taken_back_is_thrown_away(pair, large):
+    """As soon as the worker has nothing to do."""
+    pool, worker = pair
+    payload = FilePayload(bytes(FILE), []) if large else None
+    stage(pool, 1)
+    worker.receive()
+    for job in (2, 3):
+        pool.send([pool.stage(job, 0.0, 0, b"", payload, 0, 0, [function()])])
+        assert pool.reclaim(9) == [job]
+    done(pool, worker, 1)
+    assert pool.reclaim(9) == []  # the word for that, too
+    stage(pool, 4)
+    worker.receive()
+    done(pool, worker, 4)
+    stage(pool, 5, function())  # this stays
+    ticket = worker.receive()
+    assert worker._post._taken == (4 if large else 2)
+    assert [bytes(piece) for piece in worker.read_call(ticket)[3]] == [b"pickle", DATA]
+    assert worker._post._taken == pool._post.sent
+    if payload is not None:
+        payload.close()
+
+
 def release(shared: Shared) -> None:
     shared.release()
     gc.collect()
