@@ -64,6 +64,36 @@ def test_failures_are_told_by_kinds_with_their_stacks(make_pool):
     assert "2 &times; KeyError</strong>, in fail_on_odd" in page
 
 
+class Unkind(Exception):
+    """An error whose own code fails wherever it is asked for something."""
+
+    def __reduce__(self):
+        return Unkind, ()
+
+    def __str__(self):
+        raise LookupError
+
+    @property
+    def stack(self):
+        raise LookupError
+
+
+def raise_unkind():
+    raise Unkind
+
+
+def test_an_error_whose_own_code_fails_harms_nobody(make_pool):
+    pool = make_pool(1)
+    with pool.record() as recording:
+        for _ in range(2):
+            with pytest.raises(Unkind):
+                pool.apply(raise_unkind)
+        assert pool.apply(abs, (-3,)) == 3
+    page = recording.html()
+    assert "2 &times; test_recording.Unkind" in page
+    assert tile(page, "jobs") == "3"
+
+
 def test_runs_that_were_followed_by_another_one(make_pool):
     pool = make_pool(1)
     with pool.record() as recording:

@@ -95,13 +95,21 @@ class _Witness:
         end: float | None,
         is_final: bool,
     ) -> None:
-        stack = _stack(error)
-        text = message(error)
-        if stack:
-            text = text.removesuffix(stack.rstrip()).rstrip()
+        text, stack = _told(error)
         self._recorder.note(
             Failure(type_name(error), text, stack, what, function, pid, end, is_final)
         )
+
+
+def _told(error: BaseException) -> tuple[str, str]:
+    """Its message, and its stack if that is known; never raises, though it may be a user's class
+    with code of its own."""
+    text = message(error)
+    try:
+        stack = _stack(error)
+    except Exception:
+        return text, ""
+    return (text.removesuffix(stack.rstrip()).rstrip() if stack else text), stack
 
 
 def _stack(error: BaseException) -> str:
