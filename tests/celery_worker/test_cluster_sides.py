@@ -178,6 +178,21 @@ def test_an_error_that_cannot_be_read_is_its_items_own(pool, node):
     assert pool.each_async(work.double, []).get(DEADLINE) == []
 
 
+def test_a_bug_is_told_to_all_who_wait(pool, node, monkeypatch):
+    result = pool.apply_async(work.double, (1,))
+    number = node.chunk().head["chunk"]
+
+    def bug(*args: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(pool._engine, "_settle", bug)
+    node.report(chunk=number, texts=["2"])
+    with pytest.raises(PoolBrokenError, match="a thread of the pool has failed"):
+        result.get(DEADLINE)
+    assert pool.terminate() is None
+    assert pool.join(DEADLINE)
+
+
 def test_a_broker_that_does_not_come_back(pool, node):
     result = pool.apply_async(work.double, (1,))
     node.chunk()

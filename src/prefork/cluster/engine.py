@@ -47,10 +47,16 @@ CALLBACK_SECONDS: Final = 5.0  # that callbacks have at the interpreter's exit
 
 
 class Deliverer(Role):
-    """Makes values of what nodes have said, and tells the handles."""
+    """Makes values of what nodes have said, and tells the handles.
 
-    def __init__(self) -> None:
+    Args:
+        on_error: called with what a call has raised, a bug; those that follow are called all the
+            same, since it is they who tell of it.
+    """
+
+    def __init__(self, on_error: Callable[[BaseException], object]) -> None:
         super().__init__()
+        self._on_error = on_error
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
 
     def put(self, call: Callable[[], object]) -> None:
@@ -58,7 +64,10 @@ class Deliverer(Role):
 
     def body(self) -> None:
         while (call := self._queue.get()) is not None:
-            call()
+            try:
+                call()
+            except BaseException as exc:
+                self._on_error(exc)
 
     def stop(self) -> None:
         self._queue.put(None)
@@ -85,7 +94,7 @@ class ClusterEngine:
         self.factory = CallFactory(codec, check_code)
         self.callbacks = CallbackRunner(self._on_call, log)
         self._starting = RLock()
-        self._deliverer = Deliverer()
+        self._deliverer = Deliverer(self._crashed)
         self._own_threads: set[int] = set()  # that results need, by identifier
         self._is_over = False
         self.end = Condition()
