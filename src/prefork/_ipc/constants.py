@@ -249,7 +249,9 @@ def annexed_constant(pieces: list[memoryview]) -> tuple[int, list[memoryview]]:
 
 
 class _Here(threading.local):
-    mentioned: list[Constant] | None = None  # in what is being pickled for a job
+    # Of what is being pickled for a job; what was interrupted before its end counts no more as
+    # soon as nobody has it.
+    mentions: weakref.ref[Mentions] | None = None
 
 
 _here = _Here()
@@ -265,10 +267,10 @@ class Mentions:
 
     def __init__(self) -> None:
         self.found: list[Constant] = []
-        self._before, _here.mentioned = _here.mentioned, self.found
+        self._before, _here.mentions = _here.mentions, weakref.ref(self)
 
     def end(self) -> None:
-        _here.mentioned = self._before
+        _here.mentions = self._before
 
 
 @contextmanager
@@ -283,9 +285,9 @@ def mentioning() -> Iterator[list[Constant]]:
 
 def mention(constant: Constant) -> bool:
     """It is being pickled; whether that is for a job."""
-    if _here.mentioned is None:
+    if _here.mentions is None or (mentions := _here.mentions()) is None:
         return False
-    _here.mentioned.append(constant)
+    mentions.found.append(constant)
     return True
 
 

@@ -165,6 +165,17 @@ def test_what_was_sent_with_calls_that_were_taken_back_is_thrown_away(pair, larg
         payload.close()
 
 
+def test_what_was_interrupted_while_it_pickled_a_job_holds_nothing():
+    shared = share(DATA)
+    mentions = Mentions()
+    assert mention(held(shared))
+    assert mentions.found == [held(shared)]
+    del mentions  # without its end
+    assert not mention(held(shared))
+    release(shared)
+    assert not Use.shared
+
+
 def release(shared: Shared) -> None:
     shared.release()
     gc.collect()
