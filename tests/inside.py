@@ -55,3 +55,8 @@ def queue_of(pool: Any) -> str:
     """Where a `ClusterPool` is written to; it is to be gone with it."""
     name: str = pool._carrier._post.name
     return name
+
+
+def break_cluster(pool: Any, bug: Any, patch: Any) -> None:
+    """Puts a bug where a `ClusterPool` settles its jobs, in the thread that reads its letters."""
+    patch.setattr(pool._engine, "_settle", bug)

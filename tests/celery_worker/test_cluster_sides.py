@@ -12,6 +12,7 @@ from typing import Any
 import cluster_work as work
 import pytest
 
+import inside
 import prefork.celery.agent
 import prefork.celery.carrier
 from helpers import eventually
@@ -185,7 +186,7 @@ def test_a_bug_is_told_to_all_who_wait(pool, node, monkeypatch):
     def bug(*args: Any) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(pool._engine, "_settle", bug)
+    inside.break_cluster(pool, bug, monkeypatch)
     node.report(chunk=number, texts=["2"])
     with pytest.raises(PoolBrokenError, match="a thread of the pool has failed"):
         result.get(DEADLINE)
