@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from prefork._system import at_fork
+from prefork._system.kernel import HAS_MEMFD
 
 __all__ = [
     "BEST",
@@ -40,7 +41,7 @@ _ALL_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcnt
 class Transport(NamedTuple):
     """The parts that a system may lack; both variants work on Linux, so that both are tested."""
 
-    memfd: bool = hasattr(os, "memfd_create")
+    memfd: bool = HAS_MEMFD
     seqpacket: bool = hasattr(socket, "SOCK_SEQPACKET")
 
 

@@ -19,7 +19,8 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from prefork._system import at_fork, fork_warning, resources, signals, std_internals
-from prefork._system.launch import HAS_PIDFD, Launch
+from prefork._system.kernel import HAS_PIDFD
+from prefork._system.launch import Launch
 from prefork._system.lifeline import LifelineEnd
 from prefork._system.template import Born, Template
 from prefork._system.template_main import Order, become_template

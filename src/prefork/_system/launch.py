@@ -18,6 +18,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from prefork._system import at_fork, std_internals
+from prefork._system.kernel import HAS_PIDFD
 from prefork._system.locks import Lock
 from prefork._system.newborn import surviving_interrupts
 from prefork._system.selector import is_readable
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from prefork._system.process import Process
     from prefork._system.template import Template
 
-__all__ = ["HAS_PIDFD", "UNGUARDED", "Foreign", "Launch"]
-
-HAS_PIDFD = hasattr(os, "pidfd_open")
+__all__ = ["UNGUARDED", "Foreign", "Launch"]
 
 UNGUARDED = (
     "A worker that is not forked imports the program's file: what the program does when it is run "
@@ -38,7 +37,7 @@ UNGUARDED = (
 server, too: the standard library refuses that there."""
 
 STATUS_SECONDS = 1.0
-"""How long to wait for a fork server to tell the exit code of a child that has ended."""
+"""How long to wait for the exit code of a child that has ended, if only a pipe has told so."""
 
 STEP_SECONDS = 0.05
 
@@ -156,7 +155,11 @@ class Launch(popen_fork.Popen):
     def ask_status(self) -> None:
         """It has ended: learn how, if that takes a question that is to be waited for."""
         template = self._template
-        if template is None or self.returncode is not None or self.pidfd < 0:
+        if template is None:
+            if self.pidfd < 0:
+                self._await_status()
+            return
+        if self.returncode is not None or self.pidfd < 0:
             return
         if is_readable(self.pidfd, 0):
             status = template.status(self.pid)
@@ -165,6 +168,12 @@ class Launch(popen_fork.Popen):
                 self.returncode = status
             if self.returncode is None and template.is_lost:
                 self._adopt_orphan()
+
+    def _await_status(self) -> None:
+        """A pipe has told that it ends: a moment later it has ended."""
+        deadline = time.monotonic() + STATUS_SECONDS
+        while self.pid and self.poll() is None and time.monotonic() < deadline:
+            time.sleep(STEP_SECONDS / 50)
 
     def _adopt_orphan(self) -> None:
         """It may be ours, after all: the first process of a container adopts orphans."""
@@ -266,7 +275,9 @@ class Foreign(Launch):
             return self.returncode
 
     def ask_status(self) -> None:
-        if self.method == "forkserver" and self._popens and not self._is_closed:
+        if self.method != "forkserver":
+            super().ask_status()
+        elif self._popens and not self._is_closed:
             is_readable(self._popens[0].sentinel, STATUS_SECONDS)
             self.poll()
 

@@ -39,6 +39,7 @@ import time
 from typing import NamedTuple
 
 from prefork._system import at_fork
+from prefork._system.kernel import HAS_PIDFD
 from prefork._system.lifeline import LifelineEnd, is_shareable
 from prefork._system.locks import RLock
 from prefork._system.selector import is_readable
@@ -85,7 +86,7 @@ class Born(NamedTuple):
 
 def is_supported() -> bool:
     """Whether this system has what it takes."""
-    return CLOEXEC != 0 and hasattr(os, "pidfd_open") and is_shareable()
+    return CLOEXEC != 0 and HAS_PIDFD and is_shareable()
 
 
 class Template:

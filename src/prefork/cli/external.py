@@ -14,6 +14,7 @@ import resource
 import select
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from prefork._describe import describe_exit
+from prefork._system.kernel import HAS_PIDFD
 from prefork.cli.target import TargetError
 from prefork.cli.template import Template
 from prefork.cli.work import WorkFailed
@@ -172,11 +174,22 @@ class _Process:
     def _watch(self) -> int:
         """A descriptor that is readable when it has ended."""
         try:
-            return os.pidfd_open(self._pid)
+            return os.pidfd_open(self._pid) if HAS_PIDFD else self._watch_in_a_thread()
         except OSError:  # no descriptor is left
             self._kill(signal.SIGKILL)
             os.waitpid(self._pid, 0)
             raise
+
+    def _watch_in_a_thread(self) -> int:
+        ended, told = os.pipe2(os.O_CLOEXEC)
+
+        def watch(pid: int) -> None:
+            with contextlib.suppress(ChildProcessError):  # it has been reaped already
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            os.close(told)
+
+        threading.Thread(target=watch, args=(self._pid,), daemon=True).start()
+        return ended
 
     def wait(self) -> str:
         """Until it has ended. Returns which limit it has passed, or ""."""
