@@ -12,6 +12,7 @@ from prefork._describe import function_name, short_repr
 
 __all__ = ["check_environment", "check_function", "check_keywords", "unknown_option"]
 
+_FUNCTION: Final = FunctionType  # a name that is final is found faster
 _OPTIONS: Final = {
     "max_workers": "processes",  # concurrent.futures
     "mp_context": "context",
@@ -48,7 +49,7 @@ def check_function(func: object) -> None:
         TypeError: it cannot be called; most often, since it was called already. Or what it returns
             is to be awaited.
     """
-    if type(func) is FunctionType:  # as most are
+    if type(func) is _FUNCTION:  # as most are
         flags = func.__code__.co_flags
     elif type(func) is BuiltinFunctionType:
         return

@@ -95,7 +95,7 @@ class Collector:
                 self._outboxes.discard(worker.channel)
                 self._state.wake_supervisor()
             return False
-        count, seconds = 0, 0.0
+        sent, count, seconds = worker.sent, 0, 0.0
         if worker.phase is Phase.EXITED:
             self._state.wake_supervisor()  # which waits for what something that it forked reports
         worker.is_being_read = True
@@ -104,7 +104,8 @@ class Collector:
                 if Kind.DONE <= kind <= Kind.OUTCOMES:
                     count += 1
                     seconds += duration
-                    if (job := worker.sent.pop(job_id, None)) is not None:
+                    if (job := sent.get(job_id)) is not None:
+                        del sent[job_id]
                         job.note_run(worker.pid, started, duration)
                         self._open_jobs.note_run(job, started, duration)
                         self._finish(worker, job, kind, payload)

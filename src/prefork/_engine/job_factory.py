@@ -31,7 +31,10 @@ Capture = Callable[[], Any]
 """What of the caller's context goes along with a call; None: nothing."""
 
 _TRACING: Final = "opentelemetry.context"
+# Names that are final are found faster.
 _modules: Final = sys.modules
+_shared: Final = Use.shared
+_ONCE: Final = Once
 
 
 class JobFactory:
@@ -190,9 +193,9 @@ class JobFactory:
         payload: Payload | None = None
         constants: Any = None
         packed: tuple[bytes, list[memoryview]] | None = None
-        mentions = Mentions() if Use.shared else None
+        mentions = Mentions() if _shared else None
         try:
-            if func.__class__ is Once:
+            if type(func) is _ONCE:
                 more = () if seed is None else (seed, position)
                 packed = func.pack(self._calls, arguments, *more)
                 constants = func.constants
@@ -203,7 +206,7 @@ class JobFactory:
                     mode |= SEEDED
             else:
                 constants = None
-                if func.__class__ is Once:
+                if type(func) is _ONCE:
                     func = func.func
                 if seed is not None:
                     func = Seeded(func, seed, position)

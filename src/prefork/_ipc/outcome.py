@@ -139,6 +139,8 @@ def decode(kind: int, payload: Any) -> tuple[bool, Any]:
     Args:
         payload: bytes, a `Large` or a `Whole`; or why it could not be had.
     """
+    if type(payload) is bytes:  # as most are
+        return _decode(kind, payload)
     if isinstance(payload, BaseException):
         return False, payload
     if type(payload) is Whole:

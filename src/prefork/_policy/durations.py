@@ -1,19 +1,17 @@
-"""How long things took, counted in buckets: a job costs a comparison and two additions."""
+"""How long things took, counted in buckets: a job costs two comparisons and two additions."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Final
 
 __all__ = ["BOUNDS", "Durations"]
 
-BOUNDS: Final = (
+BOUNDS: Final[tuple[float, ...]] = (
     0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3,
     1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0,
 )  # fmt: skip
 """Seconds. Each is about three times the one before."""
 
-_LEAST: Final = 0.0001  # the first bound
 _MOST: Final = 1e9
 """Seconds, about thirty years. What took longer, or less than none, is of a worker's channel that
 a task has written into."""
@@ -25,22 +23,38 @@ class Durations:
         seconds: all of them together.
     """
 
-    __slots__ = ("_longer", "_shortest", "seconds")
+    __slots__ = ("_bucket", "_counts", "_more_than", "_recent", "_up_to", "seconds")
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._shortest = 0  # the first bucket, apart: most are there where it matters
-        self._longer = [0] * (len(BOUNDS) + 1)
+        self._counts = [0] * (len(BOUNDS) + 1)
+        # The bucket of the latest one, apart: the next one mostly belongs there, too.
+        self._bucket = 0
+        self._recent = 0  # how many are not in `_counts` yet
+        self._more_than = -_MOST
+        self._up_to = BOUNDS[0]
 
     def add(self, seconds: float) -> None:
-        if seconds <= _LEAST:
-            self._shortest += 1
-            if seconds > 0.0:
-                self.seconds += seconds
-        elif seconds < _MOST:
+        if not self._more_than < seconds <= self._up_to:
+            if not -_MOST < seconds < _MOST:
+                return
+            self._turn_to(seconds)
+        self._recent += 1
+        if seconds > 0.0:
             self.seconds += seconds
-            self._longer[bisect_left(BOUNDS, seconds)] += 1
+
+    def _turn_to(self, seconds: float) -> None:
+        self._counts[self._bucket] += self._recent
+        self._recent = 0
+        bucket = 0
+        while bucket < len(BOUNDS) and seconds > BOUNDS[bucket]:
+            bucket += 1
+        self._bucket = bucket
+        self._more_than = BOUNDS[bucket - 1] if bucket else -_MOST
+        self._up_to = BOUNDS[bucket] if bucket < len(BOUNDS) else _MOST
 
     def counts(self) -> tuple[int, ...]:
         """For each bucket, and for what took longer than all bounds."""
-        return (self._shortest, *self._longer[1:])
+        counts = list(self._counts)
+        counts[self._bucket] += self._recent
+        return tuple(counts)

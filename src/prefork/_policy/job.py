@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from prefork._compiler import mypyc_attr
 from prefork._ipc.wire import ACCEPT, CALL, LIMITED
@@ -70,6 +70,8 @@ class _NullSink:
 NULL_SINK: Final = _NullSink()
 """The sink of a job that is resolved."""
 
+_next_id: Final = itertools.count(1).__next__
+
 # A job's life.
 #
 #     QUEUED ─► SENT ─► RESOLVED
@@ -128,8 +130,6 @@ class Job:
         "timeout",
     )
 
-    _ids: ClassVar[itertools.count[int]] = itertools.count(1)
-
     def __init__(
         self,
         sink: ResultSink,
@@ -139,7 +139,7 @@ class Job:
         size: int = 1,
         index: int = 0,
     ) -> None:
-        self.id = next(Job._ids)
+        self.id = _next_id()
         self.sink = sink
         self.function = function  # its name, for messages
         self.timeout, self.soft_timeout, self.lost_timeout, _ = limits
