@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from helpers import METHODS, eventually
+from helpers import DEADLINE, METHODS, eventually
 
 
 @pytest.fixture
@@ -69,6 +71,19 @@ def test_functions_of_the_main_module(run, method):
     code, out, err = run(FUNCTIONS, method).finish()
     assert err == ""
     assert (code, out) == (0, "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_functions_of_a_program_from_standard_input(method):
+    ended = subprocess.run(
+        [sys.executable, "-", method],
+        input=FUNCTIONS,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 LATE = """

@@ -253,7 +253,10 @@ class Foreign(Launch):
 
     def launch(self) -> None:
         try:
-            with surviving_interrupts(self._method, self._server):
+            with (
+                surviving_interrupts(self._method, self._server),
+                std_internals.without_false_file(),
+            ):
                 # All in C: nothing comes between the start and its being known.
                 self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
         except (ConnectionError, EOFError) as exc:

@@ -45,6 +45,7 @@ __all__ = [
     "server_pid",
     "sharing_tracker",
     "wait_for_threads",
+    "without_false_file",
 ]
 
 
@@ -227,12 +228,43 @@ def disown(server: Any) -> None:
         setattr(server, f"_forkserver_{name}", None)
 
 
+_hiding = RLock()
+_hidden: list[str] = []  # while it is
+
+
 def _after_in_child() -> None:
+    global _hiding  # noqa: PLW0603
+    _hiding = RLock()
     if (module := sys.modules.get("multiprocessing.forkserver")) is not None:
         disown(module._forkserver)
 
 
 os.register_at_fork(after_in_child=_after_in_child)
+
+
+@contextmanager
+def without_false_file() -> Iterator[None]:
+    """Inside of this a program that came from standard input has no `__file__`, as one of
+    `python -c` has none. Its children would look for a file of that name, "<stdin>", and end."""
+    main: Any = sys.modules.get("__main__")
+    if not (_hidden or _has_false_file(main)):
+        yield
+        return
+    with _hiding:
+        if not _has_false_file(main):
+            yield
+            return
+        _hidden.append(main.__file__)
+        del main.__file__
+        try:
+            yield
+        finally:
+            main.__file__ = _hidden.pop()
+
+
+def _has_false_file(main: Any) -> bool:
+    name = getattr(main, "__file__", None)
+    return isinstance(name, str) and name.startswith("<")
 
 
 @contextmanager
