@@ -65,8 +65,13 @@ DIFFER = [
 LAZY = "3.15"
 """The first version that can have all imports be lazy."""
 
-LAZY_TESTS = ["WithProcessesTestPool", "WithProcessesTestPoolWorkerErrors", "TestInitializers"]
-"""Of CPython's own tests of pools, which are run so; pytest cannot be imported lazily."""
+LAZY_TESTS = [
+    "runner.py forkserver WithProcessesTestPool",
+    "runner.py forkserver WithProcessesTestPoolWorkerErrors",
+    "runner.py forkserver TestInitializers",
+    "futures_runner.py forkserver ProcessPoolShutdown",
+]
+"""Of CPython's own tests, which are run so; pytest cannot be imported lazily."""
 
 NEEDS_COMPILED = "tests/integration/test_benchmarks.py::test_a_run_makes_samples_and_tables"
 
@@ -279,8 +284,8 @@ def commands(version: str, jobs: int, share: str, chosen: list[str]) -> list[str
 
     if chosen:
         return [pytest(*chosen)]
-    lazily = start.format("PYTHON_LAZY_IMPORTS=all ") + "tests/standard/runner.py forkserver "
-    lazy = [lazily + name for name in LAZY_TESTS if version == LAZY]
+    lazily = start.format("PYTHON_LAZY_IMPORTS=all ")
+    lazy = [f"{lazily}tests/standard/{test}" for test in LAZY_TESTS if version == LAZY]
     if share == "short":
         differ = [f"tests/integration/test_{name}.py" for name in DIFFER]
         return [
