@@ -4,16 +4,21 @@
 
 A version is looked for on PATH and among pyenv's. What is not here comes from Debian's unstable
 distribution, which is installed into a directory of its own and entered with chroot (as root; it
-takes some minutes, once). Whatever cannot be had is left out, and the last lines say why.
+takes some minutes, once). Whatever cannot be had is left out, and the last lines say why: that the
+network is away fails no run; a test that fails does.
 
 How much a version runs is its share, one of `SHARES`: nearly all for the newest, the whole of the
 default start method for the one before, which is the first whose default is another; less for the
-others. What is left out everywhere, and why, is `LEFT_OUT`. The last lines say both.
+others. CI has all of them run the short one. What is left out everywhere, and why, is `LEFT_OUT`.
+The last lines say both.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import glob
 import os
 import re
 import shlex
@@ -23,6 +28,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,22 +39,45 @@ DEFAULT_METHODS = {"3.15": "forkserver", "3.14": "forkserver"}  # before: fork
 SHARES = {
     "full": "with all start methods",
     "default": "with the default start method",
-    "short": "unit tests, CPython's, and those that guard a promise; the default start method",
+    "short": "unit tests, CPython's, those that guard a promise or may go another way there; with "
+    "the default start method",
 }
 SHARE_OF = {"3.15": "full", "3.14": "default"}  # the others: short
+
+DIFFER = [
+    "asyncio",  # event loops
+    "by_value",  # pickle's errors, cloudpickle
+    "drop_in",  # what programs take from multiprocessing
+    "executor",  # and from concurrent.futures
+    "fork_warning",
+    "forks",
+    "lock_and_user_code",  # signals
+    "orderly_end",  # the interpreter's end
+    "scripts",  # `__main__`, threads at the end
+    "shared",  # pickle
+    "starts",
+    "stuck",  # stacks
+    "templates",
+    "time_limits",
+]
+"""The tests of integration that touch what differs from version to version; in each share."""
 
 LAZY = "3.15"
 """The first version that can have all imports be lazy."""
 
-LAZY_TESTS = ["WithProcessesTestPool", "WithProcessesTestPoolWorkerErrors", "TestInitializers"]
-"""Of CPython's own tests of pools, which are run so; pytest cannot be imported lazily."""
+LAZY_TESTS = [
+    "runner.py forkserver WithProcessesTestPool",
+    "runner.py forkserver WithProcessesTestPoolWorkerErrors",
+    "runner.py forkserver TestInitializers",
+    "futures_runner.py forkserver ProcessPoolShutdown",
+]
+"""Of CPython's own tests, which are run so; pytest cannot be imported lazily."""
 
 NEEDS_COMPILED = "tests/integration/test_benchmarks.py::test_a_run_makes_samples_and_tables"
 
 LEFT_OUT = {
-    "the tests of celery workers, of joblib and of types": "they need packages that are not yet to "
-    "be had for new versions",
-    "those that need anyio, fastapi, hatchling or uvloop": "likewise",
+    "the tests of celery workers and of joblib": "they take servers, large packages and long",
+    "the tests of types": "checkers read the source, and run nothing of it",
     "those that are marked as serial": "they need the machine to themselves",
     NEEDS_COMPILED: "what is compiled is another version's",
 }
@@ -57,6 +86,9 @@ LEFT_OUT = {
 STUCK_MINUTES = 60.0
 """A run of tests that takes longer is ended: each test has a deadline, so this is not one's. (On a
 busy machine, the newest version's takes half an hour and more.)"""
+
+DEBIAN_MINUTES = 6.0
+"""The same for what is fetched from Debian's mirrors: it takes two."""
 
 HERE = Path(__file__).resolve().parent.parent
 # (A root that is there already, as debootstrap makes one, can be put into it: see `ROOT`.)
@@ -85,7 +117,8 @@ class LeftOut(Exception):
 def find(version: str) -> str | None:
     """One that is here, and can make a virtual environment."""
     found = [shutil.which(f"python{version}")]
-    found += sorted(map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")))
+    pyenv = os.environ.get("PYENV_ROOT") or f"{Path.home()}/.pyenv"
+    found += sorted(glob.glob(f"{pyenv}/versions/{version}.*/bin/python"))
     for python in filter(None, found):
         done = subprocess.run(
             [python, "-c", "import ensurepip, sys, venv; print(*sys.version_info[:2], sep='.')"],
@@ -130,19 +163,21 @@ def run(program: list[str], minutes: float = STUCK_MINUTES) -> Outcome:
     return Outcome(process.wait(), list(failed), unsteady or [])
 
 
-def run_here(command: str) -> Outcome:
-    return run(["bash", "-euc", command])
+def run_here(command: str, minutes: float = STUCK_MINUTES) -> Outcome:
+    return run(["bash", "-euc", command], minutes)
 
 
-def run_mounting(command: str) -> Outcome:
+def run_mounting(command: str, minutes: float = STUCK_MINUTES) -> Outcome:
     """What it mounts is there for its own processes only, and goes with the last of them."""
-    return run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", command])
+    bash = ["bash", "-euc", command]
+    return run(["unshare", "--mount", "--propagation", "private", *bash], minutes)
 
 
-def run_in_debian(command: str) -> Outcome:
+def run_in_debian(command: str, minutes: float = STUCK_MINUTES) -> Outcome:
     root, here = shlex.quote(str(ROOT)), shlex.quote(str(HERE))
     entered = shlex.quote(f"cd {here}; {command}")
-    return run_mounting(f"""
+    return run_mounting(
+        f"""
         mount --rbind /proc {root}/proc
         mount --rbind /dev {root}/dev
         mount -t tmpfs tmpfs {root}/dev/shm
@@ -151,7 +186,9 @@ def run_in_debian(command: str) -> Outcome:
         mount --bind {here} {root}{here}
         exec chroot {root} env -u TMPDIR HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
             bash -euc {entered}
-    """)
+    """,
+        minutes,
+    )
 
 
 def may_mount() -> bool:
@@ -165,38 +202,65 @@ def need(outcome: Outcome, what: str) -> None:
         raise LeftOut(what)
 
 
-def install_from_debian(version: str) -> None:
+@contextlib.contextmanager
+def having_the_cache() -> Iterator[None]:
+    """Nobody else is installing there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def check_that_debian_may_be_entered(version: str) -> None:
     if version not in FROM_DEBIAN:
         raise LeftOut("it is not here, and Debian's unstable distribution has it no more")
     if not (shutil.which("apt-get") and may_mount()):
         raise LeftOut(
             "it is not here; to install it from Debian takes apt-get, and root who may mount"
         )
-    quiet = "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends"
+
+
+def install_from_debian(version: str) -> None:
+    """Have it in `ROOT`.
+
+    Raises:
+        LeftOut: it cannot be had.
+    """
     if not ROOT.exists():
-        if not shutil.which("debootstrap"):
-            command = f"{{ apt-get -qq update && {quiet} debootstrap; }} >/dev/null"
-            need(run_here(command), "it is not here, and debootstrap cannot be installed")
-        made = ROOT.with_name(f"{ROOT.name}.{os.getpid()}")
-        made.parent.mkdir(parents=True, exist_ok=True)
-        command = f"debootstrap --variant=minbase --include=ca-certificates,procps sid {made}"
-        print("Installing Debian's unstable distribution, once", flush=True)
-        try:
-            done = run_mounting(f"{command} >/dev/null")
-            need(done, "it is not here, and debootstrap has failed")
-            made.rename(ROOT)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        make_root()
     for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
         if Path("/", name).exists():
             shutil.copy(Path("/", name), ROOT / name)
     is_there = f"python{version} -c 'import ensurepip, test._test_multiprocessing' 2>/dev/null"
     packages = f"python{version} python{version}-venv libpython{version}-testsuite"
-    # A mirror may lag behind: the index of this distribution is valid for a week only.
-    update = "apt-get -qq -o Acquire::Check-Valid-Until=false update"
-    install = f"{{ {update} && {quiet} {packages}; }} >/dev/null"
-    needed = run_in_debian(f"{is_there} || {install}")
-    need(needed, "it is not here, and Debian's unstable distribution does not give it")
+    # A mirror may lag behind: the index of this distribution is valid for a week only. And somebody
+    # may have ended an installation halfway.
+    update = "dpkg --configure --pending && apt-get -qq -o Acquire::Check-Valid-Until=false update"
+    install = f"{{ {update} && {INSTALL} {packages}; }} >/dev/null"
+    needed = run_in_debian(f"{is_there} || {install}", DEBIAN_MINUTES)
+    need(needed, "it is not here, and Debian's mirror is away, or has it not (see above)")
+
+
+INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends"
+
+
+def make_root() -> None:
+    if not shutil.which("debootstrap"):
+        command = f"{{ apt-get -qq update && {INSTALL} debootstrap; }} >/dev/null"
+        done = run_here(command, DEBIAN_MINUTES)
+        need(done, "it is not here, and debootstrap, which would get it, cannot be installed")
+    made = ROOT.with_name(f"{ROOT.name}.{os.getpid()}")
+    told = made.with_suffix(".log")
+    command = f"debootstrap --variant=minbase --include=ca-certificates,procps sid {made}"
+    print("Installing Debian's unstable distribution, once", flush=True)
+    try:
+        command += f" >{told} 2>&1 || {{ tail -n 5 {told}; exit 1; }}"
+        done = run_mounting(command, DEBIAN_MINUTES)
+        need(done, "it is not here, and Debian's mirror is away, or debootstrap fails (see above)")
+        made.rename(ROOT)
+    finally:
+        told.unlink(missing_ok=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 # --- its tests
@@ -220,16 +284,22 @@ def commands(version: str, jobs: int, share: str, chosen: list[str]) -> list[str
 
     if chosen:
         return [pytest(*chosen)]
+    lazily = start.format("PYTHON_LAZY_IMPORTS=all ")
+    lazy = [f"{lazily}tests/standard/{test}" for test in LAZY_TESTS if version == LAZY]
     if share == "short":
-        guards = pytest("tests/integration", which="promise and not serial")
-        return [pytest("tests/unit", "tests/standard"), guards]
+        differ = [f"tests/integration/test_{name}.py" for name in DIFFER]
+        return [
+            pytest("tests/unit", "tests/standard", *differ),
+            pytest("tests/integration", *ignored(differ), which="promise and not serial"),
+            *lazy,
+        ]
     folders = ["tests/unit", "tests/integration", "tests/standard"]
     folders += ["tests/cli"] if share == "full" else []
-    lazily = start.format("PYTHON_LAZY_IMPORTS=all ") + "tests/standard/runner.py forkserver "
-    return [
-        pytest(*folders, "--deselect", NEEDS_COMPILED),
-        *(lazily + name for name in LAZY_TESTS if version == LAZY),
-    ]
+    return [pytest(*folders, "--deselect", NEEDS_COMPILED), *lazy]
+
+
+def ignored(files: list[str]) -> list[str]:
+    return [f"--ignore={file}" for file in files]
 
 
 def test(version: str, jobs: int, share: str, chosen: list[str]) -> str:
@@ -240,7 +310,9 @@ def test(version: str, jobs: int, share: str, chosen: list[str]) -> str:
     """
     enter = run_here
     if (python := find(version)) is None:
-        install_from_debian(version)
+        check_that_debian_may_be_entered(version)
+        with having_the_cache():
+            install_from_debian(version)
         enter, python = run_in_debian, f"python{version}"
     # (Not kept: a version's environment would go on as it is when that is updated.)
     venv = f'venv=$(mktemp -d); trap \'rm -rf "$venv"\' EXIT; {shlex.quote(python)} -m venv "$venv"'
@@ -269,7 +341,7 @@ def test(version: str, jobs: int, share: str, chosen: list[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="default: all but this one")
-    parser.add_argument("--share", choices=SHARES, help="how much to run; default: as CI does")
+    parser.add_argument("--share", choices=SHARES, help="how much to run; default: by version")
     parser.add_argument("--jobs", type=int, default=2, help="how many tests to run at once")
     parser.add_argument("--minutes", type=float, help="begin no other version after so long")
     parser.add_argument("--tests", nargs="+", default=[], help="these tests alone, as for pytest")
@@ -278,7 +350,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     began = time.monotonic()
     results = {}
-    for version in options.versions or [each for each in VERSIONS if each != this]:
+    # Those that are here come first: whatever is wrong with the network, they are tested.
+    versions = options.versions or [each for each in VERSIONS if each != this]
+    for version in sorted(versions, key=lambda each: find(each) is None):
         print(f"\n=== Python {version}", flush=True)
         try:
             if options.minutes and time.monotonic() - began > 60 * options.minutes:

@@ -194,7 +194,8 @@ def item(data, index):
 
 if __name__ == "__main__":
     pool = Pool(2)
-    pool.map(abs, range(4), 1)
+    small = functools.partial(item, bytearray(range(4)))
+    assert pool.map(small, range(4), 1) == list(range(4))  # imports what it takes
     spare = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare[0] + 1, spare[0] + 1))
     held = []

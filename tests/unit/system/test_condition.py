@@ -55,6 +55,8 @@ def interrupted_at(
 
     before = sys.gettrace()
     gc.disable()  # else the finalizers of others' garbage are interrupted, too
+    # Python 3.12 traces bytecodes only if a frame had asked for it by the time of `settrace`.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
