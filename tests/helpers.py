@@ -109,9 +109,10 @@ def processes() -> list[Running]:
 
 def process(pid: int) -> Running | None:
     try:
-        state, *ids = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:3]
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # names may be any bytes
     except OSError:
         return None
+    state, *ids = stat.rpartition(") ")[2].split()[:3]
     return Running(pid, state, *map(int, ids))
 
 
@@ -152,7 +153,7 @@ def workers_of(pid: int) -> list[int]:
 def is_template(pid: int) -> bool:
     """Whether later workers are forked from this process: it has all signals blocked."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
         return False
     blocked = dict(line.split(":", 1) for line in status.splitlines())["SigBlk"]

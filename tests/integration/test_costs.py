@@ -122,7 +122,7 @@ def switches(pids: list[int]) -> int:
     return sum(
         int(line.split()[1])
         for status in statuses
-        for line in status.read_text().splitlines()
+        for line in status.read_text(errors="replace").splitlines()
         if line.startswith("voluntary_ctxt_switches")
     )
 

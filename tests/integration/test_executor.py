@@ -7,6 +7,7 @@ import concurrent.futures
 import os
 import re
 import signal
+import sys
 import threading
 from concurrent.futures import CancelledError, as_completed
 from concurrent.futures.process import BrokenProcessPool as StdBrokenProcessPool
@@ -323,7 +324,13 @@ def test_the_interpreter_waits_for_what_was_handed_in(script, tmp_path, context,
     program = script(tmp_path / "program.py", tmp_path, context.get_start_method(), shut)
     code, out, err = program.finish()
     assert (code, out) == (0, "")
-    assert re.fullmatch(r"(worker \d+ \(PreforkWorker-1\) exited with code 3: .*\n){2}", err), err
+    # Python 3.12.0 and .1 start no thread then, so that the callback waits for the calls' end.
+    said = [line for line in err.splitlines() if "a callback has no thread to run on" not in line]
+    assert len(said) == 2, err
+    for line in said:
+        assert re.match(r"worker \d+ \(PreforkWorker-1\) exited with code 3: ", line), err
+    if sys.version_info[:3] >= (3, 12, 2) or sys.version_info < (3, 12):
+        assert said == err.splitlines()
     for n in set(range(100)) - {50}:
         assert (tmp_path / f"kept-{n}").exists()
         assert (tmp_path / f"dropped-{n}").exists()

@@ -48,7 +48,9 @@ def switches(pids: list[int]) -> dict[str, int]:
     counts = {}
     for pid in pids:
         for status in Path(f"/proc/{pid}/task").glob("*/status"):
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            fields = dict(
+                line.split(":", 1) for line in status.read_text(errors="replace").splitlines()
+            )
             counts[status.parent.name] = int(fields["voluntary_ctxt_switches"])
     return counts
 

@@ -412,7 +412,7 @@ def test_time_passes_for_nobody():
         template = template_of(pool)
 
         def switches():
-            with open(f"/proc/{template}/status") as status:
+            with open(f"/proc/{template}/status", errors="replace") as status:
                 return [line for line in status if "ctxt_switches" in line]
 
         def is_quiet():

@@ -137,7 +137,7 @@ class Threads:
         try:
             self._start_once(roles.callbacks, roles)
         except RuntimeError as exc:
-            roles.state.log.note(WARNING, "a callback is not called: %s", str(exc))
+            roles.state.log.note(WARNING, "a callback has no thread to run on: %s", str(exc))
             return False
         return True
 

@@ -142,9 +142,9 @@ class ControlGroups:
 
 
 def read_text(path: str) -> str:
-    """The content of a file, or "" if it cannot be read."""
+    """The content of a file, or "" if it cannot be read. Names in there may be any bytes."""
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return ""

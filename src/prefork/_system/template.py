@@ -337,7 +337,7 @@ class Template:
 
 def _is_stopped(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(") ")[2][:1] in "Tt"
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # the name in there may be any bytes
+            return stat.read().rpartition(b") ")[2][:1] in b"Tt"
     except OSError:
         return False

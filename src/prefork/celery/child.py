@@ -122,8 +122,8 @@ def has_heeded(pid: int, signum: int) -> bool:
     """Whether a process that was sent this signal has begun to leave: it has no handler for it any
     more. So it is, too, where the system does not tell."""
     try:
-        with open(f"/proc/{pid}/status") as status:
-            caught = re.search(r"^SigCgt:\s*(\w+)", status.read(), re.MULTILINE)
+        with open(f"/proc/{pid}/status", "rb") as status:  # the name in there may be any bytes
+            caught = re.search(rb"^SigCgt:\s*(\w+)", status.read(), re.MULTILINE)
     except OSError:  # it has ended
         return True
     return caught is None or not int(caught[1], 16) >> (signum - 1) & 1

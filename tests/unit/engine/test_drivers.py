@@ -156,7 +156,9 @@ def test_a_callback_that_gets_no_thread_is_said(cast: Cast) -> None:
     driver.start(cast.roles)
     cast.callbacks.trouble = RuntimeError("can't start new thread")
     driver.on_call()
-    assert cast.pool.log.notes == [(30, "a callback is not called: can't start new thread")]
+    assert cast.pool.log.notes == [
+        (30, "a callback has no thread to run on: can't start new thread")
+    ]
 
 
 def test_an_input_is_read_by_a_thread_or_by_its_caller(cast: Cast) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from helpers import stop
 from prefork._system import template
 from prefork._system.lifeline import Lifeline
+from prefork._system.resources import read_text
 from prefork._system.template import Template
 from prefork._system.template_wire import FIRST, Answer, send
 
@@ -40,3 +44,25 @@ def test_a_first_worker_without_a_descriptor_is_asked_for_once(
             asked.first()
         assert caught.value.errno == errno.EMFILE
     assert not asked.is_lost
+
+
+NAMED = r"""
+with open("/proc/self/comm", "wb") as name:
+    name.write(b"half a letter: \xd0"[-15:])
+print(flush=True)
+input()
+"""
+
+
+def test_a_process_that_is_stopped_may_have_any_name() -> None:
+    """Names are bytes: the system cuts a long one in the midst of a letter."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", NAMED], stdin=pipe, stdout=pipe) as process:
+        try:
+            process.stdout.readline()
+            assert "letter: \udcd0)" in read_text(f"/proc/{process.pid}/stat")
+            assert not template._is_stopped(process.pid)
+            stop(process.pid)
+            assert template._is_stopped(process.pid)
+        finally:
+            process.kill()
