@@ -13,13 +13,12 @@ import cluster_work as work
 import pytest
 
 import inside
-import prefork.celery.agent
-import prefork.celery.carrier
+import prefork.celery.cluster_pool
 from helpers import eventually
 from prefork import MaybeDecodingError, PoolBrokenError
 from prefork.celery import ClusterPool
-from prefork.celery.agent import SILENT_SECONDS, Agent
-from prefork.celery.letters import AGAIN_SECONDS, Letter, written
+from prefork.cluster.agent import SILENT_SECONDS, Agent
+from prefork.cluster.letters import AGAIN_SECONDS, Letter, node_box, written
 from prefork.cluster.clock import lease_time
 from prefork.cluster.codecs import write_error
 from prefork.cluster.errors import NodeLostError
@@ -56,6 +55,9 @@ class Post:
 
     def delete(self, box: str) -> None:
         self.deleted.append(box)
+
+    def cut_since(self, box: str) -> float | None:
+        return None
 
     def stop(self) -> None:
         pass
@@ -110,8 +112,7 @@ class Node:
 @pytest.fixture(autouse=True)
 def posts(monkeypatch) -> list[Post]:
     Post.made, Node.at_start = [], []
-    monkeypatch.setattr(prefork.celery.carrier, "Post", Post)
-    monkeypatch.setattr(prefork.celery.agent, "Post", Post)
+    monkeypatch.setattr(prefork.celery.cluster_pool, "BrokerPost", Post)
     return Post.made
 
 
@@ -232,7 +233,10 @@ PATIENCE = 60.0
 def agent() -> Agent:
     codecs = frozenset({"json"})
     board = Board(256)
-    agent = Agent(App, "g", "n1", AllowList(["work"]), codecs, Pool(), board, PATIENCE)  # type: ignore[arg-type]
+    def make_post(receive, on_connection):
+        return Post(App, node_box(), "g", "n1", receive, on_connection)
+
+    agent = Agent(make_post, "n1", AllowList(["work"]), codecs, Pool(), board, PATIENCE)  # type: ignore[arg-type]
     agent._note_connection(True, None)
     return agent
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.celery.letters import AGAIN_SECONDS, Letter, Link, written
+from prefork.cluster.letters import AGAIN_SECONDS, Letter, Link, written
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers())

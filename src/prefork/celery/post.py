@@ -19,7 +19,7 @@ from kombu.transport import virtual
 
 from prefork._system.threads import BackgroundThread
 
-__all__ = ["Post"]
+__all__ = ["BrokerPost"]
 
 logger = logging.getLogger("prefork")
 
@@ -30,7 +30,7 @@ KEPT_SECONDS: Final = 60.0  # that a broker keeps a queue which nobody reads, if
 CONTENT_TYPE: Final = "application/x-prefork-letter"
 
 
-class Post:
+class BrokerPost:
     """
     Args:
         app: the celery application.
@@ -52,6 +52,7 @@ class Post:
     ) -> None:
         self._app = app
         self.name = name
+        self._group = group
         self._exchange = Exchange(f"prefork.{group}", type="fanout", durable=True)
         kept = {"durable": True, "expires": KEPT_SECONDS}
         self._queues = [Queue(name, **kept)]
@@ -84,8 +85,14 @@ class Post:
 
     @property
     def address(self) -> str:
-        """The broker's URL, without its password."""
-        return str(self._app.connection_for_write().as_uri())
+        return f"the broker {self._app.connection_for_write().as_uri()}"
+
+    @property
+    def advice(self) -> str:
+        return (
+            "start one that calls prefork.celery.serve and consumes the queue "
+            f"{self._group!r} (celery worker -Q {self._group})"
+        )
 
     def start(self) -> None:
         self._reader.start()
@@ -135,6 +142,9 @@ class Post:
     def delete(self, queue: str) -> None:
         """A queue of somebody who has gone, with all that is left in it."""
         self._do(lambda: self._delete(queue))
+
+    def cut_since(self, queue: str) -> float | None:
+        return None  # brokers do not tell
 
     def _delete(self, queue: str) -> None:
         channel = self._producer.channel

@@ -7,7 +7,7 @@ carries in the place of a pickle is a `Call`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from prefork._describe import function_name
 from prefork._engine.job_factory import make_job
@@ -21,11 +21,7 @@ from prefork.cluster.codecs import Codec, to_json
 from prefork.cluster.names import code_hash, name_of
 from prefork.cluster.runner import CALL, ONE, STAR
 
-__all__ = ["MOST_ARGUMENT", "Call", "CallFactory", "Kind"]
-
-MOST_ARGUMENT: Final = 1 << 20
-"""Bytes of what one item is written down as."""
-
+__all__ = ["Call", "CallFactory", "Kind"]
 
 class Kind(NamedTuple):
     """What items must have in common to go in one chunk."""
@@ -36,6 +32,7 @@ class Kind(NamedTuple):
     seed: int | None
     timeout: float | None
     soft_timeout: float | None
+    value: str = ""  # what the function itself is written down as; "": it is found by its name
 
 
 class Call:
@@ -184,10 +181,22 @@ class CallFactory:
     # ---- how
 
     def _kind(self, func: Callable[..., Any], how: str, limits: Limits, seed: int | None) -> Kind:
-        name = name_of(func)
         to_json(seed)  # a number may be too large for that; so the caller hears of it
-        code = code_hash(name) if self._check_code else ""
-        return Kind(name, how, code, seed, limits.timeout, limits.soft_timeout)
+        value = code = ""
+        if self._codec.functions:
+            module, _, qualname = function_name(func).rpartition(".")
+            name, value = f"{module}:{qualname}", self._written(func)
+        else:
+            name = name_of(func)
+            code = code_hash(name) if self._check_code else ""
+        return Kind(name, how, code, seed, limits.timeout, limits.soft_timeout, value)
+
+    def _written(self, func: Callable[..., Any]) -> str:
+        try:
+            return self._codec.write(func)
+        except Exception as exc:
+            exc.add_note(f"while {function_name(func)} was written down for another machine")
+            raise
 
     def _make(
         self,
@@ -205,10 +214,10 @@ class CallFactory:
         try:
             texts = [self._codec.write(item) for item in items]
             for item, text in enumerate(texts):
-                if len(text) > MOST_ARGUMENT:
+                if len(text) > (most := self._codec.most_argument):
                     raise ValueError(
                         f"what item {position + item} is written down as has {len(text)} bytes: "
-                        f"more than {MOST_ARGUMENT} do not go through a message broker. Write it "
+                        f"more than {most} do not go through {self._codec.way}. Write it "
                         "to where all machines can read, and pass its name"
                     )
             if kind.seed is not None:

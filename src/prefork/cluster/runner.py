@@ -16,11 +16,11 @@ from typing import Any, Final
 from prefork._ipc.encoding_error import MaybeEncodingError
 from prefork._worker.seeding import Seeded
 from prefork.cluster.clock import lease_time
-from prefork.cluster.codecs import CODECS, write_error
+from prefork.cluster.codecs import ALL_CODECS, write_error
 from prefork.cluster.errors import NotAllowedError
 from prefork.cluster.names import code_hash, find
 
-__all__ = ["CALL", "FAILED", "MOST_RESULT", "NOT_RUN", "ONE", "STAR", "Board", "Runner"]
+__all__ = ["CALL", "FAILED", "NOT_RUN", "ONE", "STAR", "Board", "Runner"]
 
 NOT_RUN: Final = "?"
 """What comes back for an item that was not begun. No text of a codec's is this."""
@@ -35,10 +35,6 @@ STAR: Final = "star"  # its positional arguments
 LONGEST: Final = 1.0
 """Seconds after which no further item of a chunk is begun: the rest goes back, for others to take.
 Chunks are made to take a tenth of that, by what the items before have taken."""
-MOST_RESULT: Final = 7 << 20
-"""Bytes of one result; and of all that a chunk has come to, after which no further item of it is
-begun. So a letter has less than 16 MiB, which a RabbitMQ takes that is not told otherwise."""
-
 _SLOT: Final = struct.Struct("=dQ")
 
 
@@ -77,23 +73,33 @@ class Runner:
         code: the hash of the source that the client has; "": it does not say.
         seed: of the random numbers; None: it has none. Then the texts of items begin with the
             position of each, and a blank.
+        value: what the function itself is written down as; "": it is found by its name.
     """
 
     def __init__(
-        self, name: str, how: str, codec: str, slot: int, token: int, code: str, seed: int | None
+        self,
+        name: str,
+        how: str,
+        codec: str,
+        slot: int,
+        token: int,
+        code: str,
+        seed: int | None,
+        value: str = "",
     ) -> None:
-        self.name, self._how, self._codec = name, how, CODECS[codec]
+        self.name, self._how, self._codec = name, how, ALL_CODECS[codec]
         self._slot, self._token, self._code, self._seed = slot, token, code, seed
+        self._value = value
         self._function: Any = None
         self._until = 0.0
-        self._room = MOST_RESULT
+        self._room = self._codec.most_result
         self.__qualname__ = name.partition(":")[2]  # for messages
         self.__module__ = name.partition(":")[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         codec = self._codec.name
         given = (self.name, self._how, codec, self._slot, self._token, self._code, self._seed)
-        return Runner, given
+        return Runner, (*given, self._value)
 
     def __call__(self, text: str) -> str:
         now = lease_time()
@@ -134,10 +140,10 @@ class Runner:
             result = self._codec.write(value)
         except Exception as exc:
             raise MaybeEncodingError(exc, value) from exc
-        if len(result) > MOST_RESULT:
+        if len(result) > (most := self._codec.most_result):
             raise MaybeEncodingError(
-                f"it has {len(result)} bytes: more than {MOST_RESULT} do not go through a message "
-                "broker. Have the function write it to where all machines can read, and return "
+                f"it has {len(result)} bytes: more than {most} do not go through "
+                f"{self._codec.way}. Have the function write it to where all machines can read, and return "
                 "its name",
                 value,
             )
@@ -145,6 +151,8 @@ class Runner:
         return result
 
     def _find(self) -> Any:
+        if self._value:
+            return self._codec.read(self._value)
         function = find(self.name)
         if self._code and (found := code_hash(self.name)) != self._code:
             raise NotAllowedError(

@@ -8,10 +8,10 @@ import uuid
 from typing import Any
 
 from prefork._describe import describe
-from prefork.celery.letters import Letter, Link
 from prefork.cluster.backlog import Chunk
 from prefork.cluster.carrying import Report
 from prefork.cluster.codecs import read_error
+from prefork.cluster.letters import Letter, Link
 from prefork.cluster.sizes import IN_FLIGHT
 from prefork.cluster.statistics import NodeStatistics
 from prefork.errors import PreforkError
@@ -23,7 +23,7 @@ class Node:
     """One node, in one session.
 
     Attributes:
-        name: of celery's worker.
+        name: that it gives itself.
         box: its queue.
         chunks: that it has, by their numbers.
         started: of these, those that it has begun, or may have.

@@ -25,17 +25,29 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from prefork.cluster.codecs import to_json
 
-__all__ = ["CLIENT_QUEUE", "NODE_QUEUE", "VERSION", "Letter", "Link"]
+__all__ = ["CLIENT_QUEUE", "NODE_QUEUE", "VERSION", "Letter", "Link", "client_box", "node_box"]
 
 VERSION: Final = 1
 CLIENT_QUEUE: Final = re.compile(r"prefork\.client\.[0-9a-f]{32}")
 NODE_QUEUE: Final = re.compile(r"prefork\.node\.[0-9a-f]{32}")
+
+
+def client_box(client: str) -> str:
+    """Where a client is written to."""
+    return f"prefork.client.{client}"
+
+
+def node_box() -> str:
+    """Where a new node is."""
+    return f"prefork.node.{uuid.uuid4().hex}"
+
 
 AGAIN_SECONDS: Final = 3.0
 """After so long without a word that it has come, a letter is sent again. Each side says what has
