@@ -18,10 +18,10 @@ from helpers import eventually
 from prefork import MaybeDecodingError, PoolBrokenError
 from prefork.celery import ClusterPool
 from prefork.cluster.agent import SILENT_SECONDS, Agent
-from prefork.cluster.letters import AGAIN_SECONDS, Letter, node_box, written
 from prefork.cluster.clock import lease_time
 from prefork.cluster.codecs import write_error
 from prefork.cluster.errors import NodeLostError
+from prefork.cluster.letters import AGAIN_SECONDS, Letter, node_box, written
 from prefork.cluster.names import AllowList
 from prefork.cluster.runner import Board
 
@@ -233,6 +233,7 @@ PATIENCE = 60.0
 def agent() -> Agent:
     codecs = frozenset({"json"})
     board = Board(256)
+
     def make_post(receive, on_connection):
         return Post(App, node_box(), "g", "n1", receive, on_connection)
 

@@ -24,7 +24,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from prefork._describe import describe
 from prefork._ipc.outcome import Outcome
@@ -426,8 +426,9 @@ class Agent:
             session.until = 0.0
             self._board.write(session.slot, session.token, 0.0)
         for worker in self._pool.statistics().workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
+            if worker.job is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
 
     def _see_whether_all_has_ended(self) -> None:
         if self._count_running():

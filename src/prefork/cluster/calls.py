@@ -23,6 +23,7 @@ from prefork.cluster.runner import CALL, ONE, STAR
 
 __all__ = ["Call", "CallFactory", "Kind"]
 
+
 class Kind(NamedTuple):
     """What items must have in common to go in one chunk."""
 

@@ -12,6 +12,7 @@ reads its standard input, whose other end only that has.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -35,7 +36,9 @@ __all__ = ["Order", "main", "run_slot"]
 
 SHORTEST_LIFE: Final = 5.0  # seconds: a node that fails within them is not started again
 LEAVE_SECONDS: Final = 10.0  # that a node has to end by itself when its worker is interrupted
-_PROGRAM: Final = "import sys; sys.path[:] = {path!r}; from prefork.cluster.node import main; main()"
+_PROGRAM: Final = (
+    "import sys; sys.path[:] = {path!r}; from prefork.cluster.node import main; main()"
+)
 
 
 class Order(NamedTuple):
@@ -97,10 +100,8 @@ def _run_node(order: object) -> int:
 
 
 def _close(stdin: IO[bytes]) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # of what was not flushed: it has ended
         stdin.close()
-    except BrokenPipeError:
-        pass  # of what was not flushed: it has ended
 
 
 # ---- in the node
@@ -119,8 +120,11 @@ def main() -> None:
             order.patience,
             receive,
             on_connection,
-            lambda: agent.abandon(),
+            on_gone,
         )
+
+    def on_gone() -> None:
+        agent.abandon()
 
     name = f"{socket.gethostname()}/{order.slot}"
     codecs = frozenset({BY_VALUE.name})

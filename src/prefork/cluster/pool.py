@@ -94,7 +94,11 @@ class Pool(ClusterFace):
         processes = some_count("processes_per_node", processes_per_node)
         patience = finite("client_timeout", client_timeout)
         client = uuid.uuid4().hex
-        slots = Slots(executor, count("nodes", nodes), lambda error: carrier.fail(error))
+
+        def on_end(error: PoolBrokenError) -> None:
+            carrier.fail(error)
+
+        slots = Slots(executor, count("nodes", nodes), on_end)
 
         def make_post(receive: OnLetter, on_connection: OnConnection) -> Post:
             hub = Hub(

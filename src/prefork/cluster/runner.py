@@ -143,8 +143,8 @@ class Runner:
         if len(result) > (most := self._codec.most_result):
             raise MaybeEncodingError(
                 f"it has {len(result)} bytes: more than {most} do not go through "
-                f"{self._codec.way}. Have the function write it to where all machines can read, and return "
-                "its name",
+                f"{self._codec.way}. Have the function write it to where all machines can read, "
+                "and return its name",
                 value,
             )
         self._room -= len(result)

@@ -33,7 +33,11 @@ class Work:
             if letter.head.get(name) is not None
         }
         how, seed = letter.field("how", str), letter.head.get("seed")
-        if how not in (CALL, ONE, STAR) or self.codec not in ALL_CODECS or type(self.value) is not str:
+        if (
+            how not in (CALL, ONE, STAR)
+            or self.codec not in ALL_CODECS
+            or type(self.value) is not str
+        ):
             raise ValueError("it says nothing of how its items are to be run")
         if seed is not None:
             seed = letter.field("seed", int)

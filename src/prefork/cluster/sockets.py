@@ -21,6 +21,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Final, NamedTuple
 
+from prefork._system import at_fork
 from prefork._system.threads import BackgroundThread
 from prefork.cluster.posting import OnConnection, OnLetter
 
@@ -116,8 +117,11 @@ class Hub:
         advice: Callable[[], str],
     ) -> None:
         self.name = name
+        self._readers: dict[BackgroundThread, Connection] = {}
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, port), family=family, backlog=128)
+        with at_fork.creating():
+            self._listener = socket.create_server((host, port), family=family, backlog=128)
+            at_fork.register(self)
         self.where = Address(host, self._listener.getsockname()[1], key)
         self._receive = receive
         self._on_connection = on_connection
@@ -129,7 +133,6 @@ class Hub:
         self._cut: dict[str, float] = {}  # when the connection of a box has ended
         self._greeting = b""  # what was sent to all last, for those who come
         self._is_stopped = False
-        self._readers: dict[BackgroundThread, Connection] = {}
         self._writers: set[BackgroundThread] = set()
         self._accepter = BackgroundThread(self._accept, "prefork-Hub")
 
@@ -146,6 +149,14 @@ class Hub:
         self._on_connection(True, None)
         self._begin()
 
+    def close_in_child(self) -> None:
+        """Else it would look to nodes as if the client lived as long as its children."""
+        with contextlib.suppress(OSError):
+            self._listener.close()
+        for connection in self._readers.values():
+            with contextlib.suppress(OSError):
+                connection.close()
+
     # ---- reading
 
     def _accept(self) -> None:
@@ -161,6 +172,7 @@ class Hub:
                 sock.close()
                 break
             self._attend(_prepared(sock))
+        at_fork.unregister(self)
         self._listener.close()
 
     def _attend(self, connection: Connection) -> None:
@@ -256,6 +268,7 @@ class Hub:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         if not self._accepter.is_started:
+            at_fork.unregister(self)
             self._listener.close()
         for member in members:
             member.letters.put(None)  # after what it is to have

@@ -1,0 +1,85 @@
+"""Pools over executors of others, and what is done to their nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefork.cluster import Pool
+
+
+@contextlib.contextmanager
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[Executor]:
+    with ProcessPoolExecutor(2) as executor:
+        yield executor
+
+
+@contextlib.contextmanager
+def dask() -> Iterator[Executor]:
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    )
+    with (
+        cluster,
+        distributed.Client(cluster) as client,
+        client.get_executor(pure=False) as executor,
+    ):
+        yield executor
+
+
+@contextlib.contextmanager
+def executorlib() -> Iterator[Executor]:
+    with pytest.importorskip("executorlib").SingleNodeExecutor(max_workers=2) as executor:
+        yield executor
+
+
+EXECUTORS: list[Callable[[], Any]] = [threads, processes, dask, executorlib]
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Pool]]:
+    """Makes pools of two nodes with one process each, over threads unless told otherwise."""
+    with contextlib.ExitStack() as stack:
+
+        def pool(executor: Executor | None = None, nodes: int = 2, **options: Any) -> Pool:
+            if executor is None:
+                executor = stack.enter_context(threads())
+            made = Pool(executor, nodes, processes_per_node=1, **options)
+            stack.callback(made.terminate)
+            return made
+
+        yield pool
+
+
+def of_session(session: int) -> list[int]:
+    """The processes of a node."""
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                found.append(pid)
+    return found
+
+
+def signal_node(pid: int, signum: signal.Signals) -> int:
+    """To all processes of the node that this one belongs to; the node's session."""
+    session = os.getsid(pid)
+    for each in of_session(session):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signum)
+    return session
