@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,13 @@ CONNECT_SECONDS: Final = 4.0
 PAUSE: Final = 0.3  # seconds between two attempts to connect
 LOOK_SECONDS: Final = 1.0  # between two looks at whether to go on, and at heartbeats
 KEPT_SECONDS: Final = 60.0  # that a broker keeps a queue which nobody reads, if it can
+# A connection whose network is cut, without a word of that, is noticed by the kernel within 25 s.
+KEEPALIVE: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+}
+UNANSWERED_MILLISECONDS: Final = 25_000
 CONTENT_TYPE: Final = "application/x-prefork-letter"
 
 
@@ -77,6 +85,12 @@ class BrokerPost:
             "confirm_publish": True,
             "read_timeout": None,
             "write_timeout": CONNECT_SECONDS * 3,
+            "socket_settings": KEEPALIVE,  # of RabbitMQ's; these are of Redis'
+            "socket_keepalive": True,
+            "socket_keepalive_options": {
+                **KEEPALIVE,
+                socket.TCP_USER_TIMEOUT: UNANSWERED_MILLISECONDS,
+            },
         }
         transport = connection.transport_options or {}
         connection.transport_options = {**options, **transport, "confirm_publish": True}
@@ -133,7 +147,14 @@ class BrokerPost:
 
     def send(self, queue: str, body: bytes) -> bool:
         """Whether the broker has it."""
-        return self._publish(body, routing_key=queue)
+        return self._publish(body, routing_key=queue) and self._do(lambda: self._limit(queue))
+
+    def _limit(self, queue: str) -> None:
+        """In Redis a queue is a list, which would be there for ever if nobody reads it any more."""
+        channel = self._producer.channel
+        if hasattr(channel, "conn_or_acquire"):
+            with channel.conn_or_acquire() as client:
+                client.pexpire(queue, int(KEPT_SECONDS * 1000))
 
     def send_to_all(self, body: bytes) -> bool:
         """To all nodes of the group."""

@@ -23,8 +23,9 @@ import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
 
 from prefork._describe import describe
 from prefork._ipc.outcome import Outcome
@@ -39,6 +40,7 @@ from prefork.cluster.names import Allowed
 from prefork.cluster.posting import MakePost
 from prefork.cluster.runner import Board
 from prefork.cluster.sessions import Session, Work, sorted_out
+from prefork.errors import PreforkError
 from prefork.pool import Pool
 
 __all__ = ["Agent"]
@@ -335,7 +337,9 @@ class Agent:
         return sum(len(s.running) for s in (*self._sessions.values(), *self._ending))
 
     def _next_session(self, now: float) -> Session | None:
-        sessions = [s for s in self._sessions.values() if s.waiting and now < s.until]
+        sessions = [
+            s for s in self._sessions.values() if s.waiting and now < s.until and s.link.is_open
+        ]
         if not sessions:
             return None
         self._turn += 1
@@ -394,7 +398,9 @@ class Agent:
         if session.waiting and is_its_turn and has_room:
             next_work = [session.waiting.popleft()]
         started = [work.number for work in next_work]
-        if session.link.send("report", {"started": started, **head}, now, texts):
+        report = {"started": started, **head}
+        refused = partial(_too_large, report, len(texts) + len(failures) + len(not_run), texts)
+        if session.link.send("report", report, now, texts, refused):
             for work in next_work:
                 self._begin(session, work)
         else:
@@ -436,6 +442,20 @@ class Agent:
         for session in self._sessions.values():
             session.link.tell("gone", {})
         self._is_over = True
+
+
+def _too_large(
+    report: dict[str, Any], items: int, texts: Sequence[str]
+) -> tuple[str, dict[str, Any], Sequence[str]]:
+    """What is said of a chunk in the place of results that the broker does not take."""
+    size = sum(map(len, texts)) + sum(len(text) for _, text in report["failures"])
+    error = PreforkError(
+        f"the broker does not take a message of {size} bytes, as it seems: raise its limit, or "
+        "have the function write what is large to where all machines can read, and return its name"
+    )
+    text = write_error(error, "")
+    failures = [(at, text) for at in range(items) if at not in report["not_run"]]
+    return "report", {**report, "failures": failures}, ()
 
 
 def make_pool(processes: int) -> tuple[Pool, Board]:

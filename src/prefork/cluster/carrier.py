@@ -13,18 +13,21 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from prefork._describe import describe
 from prefork._system.log import DEBUG, WARNING
 from prefork._system.threads import BackgroundThread
+from prefork.cluster.backlog import Chunk
+from prefork.cluster.carrying import Report
 from prefork.cluster.engine import ClusterEngine
 from prefork.cluster.letters import NODE_QUEUE, Letter, Link, written
 from prefork.cluster.nodes import Answers, Node
 from prefork.cluster.posting import MakePost
 from prefork.cluster.statistics import NodeStatistics
-from prefork.errors import PoolBrokenError
+from prefork.errors import PoolBrokenError, PreforkError
 
 __all__ = ["LetterCarrier"]
 
@@ -145,7 +148,7 @@ class LetterCarrier:
         self._events.put(lambda: self._ask(what, answers))
         answers.all_here.wait(patience)
         self._events.put(lambda: self._answers.pop(answers.id, None))
-        return answers.by_node
+        return answers.by_name()
 
     def _received(self, body: bytes) -> None:
         if body:
@@ -302,7 +305,23 @@ class LetterCarrier:
                 "timeout": kind.timeout,
                 "soft_timeout": kind.soft_timeout,
             }
-            node.link.send("chunk", head, now, chunk.texts())
+            refused = partial(self._refused, node, chunk)
+            node.link.send("chunk", head, now, chunk.texts(), refused)
+
+    def _refused(self, node: Node, chunk: Chunk) -> tuple[str, dict[str, Any], Sequence[str]]:
+        """The broker does not take it, but it does take others."""
+        assert self._engine is not None
+        if node.chunks.pop(chunk.id, None) is not None:
+            node.started.discard(chunk.id)
+            size = sum(map(len, chunk.texts()))
+            error = PreforkError(
+                f"{self._post.address} does not take a message of {size} bytes, as it seems: raise "
+                "its limit, or write what is large to where all machines can read, and pass its "
+                "name"
+            )
+            failures: dict[int, BaseException] = dict.fromkeys(range(chunk.size), error)
+            self._engine.reported(chunk, Report([], failures, set(), 0.0))
+        return "nothing", {}, ()
 
     def _freest(self, now: float) -> Node | None:
         """The node that has room for most; None: none has room."""
@@ -372,7 +391,7 @@ class LetterCarrier:
                 self._report(node, letter)
             case "answer":
                 if (answers := self._answers.get(letter.field("question", str))) is not None:
-                    answers.add(node.name, letter.head.get("answer"))
+                    answers.add(node.link.session, node.name, letter.head.get("answer"))
             case "gone":
                 del self.nodes[node.link.session]
                 self._go(node)
