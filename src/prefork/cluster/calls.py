@@ -6,7 +6,7 @@ carries in the place of a pickle is a `Call`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefork._describe import function_name
@@ -19,7 +19,7 @@ from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork.cluster.codecs import Codec, to_json
 from prefork.cluster.names import code_hash, name_of
-from prefork.cluster.runner import CALL, ONE, STAR
+from prefork.cluster.runner import CALL, ONE, STAR, TIMED
 
 __all__ = ["Call", "CallFactory", "Kind"]
 
@@ -115,6 +115,19 @@ class CallFactory:
     ) -> Job:
         """One job of several calls, each with an outcome of its own."""
         kind = self._kind(func, ONE, limits, None)
+        return self._make(owner, func, kind, EACH, items, limits)
+
+    def timed(
+        self,
+        owner: ResultSink,
+        func: Callable[..., Any],
+        calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]],
+        limits: Limits,
+    ) -> Job:
+        """The same, each with its arguments; each result is a list: the value, for how many
+        seconds it ran, the process id."""
+        kind = self._kind(func, TIMED, limits, None)
+        items = [(list(args), dict(kwds)) for args, kwds in calls]
         return self._make(owner, func, kind, EACH, items, limits)
 
     def chunks(

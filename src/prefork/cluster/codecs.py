@@ -122,11 +122,15 @@ ALL_CODECS: Final = {**CODECS, BY_VALUE.name: BY_VALUE}
 # ---- errors
 
 
-def write_error(error: BaseException, text: str | None = None) -> str:
+def write_error(
+    error: BaseException, text: str | None = None, run: tuple[float, int] | None = None
+) -> str:
     """As JSON; never raises.
 
     Args:
         text: its traceback; None: that of the error.
+        run: for how many seconds what has raised it ran, and in which process: it has them as
+            `seconds` and `pid` when it is read.
     """
     if text is None:
         text = "".join(traceback.format_exception(error))
@@ -152,6 +156,7 @@ def write_error(error: BaseException, text: str | None = None) -> str:
         "traceback": text[-MOST_ERROR:],
         "notes": notes,
         "bytes": raw,
+        "run": run,
     }
     return f'{to_json(fields)[:-1]},"args":{written}}}'
 
@@ -194,6 +199,9 @@ def read_error(text: str) -> BaseException:
     try:
         for note in notes:
             error.add_note(str(note))
+        if isinstance(fields.get("run"), list):
+            seconds, pid = fields["run"]
+            vars(error).update(seconds=float(seconds), pid=int(pid))
         if remote:
             error.__cause__ = remote_traceback(remote)
     except Exception as exc:  # it takes no attributes, as a frozen dataclass

@@ -9,7 +9,9 @@ been handed to its processes already. What was not begun for that reason, comes 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+import time
 import traceback
 from typing import Any, Final
 
@@ -20,7 +22,7 @@ from prefork.cluster.codecs import ALL_CODECS, write_error
 from prefork.cluster.errors import NotAllowedError
 from prefork.cluster.names import code_hash, find
 
-__all__ = ["CALL", "FAILED", "NOT_RUN", "ONE", "STAR", "Board", "Runner"]
+__all__ = ["CALL", "FAILED", "NOT_RUN", "ONE", "STAR", "TIMED", "Board", "Runner"]
 
 NOT_RUN: Final = "?"
 """What comes back for an item that was not begun. No text of a codec's is this."""
@@ -31,6 +33,7 @@ FAILED: Final = "!"
 CALL: Final = "call"  # a pair: its positional arguments, and those by name
 ONE: Final = "one"  # its only argument
 STAR: Final = "star"  # its positional arguments
+TIMED: Final = "timed"  # as `CALL`; the result is a list: the value, seconds, the process id
 
 LONGEST: Final = 1.0
 """Seconds after which no further item of a chunk is begun: the rest goes back, for others to take.
@@ -91,7 +94,7 @@ class Runner:
         self._slot, self._token, self._code, self._seed = slot, token, code, seed
         self._value = value
         self._function: Any = None
-        self._until = 0.0
+        self._until = self._began = 0.0
         self._room = self._codec.most_result
         self.__qualname__ = name.partition(":")[2]  # for messages
         self.__module__ = name.partition(":")[0]
@@ -109,6 +112,7 @@ class Runner:
             self._until = now + LONGEST
         elif now > self._until or self._room < 0:
             return NOT_RUN
+        self._began = time.monotonic()
         try:
             return self._run(text)
         except Exception as exc:
@@ -117,7 +121,8 @@ class Runner:
             while frames is not None and frames.tb_frame.f_globals is globals():
                 frames = frames.tb_next
             shown = traceback.format_exception(type(exc), exc, frames or exc.__traceback__)
-            text = write_error(exc, "".join(shown))
+            run = (time.monotonic() - self._began, os.getpid()) if self._how == TIMED else None
+            text = write_error(exc, "".join(shown), run)
             self._room -= len(text)
             return FAILED + text
 
@@ -129,6 +134,7 @@ class Runner:
             position, _, text = text.partition(" ")
             function = Seeded(function, self._seed, int(position))
         given = self._codec.read(text)
+        self._began = time.monotonic()
         if self._how == ONE:
             value = function(given)
         elif self._how == STAR:
@@ -137,7 +143,10 @@ class Runner:
             args, kwds = given
             value = function(*args, **kwds)
         try:
-            result = self._codec.write(value)
+            whole = value
+            if self._how == TIMED:
+                whole = [value, time.monotonic() - self._began, os.getpid()]
+            result = self._codec.write(whole)
         except Exception as exc:
             raise MaybeEncodingError(exc, value) from exc
         if len(result) > (most := self._codec.most_result):

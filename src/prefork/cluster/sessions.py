@@ -8,7 +8,7 @@ from collections import deque
 from prefork._ipc.outcome import Outcome
 from prefork.cluster.codecs import ALL_CODECS, write_error
 from prefork.cluster.letters import Letter, Link
-from prefork.cluster.runner import CALL, FAILED, NOT_RUN, ONE, STAR, Runner
+from prefork.cluster.runner import CALL, FAILED, NOT_RUN, ONE, STAR, TIMED, Runner
 from prefork.results import ApplyResult
 
 __all__ = ["Session", "Work", "sorted_out"]
@@ -34,7 +34,7 @@ class Work:
         }
         how, seed = letter.field("how", str), letter.head.get("seed")
         if (
-            how not in (CALL, ONE, STAR)
+            how not in (CALL, ONE, STAR, TIMED)
             or self.codec not in ALL_CODECS
             or type(self.value) is not str
         ):

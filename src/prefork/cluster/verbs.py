@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from prefork._arguments import seconds
 from prefork._engine.state import PoolPhase
+from prefork._ipc.outcome import Outcome
 from prefork._policy.limits import Limits
 from prefork._policy.retry import Retry
+from prefork._results.apply import callbacks_for
 from prefork._verbs.signatures import AnyIterable
 from prefork._verbs.view import PoolView, Verbs
 from prefork.cluster.carrier import LetterCarrier
 from prefork.cluster.codecs import Codec
 from prefork.cluster.engine import ClusterEngine
 from prefork.cluster.statistics import ClusterStatistics
-from prefork.results import IMapIterator, MapResult
+from prefork.results import ApplyResult, IMapIterator, MapResult
 
-__all__ = ["ClusterFace", "finite"]
+__all__ = ["ClusterFace", "finite", "timed_async"]
 
 Iterator = TypeVar("Iterator", bound=IMapIterator[Any])
 
@@ -204,6 +206,23 @@ class ClusterFace(ClusterVerbs):
         if unfinished := len(engine.backlog.jobs):
             text += f", {unfinished} jobs unfinished"
         return f"<{text}>"
+
+
+def timed_async(
+    pool: ClusterFace,
+    func: Callable[..., Any],
+    calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]],
+    callback: Callable[[list[Outcome]], object],
+    error_callback: Callable[[BaseException], object],
+) -> ApplyResult[list[Outcome]]:
+    """As `each_async`, with the arguments of each call; each result is a list: the value, for how
+    many seconds the function ran, the id of its process. An error has these as `seconds`, `pid`."""
+    engine: Any = pool._engine
+    limits = pool._limits("each_async", {})
+    told = callbacks_for(engine.callbacks, callback, error_callback)
+    result: ApplyResult[list[Outcome]] = ApplyResult(pool, engine, told)
+    engine.dispatcher.submit(engine.factory.timed(result, func, calls, limits))
+    return result
 
 
 def finite(name: str, value: float, zero: bool = False) -> float:
