@@ -11,9 +11,9 @@ from pathlib import Path
 
 import executor_work as work
 import pytest
+from executors import EXECUTORS, dask
 
 import prefork
-from conftest import EXECUTORS, dask
 from helpers import Script, eventually
 from prefork import (
     MaybeDecodingError,

@@ -14,12 +14,12 @@ from multiprocessing.connection import Client
 
 import executor_work as work
 import pytest
+from executors import of_session, signal_node
 
 import inside
-from conftest import of_session, signal_node
 from helpers import DEADLINE, Script, eventually, has_ended
 from prefork import PoolBrokenError, Terminated
-from prefork.cluster import NodeLostError, Pool
+from prefork.cluster import NodeLostError, Pool, node
 
 LEASE = 4.0
 
@@ -138,7 +138,8 @@ def a_process_of(pool: Pool) -> int:
     return next(pid for stacks in pool.dump_stacks().values() for pid in stacks)
 
 
-def test_a_node_is_killed(make, tmp_path):
+def test_a_node_is_killed(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "SHORTEST_LIFE", DEADLINE * 10)  # no other one takes its place
     pool = both(make())
     victim = a_process_of(pool)
     run = Run(pool, tmp_path)
@@ -148,6 +149,15 @@ def test_a_node_is_killed(make, tmp_path):
     assert all(type(error) is NodeLostError for error in errors.values())
     assert len({error.node for error in errors.values()}) <= 1
     assert len(errors) <= 60  # one chunk
+    assert len(pool.statistics().nodes) == 1
+
+
+def test_another_node_takes_the_place_of_one_that_was_killed(make, monkeypatch):
+    monkeypatch.setattr(node, "SHORTEST_LIFE", 0.0)
+    pool = make(nodes=1)
+    victim = a_process_of(pool)
+    session = signal_node(victim, signal.SIGKILL)
+    assert pool.apply(work.node_of, (1,), retries=5) != session
     assert len(pool.statistics().nodes) == 1
 
 
@@ -186,7 +196,8 @@ def test_a_node_that_is_told_to_end_loses_nothing(make, tmp_path):
     eventually(lambda: len(pool.statistics().nodes) == 1, "it has gone")
 
 
-def test_all_nodes_have_gone(make, gate):
+def test_all_nodes_have_gone(make, gate, monkeypatch):
+    monkeypatch.setattr(node, "SHORTEST_LIFE", DEADLINE * 10)
     pool = make(nodes=1)
     handle = pool.apply_async(gate.enter)
     signal_node(gate.arrival().pid, signal.SIGKILL)
