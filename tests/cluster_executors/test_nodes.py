@@ -51,6 +51,8 @@ def test_arguments_that_are_not_right():
             Pool(executor, host="192.0.2.1")
         with pytest.raises(ValueError, match="lease must be finite"):
             Pool(executor, lease=float("inf"))
+        with pytest.raises(TypeError, match="chunk_seconds must be a number"):
+            Pool(executor, chunk_seconds="much")
 
 
 def test_an_executor_without_a_free_worker():

@@ -93,6 +93,7 @@ class Pool(ClusterFace):
             raise ValueError(f"host is to be a name that nodes can connect to, not {host!r}")
         processes = some_count("processes_per_node", processes_per_node)
         patience = finite("client_timeout", client_timeout)
+        chunk = finite("chunk_seconds", chunk_seconds, zero=True)
         client = uuid.uuid4().hex
 
         def on_end(error: PoolBrokenError) -> None:
@@ -124,7 +125,7 @@ class Pool(ClusterFace):
             finite("alone_timeout", alone_timeout),
             None,
         )
-        self._begin(limits, carrier, BY_VALUE, finite("chunk_seconds", chunk_seconds, True), False)
+        self._begin(limits, carrier, BY_VALUE, chunk, False)
         _end_before_executors(self._engine)
 
 

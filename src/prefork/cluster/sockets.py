@@ -47,12 +47,13 @@ class Address(NamedTuple):
 
 def _prepared(sock: socket.socket) -> Connection:
     """A connection whose reads and writes fail when nothing moves for so long."""
-    sock.settimeout(None)
     seconds = _TIMEVAL.pack(int(QUIET_SECONDS), 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Connection(sock.detach())
+    with sock:  # it is closed, unless it is handed over
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Connection(sock.detach())
 
 
 def _shut(connection: Connection) -> None:
@@ -171,7 +172,10 @@ class Hub:
             if self._is_stopped:
                 sock.close()
                 break
-            self._attend(_prepared(sock))
+            try:
+                self._attend(_prepared(sock))
+            except (OSError, RuntimeError):  # it has gone already; or there is no thread left
+                logger.warning("a connection could not be attended to", exc_info=True)
         at_fork.unregister(self)
         self._listener.close()
 
@@ -179,7 +183,13 @@ class Hub:
         reader = BackgroundThread(lambda: self._read(connection, reader), "prefork-Reader")
         with self._lock:
             self._readers[reader] = connection
-        reader.start()
+        try:
+            reader.start()
+        except RuntimeError:
+            with self._lock:
+                del self._readers[reader]
+            connection.close()
+            raise
 
     def _read(self, connection: Connection, reader: BackgroundThread) -> None:
         member: _Member | None = None
