@@ -60,3 +60,15 @@ def queue_of(pool: Any) -> str:
 def break_cluster(pool: Any, bug: Any, patch: Any) -> None:
     """Puts a bug where a `ClusterPool` settles its jobs, in the thread that reads its letters."""
     patch.setattr(pool._engine, "_settle", bug)
+
+
+def cut_connections(pool: Any) -> None:
+    """Ends all connections that a `prefork.cluster.Pool` has with its nodes, as a network may."""
+    for member in list(pool._carrier._post._members.values()):
+        member.letters.put(None)
+
+
+def listens_at(pool: Any) -> tuple[str, int]:
+    """Where a `prefork.cluster.Pool` waits for its nodes: for who is none."""
+    where = pool._carrier._post.where
+    return where.host, where.port

@@ -42,6 +42,10 @@ def as_it_comes(x):
     return x
 
 
+def large(size):
+    return "x" * size
+
+
 def die(x):
     os.kill(os.getpid(), signal.SIGKILL)
 

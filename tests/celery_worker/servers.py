@@ -61,7 +61,13 @@ class Guard:
 
 
 class Server:
-    """A process in a session of its own, so that what it starts ends with it."""
+    """A process in a session of its own, so that what it starts ends with it.
+
+    Attributes:
+        largest_message: that it takes, bytes; None: as many as it does by itself.
+    """
+
+    largest_message: int | None = None
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         self.folder = folder
@@ -129,9 +135,12 @@ class Redis(Server):
     def command(self) -> list[str]:
         program = find("redis-server")
         assert program is not None
+        largest = self.largest_message
+        limit = () if largest is None else ("--proto-max-bulk-len", str(largest))
         return [
             *(program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
             *("--save", "", "--appendonly", "yes", "--appendfsync", "no"),  # outlives a restart
+            *limit,
         ]
 
     def cut_connections(self) -> None:
@@ -205,12 +214,15 @@ class RabbitMQ(Server):
 
     def environment(self) -> dict[str, str]:
         folder = self.folder
+        largest = self.largest_message
+        limit = "" if largest is None else f"max_message_size = {largest}\n"
         (folder / "enabled_plugins").write_text("[].")
         (folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "loopback_users.guest = true\n"
             "vm_memory_high_watermark.relative = 0.2\n"
             "disk_free_limit.absolute = 1MB\n"
+            f"{limit}"
         )
         return {
             "HOME": str(folder),

@@ -4,8 +4,10 @@ outcome, and is begun once at most."""
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from clusters import LEASE, Cluster, cluster_on, let_go_on, stop_all
 from servers import RabbitMQ, Redis, free_port
 
 from helpers import Script, eventually, has_ended
-from prefork import PoolBrokenError
+from prefork import PoolBrokenError, PreforkError
 from prefork.celery import ClusterPool
+from prefork.celery.post import KEPT_SECONDS, BrokerPost
 from prefork.cluster import NodeLostError
+from prefork.cluster.letters import node_box
 
 ITEMS = 500
 
@@ -194,6 +198,61 @@ def test_connections_are_cut(redis, tmp_path):
             run.has_begun(number)
             redis.cut_connections()
         assert run.errors() == {}
+
+
+class SmallRedis(Redis):
+    largest_message = 1 << 20
+
+
+class SmallRabbitMQ(RabbitMQ):
+    largest_message = 1 << 18
+
+
+@pytest.mark.parametrize("server_class", [SmallRedis, SmallRabbitMQ])
+def test_a_broker_that_takes_no_large_messages(server_class, tmp_path):
+    """It takes all others; and what it does not take costs the items that are in it."""
+    size = min(server_class.largest_message * 2, (1 << 20) - 1000)
+    with (
+        contextlib.closing(server_class(tmp_path)) as server,
+        cluster_on(server, tmp_path, nodes=1) as cluster,
+    ):
+        pool = cluster.pool()
+        arguments = pool.apply_async(work.as_it_comes, ("x" * size,))
+        results = pool.apply_async(work.large, (size,))
+        others = pool.map_async(work.double, range(1000))
+        with pytest.raises(PreforkError, match=r"does not take a message of \d+ bytes.*pass its"):
+            arguments.get(60)
+        with pytest.raises(PreforkError, match=r"does not take a message of \d+ bytes.*return its"):
+            results.get(60)
+        assert others.get(60) == [2 * x for x in range(1000)]
+        assert pool.apply(work.double, (1,)) == 2
+
+
+def test_a_queue_that_nobody_reads_does_not_stay(redis):
+    """And its connections notice a network that is cut without a word."""
+    app = Celery(broker=redis.url, set_as_current=False, fixups=[])
+    box = node_box()
+    post = BrokerPost(app, node_box(), "g", None, lambda body: None, lambda here, error: None)
+    try:
+        assert post.send(box, b"text")
+        with app.connection_for_write() as connection:
+            left = connection.default_channel.client.pttl(box)
+        assert 0 < left <= KEPT_SECONDS * 1000
+        assert post.send(box, b"text")
+        assert 10 in _idle_seconds(redis)
+    finally:
+        post.delete(box)
+        post.stop()
+
+
+def _idle_seconds(server) -> list[int]:
+    """After which the kernel asks whether the other end is there, of our connections to it."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.getpeername() == ("127.0.0.1", server.port):
+                found.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+    return found
 
 
 # ---- clients

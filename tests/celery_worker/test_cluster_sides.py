@@ -13,17 +13,17 @@ import cluster_work as work
 import pytest
 
 import inside
-import prefork.celery.agent
-import prefork.celery.carrier
+import prefork.celery.cluster_pool
 from helpers import eventually
 from prefork import MaybeDecodingError, PoolBrokenError
 from prefork.celery import ClusterPool
-from prefork.celery.agent import SILENT_SECONDS, Agent
-from prefork.celery.letters import AGAIN_SECONDS, Letter, written
+from prefork.cluster.agent import SILENT_SECONDS, Agent
 from prefork.cluster.clock import lease_time
 from prefork.cluster.codecs import write_error
 from prefork.cluster.errors import NodeLostError
+from prefork.cluster.letters import AGAIN_SECONDS, Letter, node_box, written
 from prefork.cluster.names import AllowList
+from prefork.cluster.nodes import Answers
 from prefork.cluster.runner import Board
 
 DEADLINE = 30.0
@@ -40,6 +40,7 @@ class Post:
         self.name, self.receive, self.on_connection = name, receive, on_connection
         self.sent: list[tuple[str, Letter]] = []
         self.deleted: list[str] = []
+        self.works = True
         self.made.append(self)
 
     def start(self) -> None:
@@ -49,13 +50,16 @@ class Post:
 
     def send(self, box: str, body: bytes) -> bool:
         self.sent.append((box, Letter.read(body)))
-        return True
+        return self.works
 
     def send_to_all(self, body: bytes) -> bool:
         return True
 
     def delete(self, box: str) -> None:
         self.deleted.append(box)
+
+    def cut_since(self, box: str) -> float | None:
+        return None
 
     def stop(self) -> None:
         pass
@@ -110,8 +114,7 @@ class Node:
 @pytest.fixture(autouse=True)
 def posts(monkeypatch) -> list[Post]:
     Post.made, Node.at_start = [], []
-    monkeypatch.setattr(prefork.celery.carrier, "Post", Post)
-    monkeypatch.setattr(prefork.celery.agent, "Post", Post)
+    monkeypatch.setattr(prefork.celery.cluster_pool, "BrokerPost", Post)
     return Post.made
 
 
@@ -208,8 +211,10 @@ def test_a_broker_that_does_not_come_back(pool, node):
 class Pool:
     processes = 1
 
+    begun = 0
+
     def each_async(self, func, items, done, failed, **limits) -> None:
-        raise NotImplementedError
+        self.begun += 1
 
 
 class Client:
@@ -232,7 +237,11 @@ PATIENCE = 60.0
 def agent() -> Agent:
     codecs = frozenset({"json"})
     board = Board(256)
-    agent = Agent(App, "g", "n1", AllowList(["work"]), codecs, Pool(), board, PATIENCE)  # type: ignore[arg-type]
+
+    def make_post(receive, on_connection):
+        return Post(App, node_box(), "g", "n1", receive, on_connection)
+
+    agent = Agent(make_post, "n1", AllowList(["work"]), codecs, Pool(), board, PATIENCE)  # type: ignore[arg-type]
     agent._note_connection(True, None)
     return agent
 
@@ -282,6 +291,34 @@ def test_what_a_silent_client_has_not_confirmed_is_not_sent_again_and_again(agen
     assert reports() == 2
     assert look(agent, client, SILENT_SECONDS + AGAIN_SECONDS + 1.0)
     assert reports() == 2
+
+
+def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
+    """And what was not said has not begun."""
+    session, post = agent._sessions[client.id], posts[0]
+    now = lease_time()
+    head = {"function": "work:f", "codec": "json", "how": "one", "code": "", "chunk": 1}
+    agent._take(session, Letter("chunk", head, ["1"]), now)
+    session.until = now + 60.0
+    post.works = False
+    before = len(post.sent)
+    for _ in range(100):
+        agent._begin_work(now)
+    assert len(post.sent) == before + 1
+    assert agent._pool.begun == 0
+    post.works = True
+    assert look(agent, client, 0.0)  # this says that it is there
+    agent._begin_work(now)
+    assert agent._pool.begun == 1
+
+
+def test_nodes_of_one_name_have_an_answer_each():
+    answers = Answers()
+    answers.expect(3)
+    for session, name in (("a", "n1"), ("b", "n1"), ("c", "n2")):
+        answers.add(session, name, session)
+    assert answers.all_here.is_set()
+    assert answers.by_name() == {"n1": "a", "n1 (2)": "b", "n2": "c"}
 
 
 def test_a_lease_goes_on_while_the_machine_sleeps():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.celery.letters import AGAIN_SECONDS, Letter, Link, written
+from prefork.cluster.letters import AGAIN_SECONDS, Letter, Link, written
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers())
@@ -65,6 +65,38 @@ def test_it_is_known_that_something_is_missing():
     assert there.is_behind
     assert there.heed(Letter.read(lost), 0.0)
     assert not there.is_behind
+
+
+def test_a_letter_that_is_too_large_for_the_broker():
+    """What is sent in its place has its number, so that what follows can be read."""
+    read = []
+
+    def send(body: bytes) -> bool:
+        if len(body) > 100_000:
+            return False
+        letter = Letter.read(body)
+        if there.heed(letter, now):
+            read.append(letter.kind)
+        return True
+
+    here, there = Link("s", send), Link("s", lambda body: True)
+    now = 0.0
+    assert not here.send("large", {}, now, ["x" * 200_000], lambda: ("nothing", {}, ()))
+    assert here.send("small", {}, now)
+    for _ in range(10):
+        here.tell("renew", {})
+        now += AGAIN_SECONDS
+        here.send_again(now)
+    assert [kind for kind in read if kind != "renew"][:2] == ["nothing", "small"]
+
+
+def test_while_nothing_can_be_sent_nothing_is_too_large():
+    here = Link("s", lambda body: False)
+    here.send("large", {}, 0.0, ["x" * 200_000], lambda: pytest.fail("it is not"))
+    for step in range(10):
+        here.tell("renew", {})
+        here.send_again(step * AGAIN_SECONDS)
+    assert not here.is_open
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,8 @@ or `worker_pool = "prefork.celery:TaskPool"` in celery's settings. Layout, from 
 And a pool whose processes are those of celery's workers, on as many machines as there are:
 
     cluster_pool    `ClusterPool`: the verbs, for a client
-    carrier         the client's side: chunks to nodes, leases, what is lost with a node
     serving         `serve`: has celery's workers be nodes
-    agent           the node's side, in the main process of a worker
-    nodes, sessions what each side knows of the other
-    letters         what they write to each other
-    post            how that travels
+    post            how what they write to each other travels (all else is in `prefork.cluster`)
 
 Nothing outside this package imports celery, kombu or billiard.
 """

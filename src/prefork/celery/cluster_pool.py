@@ -2,89 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+import uuid
+from typing import Any
 
 from prefork._arguments import seconds
-from prefork._engine.state import PoolPhase
 from prefork._policy.limits import Limits
 from prefork._policy.retry import Retry
-from prefork._verbs.signatures import AnyIterable
-from prefork._verbs.view import PoolView, Verbs
-from prefork.celery.carrier import CeleryCarrier
+from prefork.celery.post import BrokerPost
+from prefork.cluster.carrier import LetterCarrier
 from prefork.cluster.codecs import CODECS
-from prefork.cluster.engine import ClusterEngine
+from prefork.cluster.letters import client_box
+from prefork.cluster.posting import OnConnection, OnLetter, Post
 from prefork.cluster.sizes import CHUNK_SECONDS
-from prefork.cluster.statistics import ClusterStatistics
-from prefork.results import IMapIterator, MapResult
+from prefork.cluster.verbs import ClusterFace, finite
 
 __all__ = ["ClusterPool"]
 
-Iterator = TypeVar("Iterator", bound=IMapIterator[Any])
 
-STACK_SECONDS: Final = 3.0
-MOST_JOB: Final = 256  # items of a `map` that are one job
-JOBS: Final = 64  # of a `map`, per process, if it has so many items
-AHEAD: Final = 2048  # items per process that `imap` reads ahead
-
-
-class ClusterVerbs(Verbs):
-    """What is other about them than in a pool of one machine: how many items go together is decided
-    when they go."""
-
-    def options(
-        self,
-        *,
-        timeout: float | None = None,
-        soft_timeout: float | None = None,
-        lost_worker_timeout: float | None = None,
-        retries: int | Retry | None = None,
-        priority: int | None = None,
-        deadline: float | None = None,
-    ) -> ClusterView:
-        """The same pool, with other options for the jobs that it is given by this view: as
-        `Pool.options`."""
-        limits = self._defaults.override(timeout, soft_timeout, lost_worker_timeout, retries)
-        return ClusterView(self, self._engine, limits.with_terms(priority, deadline))
-
-    def _map(
-        self,
-        mode: int,
-        func: Callable[..., Any],
-        iterable: Iterable[Any],
-        chunksize: int | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> MapResult[Any]:
-        items = list(iterable)
-        if chunksize is None:
-            chunksize = max(
-                1, min(MOST_JOB, len(items) // (JOBS * self._engine.supervisor.processes))
-            )
-        return super()._map(mode, func, items, chunksize, *args, **kwargs)
-
-    def _imap(
-        self,
-        iterator_class: type[Iterator],
-        func: Callable[[Any], Any],
-        iterable: AnyIterable[Any],
-        chunksize: int,
-        buffersize: int | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Iterator:
-        if buffersize is None:
-            buffersize = AHEAD * self._engine.supervisor.processes
-        return super()._imap(iterator_class, func, iterable, chunksize, buffersize, *args, **kwargs)
-
-
-class ClusterView(ClusterVerbs, PoolView):
-    """A cluster's pool with other limits, as its `options` gives it."""
-
-
-class ClusterPool(ClusterVerbs):
+class ClusterPool(ClusterFace):
     """A pool whose processes are those of the workers of a celery application, on as many machines
     as there are; each has called `prefork.celery.serve`.
 
@@ -133,132 +68,25 @@ class ClusterPool(ClusterVerbs):
     ) -> None:
         if serializer not in CODECS:
             raise ValueError(f"serializer must be one of {', '.join(CODECS)}, not {serializer!r}")
-        self._defaults = Limits().override(timeout, soft_timeout, None, retries)
-        self._carrier = CeleryCarrier(
-            app,
-            queue or app.conf.task_default_queue,
+        client = uuid.uuid4().hex
+        group = queue or app.conf.task_default_queue
+
+        def make_post(receive: OnLetter, on_connection: OnConnection) -> Post:
+            return BrokerPost(app, client_box(client), group, None, receive, on_connection)
+
+        carrier = LetterCarrier(
+            client,
+            make_post,
             serializer,
-            _finite("lease", lease),
-            _finite("start_timeout", start_timeout),
-            _finite("alone_timeout", alone_timeout),
+            finite("lease", lease),
+            finite("start_timeout", start_timeout),
+            finite("alone_timeout", alone_timeout),
             seconds("broker_timeout", broker_timeout),
         )
-        engine: Any = ClusterEngine(
-            self._carrier,
+        self._begin(
+            Limits().override(timeout, soft_timeout, None, retries),
+            carrier,
             CODECS[serializer],
-            _finite("chunk_seconds", chunk_seconds, zero=True),
+            finite("chunk_seconds", chunk_seconds, zero=True),
             check_code,
         )
-        self._engine = engine  # it has what the verbs ask an engine for
-        engine.start()
-
-    # ---- the pool itself
-
-    @property
-    def processes(self) -> int:
-        """How many processes the nodes have that are there now (int); at least 1."""
-        return self._engine.supervisor.processes
-
-    def statistics(self) -> ClusterStatistics:
-        """What there is now: nodes, what they have, and counts of jobs."""
-        engine: Any = self._engine
-        backlog = engine.backlog
-        return ClusterStatistics(
-            self._carrier.processes,
-            self._carrier.statistics(),
-            backlog.waiting,
-            len(backlog.jobs),
-            backlog.finished,
-            backlog.failed,
-            backlog.retried,
-            self._carrier.late,
-        )
-
-    def dump_stacks(self) -> dict[str, dict[int, str]]:
-        """The Python stacks of the processes of all nodes, by the nodes' names and the process
-        ids; of those nodes that answer within three seconds."""
-        answers = self._carrier.ask("stacks", STACK_SECONDS)
-        return {
-            node: {int(pid): str(text) for pid, text in stacks.items()}
-            for node, stacks in answers.items()
-        }
-
-    def close(self) -> None:
-        """Take no more jobs. `join` waits for those that there are."""
-        self._engine.lifecycle.close()  # which is the engine's own
-
-    def terminate(self) -> None:
-        """Jobs that have not finished fail with `Terminated`; the nodes end what they have of this
-        pool. Nothing else that they run is touched. May be called again."""
-        self._engine.terminate()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until all jobs are done and all callbacks have run.
-
-        Args:
-            timeout: at most so many seconds (int or float); None: for ever.
-
-        Returns:
-            Whether that is so.
-
-        Raises:
-            ValueError: neither `close` nor `terminate` was called before.
-        """
-        return self._engine.join(timeout)
-
-    def __enter__(self) -> Self:
-        self._engine.state.check_running()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.terminate()
-
-    async def __aenter__(self) -> Self:
-        self._engine.state.check_running()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._engine.terminate_in_loop()
-
-    async def aclose(self) -> None:
-        """`close()`, and then what `join()` waits for, while other tasks of the loop run."""
-        self.close()
-        await self._engine.join_in_loop()
-
-    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
-        engine: Any = getattr(self, "_engine", None)
-        if engine is None or engine.state.phase is not PoolPhase.RUN:
-            return
-        try:
-            _warn(f"unclosed running pool {self!r}", ResourceWarning, source=self)
-        finally:
-            engine.drop()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise NotImplementedError("a pool cannot be passed between processes or pickled")
-
-    def __repr__(self) -> str:
-        engine: Any = self._engine
-        text = (
-            f"{type(self).__name__}: {engine.state.phase.value}, {len(self._carrier.nodes)} nodes"
-        )
-        if unfinished := len(engine.backlog.jobs):
-            text += f", {unfinished} jobs unfinished"
-        return f"<{text}>"
-
-
-def _finite(name: str, value: float, zero: bool = False) -> float:
-    number = seconds(name, value, zero=zero)
-    if number is None:
-        raise ValueError(f"{name} must be finite")
-    return number

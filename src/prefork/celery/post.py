@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from kombu.transport import virtual
 
 from prefork._system.threads import BackgroundThread
 
-__all__ = ["Post"]
+__all__ = ["BrokerPost"]
 
 logger = logging.getLogger("prefork")
 
@@ -27,10 +28,17 @@ CONNECT_SECONDS: Final = 4.0
 PAUSE: Final = 0.3  # seconds between two attempts to connect
 LOOK_SECONDS: Final = 1.0  # between two looks at whether to go on, and at heartbeats
 KEPT_SECONDS: Final = 60.0  # that a broker keeps a queue which nobody reads, if it can
+# A connection whose network is cut, without a word of that, is noticed by the kernel within 25 s.
+KEEPALIVE: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+}
+UNANSWERED_MILLISECONDS: Final = 25_000
 CONTENT_TYPE: Final = "application/x-prefork-letter"
 
 
-class Post:
+class BrokerPost:
     """
     Args:
         app: the celery application.
@@ -52,6 +60,7 @@ class Post:
     ) -> None:
         self._app = app
         self.name = name
+        self._group = group
         self._exchange = Exchange(f"prefork.{group}", type="fanout", durable=True)
         kept = {"durable": True, "expires": KEPT_SECONDS}
         self._queues = [Queue(name, **kept)]
@@ -76,6 +85,12 @@ class Post:
             "confirm_publish": True,
             "read_timeout": None,
             "write_timeout": CONNECT_SECONDS * 3,
+            "socket_settings": KEEPALIVE,  # of RabbitMQ's; these are of Redis'
+            "socket_keepalive": True,
+            "socket_keepalive_options": {
+                **KEEPALIVE,
+                socket.TCP_USER_TIMEOUT: UNANSWERED_MILLISECONDS,
+            },
         }
         transport = connection.transport_options or {}
         connection.transport_options = {**options, **transport, "confirm_publish": True}
@@ -84,8 +99,14 @@ class Post:
 
     @property
     def address(self) -> str:
-        """The broker's URL, without its password."""
-        return str(self._app.connection_for_write().as_uri())
+        return f"the broker {self._app.connection_for_write().as_uri()}"
+
+    @property
+    def advice(self) -> str:
+        return (
+            "start one that calls prefork.celery.serve and consumes the queue "
+            f"{self._group!r} (celery worker -Q {self._group})"
+        )
 
     def start(self) -> None:
         self._reader.start()
@@ -126,7 +147,14 @@ class Post:
 
     def send(self, queue: str, body: bytes) -> bool:
         """Whether the broker has it."""
-        return self._publish(body, routing_key=queue)
+        return self._publish(body, routing_key=queue) and self._do(lambda: self._limit(queue))
+
+    def _limit(self, queue: str) -> None:
+        """In Redis a queue is a list, which would be there for ever if nobody reads it any more."""
+        channel = self._producer.channel
+        if hasattr(channel, "conn_or_acquire"):
+            with channel.conn_or_acquire() as client:
+                client.pexpire(queue, int(KEPT_SECONDS * 1000))
 
     def send_to_all(self, body: bytes) -> bool:
         """To all nodes of the group."""
@@ -135,6 +163,9 @@ class Post:
     def delete(self, queue: str) -> None:
         """A queue of somebody who has gone, with all that is left in it."""
         self._do(lambda: self._delete(queue))
+
+    def cut_since(self, queue: str) -> float | None:
+        return None  # brokers do not tell
 
     def _delete(self, queue: str) -> None:
         channel = self._producer.channel

@@ -11,9 +11,12 @@ from celery import bootsteps
 from celery.worker import state
 
 from prefork._arguments import seconds, some_count
-from prefork.celery.agent import Agent, make_pool
+from prefork.celery.post import BrokerPost
+from prefork.cluster.agent import Agent, make_pool
 from prefork.cluster.codecs import CODECS
+from prefork.cluster.letters import node_box
 from prefork.cluster.names import AllowList
+from prefork.cluster.posting import OnConnection, OnLetter, Post
 from prefork.pool import Pool
 
 __all__ = ["serve"]
@@ -95,10 +98,14 @@ class _Node(bootsteps.StartStopStep):  # type: ignore[misc]
         if queue not in app.amqp.queues.consume_from:
             return
         self._pool, board = make_pool(self.wanted or worker.concurrency or os.cpu_count() or 1)
+        name = worker.hostname
+
+        def make_post(receive: OnLetter, on_connection: OnConnection) -> Post:
+            return BrokerPost(app, node_box(), queue, name, receive, on_connection)
+
         self._agent = Agent(
-            app,
-            queue,
-            worker.hostname,
+            make_post,
+            name,
             self.allow_list,
             self.accepted,
             self._pool,

@@ -19,6 +19,7 @@ Layout, from the top; a module imports only from those below it:
     report      what is said at the start and at the end
     run         one run: its events, retries, order, what is kept when it is stopped
     recorded    what was done when, for --report
+    remote      --app: the pool is that of a celery application's workers
     plan        what is asked; how many inputs go to a worker at once
     feeder      the thread that reads the inputs, no further ahead than there is room
     external    work that is a command of the system

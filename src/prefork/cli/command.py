@@ -26,6 +26,8 @@ from prefork.cli.plan import Plan
 from prefork.cli.progress import Bar, Log, make_progress
 from prefork.cli.recorded import Recorded
 from prefork.cli.records import Earlier, Output, OutputError, ResumeError
+from prefork.cli.remote import NOT_REMOTE, PROCESSES, find_app
+from prefork.cli.remote import check as check_remote
 from prefork.cli.report import closing, headline, outlook, preview
 from prefork.cli.results_file import Mode, Origin, ResultsFile, ResultsFileError
 from prefork.cli.run import Ending, Run
@@ -56,7 +58,7 @@ def _with(*lists: list[click.Option]) -> Callable[[click.Command], click.Command
     return add
 
 
-@_with(options.WHAT_INPUTS, options.FUNCTION, options.RECORDS, options.RUN)
+@_with(options.WHAT_INPUTS, options.FUNCTION, options.RECORDS, options.RUN, options.CLUSTER)
 @cli.command("map", short_help="Run a function over many inputs.")
 @click.argument("target", metavar="MODULE:FUNCTION")
 @click.argument("arguments", metavar="[INPUT]...", nargs=-1)
@@ -216,6 +218,11 @@ def _check(asked: SimpleNamespace, arguments: tuple[str, ...]) -> None:
         raise click.UsageError("--retry-failed needs --resume.")
     if goes_on and asked.overwrite:
         raise click.UsageError("--overwrite and --resume are opposites.")
+    if getattr(asked, "app", None) is None and getattr(asked, "queue", None) is not None:
+        raise click.UsageError("--queue needs --app.")
+    for name, why in NOT_REMOTE.items() if getattr(asked, "app", None) else ():
+        if getattr(asked, name) is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} does not go with --app: {why}.")
     if asked.form is not None and not asked.form.is_possible():
         raise click.UsageError(
             f"{asked.output} needs {asked.form.needs}: pip install 'prefork[parquet]'"
@@ -234,7 +241,12 @@ def _plan(work: Work, asked: SimpleNamespace) -> tuple[Plan, str]:
     """And the fingerprint of the source of the work."""
     source = work.check()
     asked.work = work
-    asked.processes = asked.processes or available_cpus()
+    asked.app_name, asked.app = getattr(asked, "app", None) or "", None
+    asked.queue = getattr(asked, "queue", None)
+    if asked.app_name:
+        check_remote(work)
+        asked.app = find_app(asked.app_name)
+    asked.processes = asked.processes or (PROCESSES if asked.app_name else available_cpus())
     if asked.fail_fast:
         asked.max_failures = 1
     if asked.max_tasks_per_child is not None:

@@ -11,7 +11,7 @@ import click
 from prefork.cli.jsontext import from_json
 from prefork.cli.progress import STYLES
 
-__all__ = ["COMMAND", "FUNCTION", "RECORDS", "RUN", "WHAT_INPUTS"]
+__all__ = ["CLUSTER", "COMMAND", "FUNCTION", "RECORDS", "RUN", "WHAT_INPUTS"]
 
 
 class Quantity(click.ParamType[float]):
@@ -109,6 +109,13 @@ FUNCTION = [
         Keyword(), multiple=True),
     _option("--initializer MODULE:FUNCTION",
         "Call this, without arguments, in each worker when it starts."),
+]
+CLUSTER = [
+    _option("--app MODULE:APP",
+        "Run it on the workers of this celery application, which have called prefork.celery.serve; "
+        "see the page Past one machine."),
+    _option("--queue NAME",
+        "With --app: the queue of these workers.  [default: the application's own]"),
 ]
 COMMAND = [
     _option("--shell",

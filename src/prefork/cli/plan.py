@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from prefork.cli.feeder import Item
 from prefork.cli.work import Task, Work
@@ -33,6 +34,9 @@ class Plan:
     max_tasks_per_child: int | None = None
     max_failures: int | None = None  # after so many, it is stopped
     log_dir: str | None = None
+    app: Any = None  # of celery: its workers have the processes
+    app_name: str = ""
+    queue: str | None = None  # of theirs
 
 
 class Chunks:

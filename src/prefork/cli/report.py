@@ -24,7 +24,10 @@ def headline(plan: Plan, stats: Stats, earlier: Earlier) -> str:
     """What is about to be done."""
     text = f"{plan.work} over "
     text += "inputs" if stats.total is None else _count(stats.total, "input")
-    text += f", in {_count(plan.processes, 'process', 'es')}"
+    if plan.app is None:
+        text += f", in {_count(plan.processes, 'process', 'es')}"
+    else:
+        text += f", on the cluster of {plan.app_name}"
     if held := len(earlier):
         text += f"; the output file holds {held} already"
     return text

@@ -26,6 +26,7 @@ from prefork.cli.plan import Chunks, Plan
 from prefork.cli.progress import Progress
 from prefork.cli.recorded import Recorded
 from prefork.cli.records import Earlier, OutputError, Sink, record
+from prefork.cli.remote import RemotePool
 from prefork.cli.work import (
     AGAIN,
     DONE,
@@ -136,7 +137,7 @@ class Run:
             self._call = Call(self._plan.work)
             self._progress.watch(self._longest)
             watching: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-            if self._recorded is not None:
+            if self._recorded is not None and isinstance(self._pool, Pool):
                 watching = self._recorded.watching(self._pool)
             try:
                 with watching:
@@ -149,8 +150,10 @@ class Run:
                 if self._feeder.join(1.0):
                     self._inputs.close()
 
-    def _make_pool(self) -> Pool:
+    def _make_pool(self) -> Pool | RemotePool:
         plan, work = self._plan, self._plan.work
+        if plan.app is not None:
+            return RemotePool(plan)
         timeout, alone = plan.timeout, work.keeps_limits
         if alone and timeout is not None:
             timeout += GRACE
@@ -255,6 +258,9 @@ class Run:
 
     def _tell_how_it_is(self) -> None:
         """What each worker does, with its stack."""
+        if isinstance(self._pool, RemotePool):
+            self._pool.tell(self._progress.say)
+            return
         running = self.running()
         for pid, stack in self._pool.dump_stacks().items():
             what = "has nothing to do"

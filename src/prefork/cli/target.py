@@ -73,17 +73,26 @@ class Target:
             module = min(module, os.path.relpath(module), key=len)
         return f"{module}:{self.attribute}"
 
-    def load(self) -> Callable[..., Any]:
-        """Import it.
+    def find(self) -> Any:
+        """Import what is there, whatever it is.
 
         Raises:
-            TargetError: it cannot be imported, is not there, or cannot be called.
+            TargetError: it cannot be imported, or is not there.
         """
         if self.directory not in sys.path:
             sys.path.insert(len(sys.path) if self.is_file else 0, self.directory)
         found: Any = self._import()
         for name in self.attribute.split("."):
             found = self._get(found, name)
+        return found
+
+    def load(self) -> Callable[..., Any]:
+        """Import it.
+
+        Raises:
+            TargetError: it cannot be imported, is not there, or cannot be called.
+        """
+        found = self.find()
         if not callable(found):
             raise TargetError(f"{self} is not a function but {_a(type(found).__name__)}")
         if inspect.iscoroutinefunction(found):

@@ -147,20 +147,25 @@ class Function:
         return self.target.load()
 
     def load(self) -> Callable[[int, Any], Any]:
-        function, star, keywords = self.target.load(), self.star, self.keywords
+        function = self.target.load()
         if self.initializer is not None:
             self.initializer.load()()
-        if not star and not keywords:
+        if not self.star and not self.keywords:
             return lambda number, value: function(value)
 
         def call(number: int, value: Any) -> Any:
-            if star and isinstance(value, list):
-                return function(*value, **keywords)
-            if star and isinstance(value, dict):
-                return function(**{**keywords, **value})
-            return function(value, **keywords)
+            args, keywords = self.arguments(value)
+            return function(*args, **keywords)
 
         return call
+
+    def arguments(self, value: Any) -> tuple[list[Any], dict[str, Any]]:
+        """What the function is called with for an input."""
+        if self.star and isinstance(value, list):
+            return value, self.keywords
+        if self.star and isinstance(value, dict):
+            return [], {**self.keywords, **value}
+        return [value], self.keywords
 
     def end(self) -> None:
         pass
@@ -279,9 +284,13 @@ def _users_frames(exc: BaseException) -> TracebackType | None:
 # ---- errors as JSON: type, message, and where there is one, the traceback
 
 
-def describe(exc: BaseException, frames: TracebackType | None = None) -> bytes:
-    """An exception as a record's `error`; never raises."""
-    text = ""
+def describe(exc: BaseException, frames: TracebackType | None = None, text: str = "") -> bytes:
+    """An exception as a record's `error`; never raises.
+
+    Args:
+        frames: of its traceback.
+        text: that it has if it has no other one.
+    """
     if isinstance(exc, (WorkerLostError, TimeLimitExceeded)):
         text = _users_part(exc.stack)
     elif frames is not None and not isinstance(exc, NotJSONError):

@@ -6,8 +6,8 @@ carries in the place of a pickle is a `Call`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prefork._describe import function_name
 from prefork._engine.job_factory import make_job
@@ -19,12 +19,9 @@ from prefork._policy.job import Job, ResultSink
 from prefork._policy.limits import Limits
 from prefork.cluster.codecs import Codec, to_json
 from prefork.cluster.names import code_hash, name_of
-from prefork.cluster.runner import CALL, ONE, STAR
+from prefork.cluster.runner import CALL, ONE, STAR, TIMED
 
-__all__ = ["MOST_ARGUMENT", "Call", "CallFactory", "Kind"]
-
-MOST_ARGUMENT: Final = 1 << 20
-"""Bytes of what one item is written down as."""
+__all__ = ["Call", "CallFactory", "Kind"]
 
 
 class Kind(NamedTuple):
@@ -36,6 +33,7 @@ class Kind(NamedTuple):
     seed: int | None
     timeout: float | None
     soft_timeout: float | None
+    value: str = ""  # what the function itself is written down as; "": it is found by its name
 
 
 class Call:
@@ -119,6 +117,19 @@ class CallFactory:
         kind = self._kind(func, ONE, limits, None)
         return self._make(owner, func, kind, EACH, items, limits)
 
+    def timed(
+        self,
+        owner: ResultSink,
+        func: Callable[..., Any],
+        calls: Sequence[tuple[Sequence[Any], Mapping[str, Any]]],
+        limits: Limits,
+    ) -> Job:
+        """The same, each with its arguments; each result is a list: the value, for how many
+        seconds it ran, the process id."""
+        kind = self._kind(func, TIMED, limits, None)
+        items = [(list(args), dict(kwds)) for args, kwds in calls]
+        return self._make(owner, func, kind, EACH, items, limits)
+
     def chunks(
         self,
         owner: ResultSink,
@@ -184,10 +195,22 @@ class CallFactory:
     # ---- how
 
     def _kind(self, func: Callable[..., Any], how: str, limits: Limits, seed: int | None) -> Kind:
-        name = name_of(func)
         to_json(seed)  # a number may be too large for that; so the caller hears of it
-        code = code_hash(name) if self._check_code else ""
-        return Kind(name, how, code, seed, limits.timeout, limits.soft_timeout)
+        value = code = ""
+        if self._codec.functions:
+            module, _, qualname = function_name(func).rpartition(".")
+            name, value = f"{module}:{qualname}", self._written(func)
+        else:
+            name = name_of(func)
+            code = code_hash(name) if self._check_code else ""
+        return Kind(name, how, code, seed, limits.timeout, limits.soft_timeout, value)
+
+    def _written(self, func: Callable[..., Any]) -> str:
+        try:
+            return self._codec.write(func)
+        except Exception as exc:
+            exc.add_note(f"while {function_name(func)} was written down for another machine")
+            raise
 
     def _make(
         self,
@@ -205,10 +228,10 @@ class CallFactory:
         try:
             texts = [self._codec.write(item) for item in items]
             for item, text in enumerate(texts):
-                if len(text) > MOST_ARGUMENT:
+                if len(text) > (most := self._codec.most_argument):
                     raise ValueError(
                         f"what item {position + item} is written down as has {len(text)} bytes: "
-                        f"more than {MOST_ARGUMENT} do not go through a message broker. Write it "
+                        f"more than {most} do not go through {self._codec.way}. Write it "
                         "to where all machines can read, and pass its name"
                     )
             if kind.seed is not None:

@@ -21,7 +21,7 @@ from prefork._describe import describe
 from prefork._ipc.encoding_error import MaybeEncodingError
 from prefork.errors import MaybeDecodingError, remote_traceback
 
-__all__ = ["CODECS", "Codec", "read_error", "to_json", "write_error"]
+__all__ = ["ALL_CODECS", "BY_VALUE", "CODECS", "Codec", "read_error", "to_json", "write_error"]
 
 MOST_ERROR: Final = 1 << 16
 """Characters of an error's arguments, and of its traceback: brokers refuse messages that are too
@@ -40,13 +40,31 @@ def to_json(value: Any) -> str:
     return _encode(value)
 
 
+MOST_ARGUMENT: Final = 1 << 20
+MOST_RESULT: Final = 7 << 20
+"""So a letter has less than 16 MiB, which a RabbitMQ takes that is not told otherwise."""
+MOST_BY_SOCKET: Final = 256 << 20
+
+
 class Codec(NamedTuple):
-    """One way to write values down."""
+    """One way to write values down.
+
+    Attributes:
+        functions: whether functions are written down, too; else they go by name.
+        most_argument: bytes of what one item is written down as.
+        most_result: bytes of one result; and of all that a chunk has come to, after which no
+            further item of it is begun.
+        way: what takes no more than that, for messages.
+    """
 
     name: str
     write: Callable[[Any], str]
     read: Callable[[str], Any]
     read_all: Callable[[Sequence[str]], list[Any]]
+    functions: bool = False
+    most_argument: int = MOST_ARGUMENT
+    most_result: int = MOST_RESULT
+    way: str = "a message broker"
 
 
 def _json_all(texts: Sequence[str]) -> list[Any]:
@@ -68,20 +86,51 @@ def _unpickled_all(texts: Sequence[str]) -> list[Any]:
     return list(map(_unpickled, texts))
 
 
+_PLAIN: Final = (type(None), bool, int, float, str, bytes)
+
+
+def _by_value(value: Any) -> str:
+    """What cannot be found by a name elsewhere goes along, if there is what does that."""
+    if type(value) in _PLAIN:
+        return _pickled(value)
+    try:
+        import cloudpickle
+    except ImportError:
+        return _pickled(value)
+    return base64.b64encode(cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL)).decode()
+
+
 CODECS: Final = {
     "json": Codec("json", to_json, json.loads, _json_all),
     "pickle": Codec("pickle", _pickled, _unpickled, _unpickled_all),
 }
+"""Those that celery's workers can be told to accept."""
+
+BY_VALUE: Final = Codec(
+    "by value",
+    _by_value,
+    _unpickled,
+    _unpickled_all,
+    functions=True,
+    most_argument=MOST_BY_SOCKET,
+    most_result=MOST_BY_SOCKET,
+    way="a cluster's pool",
+)
+ALL_CODECS: Final = {**CODECS, BY_VALUE.name: BY_VALUE}
 
 
 # ---- errors
 
 
-def write_error(error: BaseException, text: str | None = None) -> str:
+def write_error(
+    error: BaseException, text: str | None = None, run: tuple[float, int] | None = None
+) -> str:
     """As JSON; never raises.
 
     Args:
         text: its traceback; None: that of the error.
+        run: for how many seconds what has raised it ran, and in which process: it has them as
+            `seconds` and `pid` when it is read.
     """
     if text is None:
         text = "".join(traceback.format_exception(error))
@@ -92,17 +141,22 @@ def write_error(error: BaseException, text: str | None = None) -> str:
         notes = [str(note) for note in getattr(error, "__notes__", None) or ()]
     except Exception:  # its own code fails
         args, notes = [], []
+    # JSON has no bytes, which a UnicodeDecodeError is made of: they go as text of the same numbers.
+    raw = [at for at, arg in enumerate(args) if type(arg) is bytes]
+    args = [arg.decode("latin-1") if type(arg) is bytes else arg for arg in args]
     try:
         written = to_json(args)
     except Exception:
         written = to_json([_plain(arg) for arg in args])
     if len(written) > MOST_ERROR:
-        written = to_json([describe(error)])
+        written, raw = to_json([describe(error)]), []
     fields = {
         "class": f"{cls.__module__}:{cls.__qualname__}",
         "what": describe(error),
         "traceback": text[-MOST_ERROR:],
         "notes": notes,
+        "bytes": raw,
+        "run": run,
     }
     return f'{to_json(fields)[:-1]},"args":{written}}}'
 
@@ -137,12 +191,17 @@ def read_error(text: str) -> BaseException:
         name, what, remote = fields["class"], str(fields["what"]), str(fields["traceback"])
         args, notes = list(fields["args"]), list(fields["notes"])
         module, _, qualname = name.partition(":")
-    except (KeyError, TypeError, AttributeError):
+        for at in fields.get("bytes", ()):
+            args[at] = args[at].encode("latin-1")
+    except (KeyError, TypeError, AttributeError, IndexError):
         raise ValueError("this is no error that was written") from None
     error = _make(module, qualname, args, what, remote)
     try:
         for note in notes:
             error.add_note(str(note))
+        if isinstance(fields.get("run"), list):
+            seconds, pid = fields["run"]
+            vars(error).update(seconds=float(seconds), pid=int(pid))
         if remote:
             error.__cause__ = remote_traceback(remote)
     except Exception as exc:  # it takes no attributes, as a frozen dataclass

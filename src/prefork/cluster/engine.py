@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from multiprocessing import util
 from typing import Any, Final, NamedTuple
 
+from prefork._describe import describe
 from prefork._engine.callbacks import CallbackRunner
 from prefork._engine.roles import LazyOutput, Role, TaskHandler
 from prefork._engine.state import PoolPhase, takes_no_jobs
@@ -38,7 +39,7 @@ from prefork.cluster.errors import NodeLostError
 from prefork.cluster.handing_in import Dispatcher, Terminator
 from prefork.cluster.life import ClusterState
 from prefork.cluster.sizes import Sizes
-from prefork.errors import PoolBrokenError, PreforkError, Terminated
+from prefork.errors import MaybeDecodingError, PoolBrokenError, PreforkError, Terminated
 
 __all__ = ["ClusterEngine"]
 
@@ -283,7 +284,7 @@ class ClusterEngine:
             try:
                 values += self._codec.read_all((text,))
             except BaseException as exc:
-                values.append(_Unreadable(exc))
+                values.append(_Unreadable(MaybeDecodingError("result", describe(exc))))
         missing = PreforkError(f"what the node has said of this item cannot be read: {reason}")
         return values + [_Unreadable(missing)] * (expected - len(values)), False
 

@@ -16,12 +16,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from types import FunctionType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from prefork._describe import function_name, short_repr
 from prefork.cluster.errors import NotAllowedError
 
-__all__ = ["AllowList", "code_hash", "find", "name_of"]
+__all__ = ["AllowList", "Allowed", "Anything", "code_hash", "find", "name_of"]
 
 _IDENTIFIER: Final = r"[^\W\d]\w*"
 _MODULE: Final = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
@@ -56,6 +56,27 @@ def name_of(func: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
+class Allowed(Protocol):
+    """What a node runs."""
+
+    def check(self, name: str, by_value: bool) -> None:
+        """Nothing is imported here.
+
+        Args:
+            by_value: its code comes with the call.
+
+        Raises:
+            NotAllowedError: this function is not to be run.
+        """
+
+
+class Anything:
+    """All functions: for nodes that run whatever else their clients say, too."""
+
+    def check(self, name: str, by_value: bool) -> None:
+        pass
+
+
 class AllowList:
     """Which functions a node runs.
 
@@ -80,12 +101,10 @@ class AllowList:
                     "below it ('work.*') or a function ('work:resize')"
                 )
 
-    def check(self, name: str) -> None:
-        """Nothing is imported here.
-
-        Raises:
-            NotAllowedError: this function is not to be run.
-        """
+    def check(self, name: str, by_value: bool = False) -> None:
+        """As `Allowed.check`; no function whose code comes with the call is."""
+        if by_value:
+            raise NotAllowedError(f"{name!r} comes with its code, which this node does not run")
         if (match := _NAME.fullmatch(name)) is None:
             raise NotAllowedError(f"{name!r} is no name of a function, as 'module:function' is")
         module = match[1]

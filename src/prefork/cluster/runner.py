@@ -9,18 +9,20 @@ been handed to its processes already. What was not begun for that reason, comes 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+import time
 import traceback
 from typing import Any, Final
 
 from prefork._ipc.encoding_error import MaybeEncodingError
 from prefork._worker.seeding import Seeded
 from prefork.cluster.clock import lease_time
-from prefork.cluster.codecs import CODECS, write_error
+from prefork.cluster.codecs import ALL_CODECS, write_error
 from prefork.cluster.errors import NotAllowedError
 from prefork.cluster.names import code_hash, find
 
-__all__ = ["CALL", "FAILED", "MOST_RESULT", "NOT_RUN", "ONE", "STAR", "Board", "Runner"]
+__all__ = ["CALL", "FAILED", "NOT_RUN", "ONE", "STAR", "TIMED", "Board", "Runner"]
 
 NOT_RUN: Final = "?"
 """What comes back for an item that was not begun. No text of a codec's is this."""
@@ -31,14 +33,11 @@ FAILED: Final = "!"
 CALL: Final = "call"  # a pair: its positional arguments, and those by name
 ONE: Final = "one"  # its only argument
 STAR: Final = "star"  # its positional arguments
+TIMED: Final = "timed"  # as `CALL`; the result is a list: the value, seconds, the process id
 
 LONGEST: Final = 1.0
 """Seconds after which no further item of a chunk is begun: the rest goes back, for others to take.
 Chunks are made to take a tenth of that, by what the items before have taken."""
-MOST_RESULT: Final = 7 << 20
-"""Bytes of one result; and of all that a chunk has come to, after which no further item of it is
-begun. So a letter has less than 16 MiB, which a RabbitMQ takes that is not told otherwise."""
-
 _SLOT: Final = struct.Struct("=dQ")
 
 
@@ -77,23 +76,33 @@ class Runner:
         code: the hash of the source that the client has; "": it does not say.
         seed: of the random numbers; None: it has none. Then the texts of items begin with the
             position of each, and a blank.
+        value: what the function itself is written down as; "": it is found by its name.
     """
 
     def __init__(
-        self, name: str, how: str, codec: str, slot: int, token: int, code: str, seed: int | None
+        self,
+        name: str,
+        how: str,
+        codec: str,
+        slot: int,
+        token: int,
+        code: str,
+        seed: int | None,
+        value: str = "",
     ) -> None:
-        self.name, self._how, self._codec = name, how, CODECS[codec]
+        self.name, self._how, self._codec = name, how, ALL_CODECS[codec]
         self._slot, self._token, self._code, self._seed = slot, token, code, seed
+        self._value = value
         self._function: Any = None
-        self._until = 0.0
-        self._room = MOST_RESULT
+        self._until = self._began = 0.0
+        self._room = self._codec.most_result
         self.__qualname__ = name.partition(":")[2]  # for messages
         self.__module__ = name.partition(":")[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         codec = self._codec.name
         given = (self.name, self._how, codec, self._slot, self._token, self._code, self._seed)
-        return Runner, given
+        return Runner, (*given, self._value)
 
     def __call__(self, text: str) -> str:
         now = lease_time()
@@ -103,6 +112,7 @@ class Runner:
             self._until = now + LONGEST
         elif now > self._until or self._room < 0:
             return NOT_RUN
+        self._began = time.monotonic()
         try:
             return self._run(text)
         except Exception as exc:
@@ -111,7 +121,8 @@ class Runner:
             while frames is not None and frames.tb_frame.f_globals is globals():
                 frames = frames.tb_next
             shown = traceback.format_exception(type(exc), exc, frames or exc.__traceback__)
-            text = write_error(exc, "".join(shown))
+            run = (time.monotonic() - self._began, os.getpid()) if self._how == TIMED else None
+            text = write_error(exc, "".join(shown), run)
             self._room -= len(text)
             return FAILED + text
 
@@ -123,6 +134,7 @@ class Runner:
             position, _, text = text.partition(" ")
             function = Seeded(function, self._seed, int(position))
         given = self._codec.read(text)
+        self._began = time.monotonic()
         if self._how == ONE:
             value = function(given)
         elif self._how == STAR:
@@ -131,20 +143,25 @@ class Runner:
             args, kwds = given
             value = function(*args, **kwds)
         try:
-            result = self._codec.write(value)
+            whole = value
+            if self._how == TIMED:
+                whole = [value, time.monotonic() - self._began, os.getpid()]
+            result = self._codec.write(whole)
         except Exception as exc:
             raise MaybeEncodingError(exc, value) from exc
-        if len(result) > MOST_RESULT:
+        if len(result) > (most := self._codec.most_result):
             raise MaybeEncodingError(
-                f"it has {len(result)} bytes: more than {MOST_RESULT} do not go through a message "
-                "broker. Have the function write it to where all machines can read, and return "
-                "its name",
+                f"it has {len(result)} bytes: more than {most} do not go through "
+                f"{self._codec.way}. Have the function write it to where all machines can read, "
+                "and return its name",
                 value,
             )
         self._room -= len(result)
         return result
 
     def _find(self) -> Any:
+        if self._value:
+            return self._codec.read(self._value)
         function = find(self.name)
         if self._code and (found := code_hash(self.name)) != self._code:
             raise NotAllowedError(

@@ -11,7 +11,7 @@ class NodeStatistics(NamedTuple):
     """One node, as the client knows it.
 
     Attributes:
-        name: of celery's worker.
+        name: of celery's worker; or of the machine, and a number.
         processes: how many it has.
         chunks: how many it has been sent that it has not reported.
         started: how many of these it has begun.

@@ -133,3 +133,16 @@ def test_names_that_are_no_exceptions_are_not_called(name):
 def test_what_is_no_error(text):
     with pytest.raises(ValueError):  # noqa: PT011
         read_error(text)
+
+
+def test_an_error_that_is_made_of_bytes():
+    with pytest.raises(UnicodeDecodeError) as caught:
+        b"a\xff\x80".decode()
+    error = read_error(write_error(caught.value))
+    assert type(error) is UnicodeDecodeError
+    assert error.args == caught.value.args
+    assert str(read_error(write_error(ValueError(b"\xff", 1)))) == "(b'\\xff', 1)"
+    for at in ("[7]", "[-9]", '["x"]', "7", "[0]"):
+        fields = f'{{"class":"builtins:ValueError","what":"","traceback":"","notes":[],"bytes":{at}'
+        with pytest.raises(ValueError, match="no error that was written"):
+            read_error(fields + ',"args":[5]}')

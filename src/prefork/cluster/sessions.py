@@ -6,9 +6,9 @@ import secrets
 from collections import deque
 
 from prefork._ipc.outcome import Outcome
-from prefork.celery.letters import Letter, Link
-from prefork.cluster.codecs import CODECS, write_error
-from prefork.cluster.runner import CALL, FAILED, NOT_RUN, ONE, STAR, Runner
+from prefork.cluster.codecs import ALL_CODECS, write_error
+from prefork.cluster.letters import Letter, Link
+from prefork.cluster.runner import CALL, FAILED, NOT_RUN, ONE, STAR, TIMED, Runner
 from prefork.results import ApplyResult
 
 __all__ = ["Session", "Work", "sorted_out"]
@@ -25,6 +25,7 @@ class Work:
         self.number = letter.field("chunk", int)
         self.texts = letter.texts
         self.name = letter.field("function", str)
+        self.value = letter.head.get("value", "")
         self.codec = letter.field("codec", str)
         self.limits = {
             name: letter.field(name, (int, float))
@@ -32,12 +33,16 @@ class Work:
             if letter.head.get(name) is not None
         }
         how, seed = letter.field("how", str), letter.head.get("seed")
-        if how not in (CALL, ONE, STAR) or self.codec not in CODECS:
+        if (
+            how not in (CALL, ONE, STAR, TIMED)
+            or self.codec not in ALL_CODECS
+            or type(self.value) is not str
+        ):
             raise ValueError("it says nothing of how its items are to be run")
         if seed is not None:
             seed = letter.field("seed", int)
         code = letter.field("code", str)
-        self.runner = Runner(self.name, how, self.codec, slot, token, code, seed)
+        self.runner = Runner(self.name, how, self.codec, slot, token, code, seed, self.value)
         self.handle: ApplyResult[list[Outcome]] | None = None
         self.began = 0.0
 

@@ -8,10 +8,10 @@ import uuid
 from typing import Any
 
 from prefork._describe import describe
-from prefork.celery.letters import Letter, Link
 from prefork.cluster.backlog import Chunk
 from prefork.cluster.carrying import Report
 from prefork.cluster.codecs import read_error
+from prefork.cluster.letters import Letter, Link
 from prefork.cluster.sizes import IN_FLIGHT
 from prefork.cluster.statistics import NodeStatistics
 from prefork.errors import PreforkError
@@ -23,7 +23,7 @@ class Node:
     """One node, in one session.
 
     Attributes:
-        name: of celery's worker.
+        name: that it gives itself.
         box: its queue.
         chunks: that it has, by their numbers.
         started: of these, those that it has begun, or may have.
@@ -93,8 +93,8 @@ class Answers:
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
-        self.by_node: dict[str, Any] = {}
         self.all_here = threading.Event()
+        self._by_session: dict[str, tuple[str, Any]] = {}
         self._expected = 0
 
     def expect(self, number: int) -> None:
@@ -102,7 +102,17 @@ class Answers:
         if not number:
             self.all_here.set()
 
-    def add(self, node: str, answer: Any) -> None:
-        self.by_node[node] = answer
-        if len(self.by_node) >= self._expected:
+    def add(self, session: str, node: str, answer: Any) -> None:
+        self._by_session[session] = node, answer
+        if len(self._by_session) >= self._expected:
             self.all_here.set()
+
+    def by_name(self) -> dict[str, Any]:
+        """By the names of the nodes; of those that have the same one, the others have a number."""
+        found: dict[str, Any] = {}
+        for node, answer in list(self._by_session.values()):
+            name, number = node, 2
+            while name in found:
+                name, number = f"{node} ({number})", number + 1
+            found[name] = answer
+        return found

@@ -1,4 +1,4 @@
-"""The node's side: it lives in the main process of celery's worker, and runs chunks in a pool.
+"""The node's side: it lives in the node's main process, and runs chunks in a pool.
 
     letters ─► Session.waiting ─► "these are about to run" ─► Pool.each_async ─► report
 
@@ -15,27 +15,32 @@ until the client grants another one, says that it has given the session up, or h
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import queue
+import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from prefork._describe import describe
 from prefork._ipc.outcome import Outcome
 from prefork._system.log import CRITICAL, DEBUG, WARNING, Log
 from prefork._system.threads import BackgroundThread
-from prefork.celery.letters import CLIENT_QUEUE, Letter, Link
-from prefork.celery.post import Post
-from prefork.celery.sessions import Session, Work, sorted_out
 from prefork.cluster import runner
 from prefork.cluster.clock import lease_time
 from prefork.cluster.codecs import write_error
 from prefork.cluster.errors import NotAllowedError
-from prefork.cluster.names import AllowList
+from prefork.cluster.letters import CLIENT_QUEUE, Letter, Link, client_box
+from prefork.cluster.names import Allowed
+from prefork.cluster.posting import MakePost
 from prefork.cluster.runner import Board
+from prefork.cluster.sessions import Session, Work, sorted_out
+from prefork.errors import PreforkError
 from prefork.pool import Pool
 
 __all__ = ["Agent"]
@@ -51,9 +56,8 @@ SILENT_SECONDS: Final = 5.0  # a client that was not heard of for so long is sen
 class Agent:
     """
     Args:
-        app: the celery application.
-        group: of nodes.
-        name: of celery's worker.
+        make_post: what the letters go by; its box is a `node_box()`.
+        name: of the node, for people.
         allow: what may be run.
         codecs: which of them are accepted.
         pool: runs it.
@@ -63,10 +67,9 @@ class Agent:
 
     def __init__(
         self,
-        app: Any,
-        group: str,
+        make_post: MakePost,
         name: str,
-        allow: AllowList,
+        allow: Allowed,
         codecs: frozenset[str],
         pool: Pool,
         board: Board,
@@ -80,14 +83,7 @@ class Agent:
         self._patience = patience
         self._log = Log()
         self._events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._post = Post(
-            app,
-            f"prefork.node.{uuid.uuid4().hex}",
-            group,
-            name,
-            self._received,
-            self._connection_is,
-        )
+        self._post = make_post(self._received, self._connection_is)
         self._sessions: dict[str, Session] = {}  # by client
         self._ending: list[Session] = []  # that are over, while something of theirs still runs
         self._free_slots = list(range(MOST_SESSIONS))
@@ -95,7 +91,7 @@ class Agent:
         self._next_look = 0.0
         self._looked = 0.0
         self._connected: float | None = None  # since when
-        self._is_leaving = False
+        self._is_leaving = self._is_abandoned = False
         self._is_over = False
         self.ended = threading.Event()
         self._thread = BackgroundThread(self._run, "prefork-Agent")
@@ -169,7 +165,9 @@ class Agent:
                 self._renew(session, now)
         else:
             self._connected = None
-            self._log.note(WARNING, "the cluster's agent has no connection: %s", str(error))
+            level = WARNING if self._sessions else DEBUG
+            text = "the cluster's agent has no connection: %s"
+            self._log.note(level, text, "it has ended" if error is None else describe(error))
 
     # ---- sessions
 
@@ -180,7 +178,7 @@ class Agent:
             text = "a client has been silent for too long: what it has here is ended"
             self._log.note(WARNING, text)
             self._end(session)
-            self._post.delete(_queue_of(session.client))
+            self._post.delete(client_box(session.client))
             return
         if now < session.heard + SILENT_SECONDS:  # else it would only fill its queue
             session.link.send_again(now)
@@ -201,7 +199,7 @@ class Agent:
 
     def _hello(self, letter: Letter) -> None:
         client = letter.field("client", str)
-        box = _queue_of(client)
+        box = client_box(client)
         if not CLIENT_QUEUE.fullmatch(box):
             raise ValueError(f"{client!r} is no client")
         if (known := self._sessions.get(client)) is not None:
@@ -261,14 +259,14 @@ class Agent:
         if letter.kind == "end":
             self._end(session)
             if letter.head.get("closing"):  # one of ours may have come too late for it
-                self._post.delete(_queue_of(session.client))
+                self._post.delete(client_box(session.client))
             return
         now = lease_time()
         if not session.link.heed(letter, now):
             return
         session.heard = now
         match letter.kind:
-            case "grant":
+            case "grant" if not self._is_abandoned:
                 lease = min(LONGEST_LEASE, letter.field("lease", (int, float)))
                 asked = min(now, letter.field("time", (int, float)))
                 session.until = max(session.until, asked + lease)
@@ -290,7 +288,7 @@ class Agent:
         try:
             if work.codec not in self._codecs:
                 raise NotAllowedError(f"this node does not accept {work.codec}: see serve()")
-            self._allow.check(work.name)
+            self._allow.check(work.name, by_value=bool(work.value))
         except NotAllowedError as exc:
             self._refuse(session, work.number, len(work.texts), exc, now)
             return
@@ -339,7 +337,9 @@ class Agent:
         return sum(len(s.running) for s in (*self._sessions.values(), *self._ending))
 
     def _next_session(self, now: float) -> Session | None:
-        sessions = [s for s in self._sessions.values() if s.waiting and now < s.until]
+        sessions = [
+            s for s in self._sessions.values() if s.waiting and now < s.until and s.link.is_open
+        ]
         if not sessions:
             return None
         self._turn += 1
@@ -398,7 +398,9 @@ class Agent:
         if session.waiting and is_its_turn and has_room:
             next_work = [session.waiting.popleft()]
         started = [work.number for work in next_work]
-        if session.link.send("report", {"started": started, **head}, now, texts):
+        report = {"started": started, **head}
+        refused = partial(_too_large, report, len(texts) + len(failures) + len(not_run), texts)
+        if session.link.send("report", report, now, texts, refused):
             for work in next_work:
                 self._begin(session, work)
         else:
@@ -422,11 +424,17 @@ class Agent:
             session.waiting.clear()
 
     def _abandon(self) -> None:
+        """What runs fails as what it is, killed; the pool knows what of a chunk that is, and the
+        rest comes back, as no lease is left."""
         self._leave()
+        self._is_abandoned = True
         for session in self._sessions.values():
-            for work in list(session.running.values()):
-                if work.handle is not None:
-                    work.handle.terminate()
+            session.until = 0.0
+            self._board.write(session.slot, session.token, 0.0)
+        for worker in self._pool.statistics().workers:
+            if worker.job is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
 
     def _see_whether_all_has_ended(self) -> None:
         if self._count_running():
@@ -436,8 +444,18 @@ class Agent:
         self._is_over = True
 
 
-def _queue_of(client: str) -> str:
-    return f"prefork.client.{client}"
+def _too_large(
+    report: dict[str, Any], items: int, texts: Sequence[str]
+) -> tuple[str, dict[str, Any], Sequence[str]]:
+    """What is said of a chunk in the place of results that the broker does not take."""
+    size = sum(map(len, texts)) + sum(len(text) for _, text in report["failures"])
+    error = PreforkError(
+        f"the broker does not take a message of {size} bytes, as it seems: raise its limit, or "
+        "have the function write what is large to where all machines can read, and return its name"
+    )
+    text = write_error(error, "")
+    failures = [(at, text) for at in range(items) if at not in report["not_run"]]
+    return "report", {**report, "failures": failures}, ()
 
 
 def make_pool(processes: int) -> tuple[Pool, Board]:

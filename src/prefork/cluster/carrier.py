@@ -13,34 +13,37 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from prefork._describe import describe
 from prefork._system.log import DEBUG, WARNING
 from prefork._system.threads import BackgroundThread
-from prefork.celery.letters import NODE_QUEUE, Letter, Link, written
-from prefork.celery.nodes import Answers, Node
-from prefork.celery.post import Post
+from prefork.cluster.backlog import Chunk
+from prefork.cluster.carrying import Report
 from prefork.cluster.engine import ClusterEngine
+from prefork.cluster.letters import NODE_QUEUE, Letter, Link, written
+from prefork.cluster.nodes import Answers, Node
+from prefork.cluster.posting import MakePost
 from prefork.cluster.statistics import NodeStatistics
-from prefork.errors import PoolBrokenError
+from prefork.errors import PoolBrokenError, PreforkError
 
-__all__ = ["CeleryCarrier"]
+__all__ = ["LetterCarrier"]
 
 HELLO_SECONDS: Final = 1.0
 MARGIN: Final = 0.5
 SUSPECT_SECONDS: Final = 2.5  # a node that is silent for so long is sent nothing more
+CUT_SECONDS: Final = 1.5  # that a node whose connection has ended has to come back
 MOST_AT_ONCE: Final = 256  # letters that are read before others' turn
 
 
-class CeleryCarrier:
+class LetterCarrier:
     """A `Carrier` for one client.
 
     Args:
-        app: the celery application.
-        group: of the nodes.
+        id: of the client, 32 hexadecimal digits.
+        make_post: what the letters go by; its box is `client_box(id)`.
         codec: the name of that.
         lease: seconds.
         patience: seconds to wait for the first node.
@@ -50,26 +53,23 @@ class CeleryCarrier:
 
     def __init__(
         self,
-        app: Any,
-        group: str,
+        id: str,
+        make_post: MakePost,
         codec: str,
         lease: float,
         patience: float,
         alone: float,
         outage: float | None,
     ) -> None:
-        self.group = group
         self._codec = codec
         self.lease = lease
         self._patience = patience
         self._alone = alone
         self._outage = outage
-        self.id = uuid.uuid4().hex
+        self.id = id
         self._events: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_awake = False  # a look at what is to be sent is among the events
-        self._post = Post(
-            app, f"prefork.client.{self.id}", group, None, self._received, self._connection_is
-        )
+        self._post = make_post(self._received, self._connection_is)
         self._thread = BackgroundThread(self._run, "prefork-Carrier")
         self._engine: ClusterEngine | None = None
         self.nodes: dict[str, Node] = {}  # by session
@@ -77,9 +77,11 @@ class CeleryCarrier:
         self._connected: float | None = None  # since when (monotonic)
         self._last_connected = 0.0
         self._error: Exception | None = None  # why there is no connection
-        self._had_node = threading.Event()
+        self._had_node = threading.Event()  # or there will be none
+        self._failure: PoolBrokenError | None = None
         self._last_node = 0.0
         self._next_hello = 0.0
+        self._is_all_read = False  # of what has come
         self._looked = 0.0  # when it was looked at the nodes last
         self._answers: dict[str, Answers] = {}
         self.late = 0  # letters of sessions that were over
@@ -96,20 +98,31 @@ class CeleryCarrier:
         self._post.start()
         if not self._had_node.wait(self._patience):
             raise self._nobody()
+        if self._failure is not None:
+            raise self._failure
 
     def _nobody(self) -> PoolBrokenError:
         if self._connected is None:
             error = PoolBrokenError(
-                f"the broker {self._post.address} could not be reached within "
+                f"{self._post.address} could not be reached within "
                 f"{self._patience:g} s: {self._error}"
             )
             error.__cause__ = self._error
             return error
         return PoolBrokenError(
-            f"no worker has answered within {self._patience:g} s on the broker "
-            f"{self._post.address}: start one that calls prefork.celery.serve and consumes the "
-            f"queue {self.group!r} (celery worker -Q {self.group})"
+            f"no worker has answered within {self._patience:g} s on {self._post.address}: "
+            f"{self._post.advice}"
         )
+
+    def fail(self, error: PoolBrokenError) -> None:
+        """There is no node, nor will there be."""
+        self._failure = error
+        self._had_node.set()
+        self._events.put(lambda: self._give_up(error))
+
+    def _give_up(self, error: PoolBrokenError) -> None:
+        assert self._engine is not None
+        self._engine.give_up(error)
 
     def statistics(self) -> tuple[NodeStatistics, ...]:
         now = time.monotonic()
@@ -135,7 +148,7 @@ class CeleryCarrier:
         self._events.put(lambda: self._ask(what, answers))
         answers.all_here.wait(patience)
         self._events.put(lambda: self._answers.pop(answers.id, None))
-        return answers.by_node
+        return answers.by_name()
 
     def _received(self, body: bytes) -> None:
         if body:
@@ -165,6 +178,7 @@ class CeleryCarrier:
 
     def _step(self) -> bool:
         """Handle what there is, or wait for it; False: it is over."""
+        self._is_all_read = False
         try:
             event = self._events.get(timeout=max(0.0, self._next_due() - time.monotonic()))
             for _ in range(MOST_AT_ONCE):
@@ -173,7 +187,7 @@ class CeleryCarrier:
                 event()
                 event = self._events.get_nowait()
         except queue.Empty:
-            pass
+            self._is_all_read = True
         now = time.monotonic()
         self._see_to_nodes(now)
         self._send(now)
@@ -219,8 +233,11 @@ class CeleryCarrier:
         self._see_whether_alone(now)
 
     def _is_lost(self, node: Node, now: float) -> bool:
-        if self._connected is None:
-            return False
+        if self._connected is None or not self._is_all_read:
+            return False  # what it has said may still come
+        cut = self._post.cut_since(node.box)
+        if cut is not None and now > cut + CUT_SECONDS:
+            return True
         return now > max(node.granted, self._connected) + self.lease + MARGIN
 
     def _lose(self, node: Node, now: float) -> None:
@@ -262,7 +279,7 @@ class CeleryCarrier:
         if now > self._last_node + self._alone:
             reason = f"no worker has answered for {self._alone:g} s any more"
         elif self._outage is not None and now > self._last_connected + self._outage:
-            reason = f"the broker {self._post.address} could not be reached for {self._outage:g} s"
+            reason = f"{self._post.address} could not be reached for {self._outage:g} s"
         if reason:
             broken = PoolBrokenError(reason)
             broken.__cause__ = self._error if self._connected is None else None
@@ -283,11 +300,28 @@ class CeleryCarrier:
                 "how": kind.how,
                 "codec": self._codec,
                 "code": kind.code,
+                "value": kind.value,
                 "seed": kind.seed,
                 "timeout": kind.timeout,
                 "soft_timeout": kind.soft_timeout,
             }
-            node.link.send("chunk", head, now, chunk.texts())
+            refused = partial(self._refused, node, chunk)
+            node.link.send("chunk", head, now, chunk.texts(), refused)
+
+    def _refused(self, node: Node, chunk: Chunk) -> tuple[str, dict[str, Any], Sequence[str]]:
+        """The broker does not take it, but it does take others."""
+        assert self._engine is not None
+        if node.chunks.pop(chunk.id, None) is not None:
+            node.started.discard(chunk.id)
+            size = sum(map(len, chunk.texts()))
+            error = PreforkError(
+                f"{self._post.address} does not take a message of {size} bytes, as it seems: raise "
+                "its limit, or write what is large to where all machines can read, and pass its "
+                "name"
+            )
+            failures: dict[int, BaseException] = dict.fromkeys(range(chunk.size), error)
+            self._engine.reported(chunk, Report([], failures, set(), 0.0))
+        return "nothing", {}, ()
 
     def _freest(self, now: float) -> Node | None:
         """The node that has room for most; None: none has room."""
@@ -357,7 +391,7 @@ class CeleryCarrier:
                 self._report(node, letter)
             case "answer":
                 if (answers := self._answers.get(letter.field("question", str))) is not None:
-                    answers.add(node.name, letter.head.get("answer"))
+                    answers.add(node.link.session, node.name, letter.head.get("answer"))
             case "gone":
                 del self.nodes[node.link.session]
                 self._go(node)

@@ -12,6 +12,7 @@ that is missing, is dropped. What does not matter, as it is sent again anyway, h
     chunk     to the node     * items to be run
     drop      to the node     * chunks that nobody wants any more
     report    to the client   * chunks that are about to run, or what one has come to
+    nothing   to the node     * in the place of a letter that the broker would not take
     end       to the node     have nothing left of this client
     gone      to the client   the node has ended
     ask       to the node     what its processes do
@@ -25,21 +26,41 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from prefork.cluster.codecs import to_json
 
-__all__ = ["CLIENT_QUEUE", "NODE_QUEUE", "VERSION", "Letter", "Link"]
+__all__ = ["CLIENT_QUEUE", "NODE_QUEUE", "VERSION", "Letter", "Link", "client_box", "node_box"]
 
 VERSION: Final = 1
 CLIENT_QUEUE: Final = re.compile(r"prefork\.client\.[0-9a-f]{32}")
 NODE_QUEUE: Final = re.compile(r"prefork\.node\.[0-9a-f]{32}")
 
+
+def client_box(client: str) -> str:
+    """Where a client is written to."""
+    return f"prefork.client.{client}"
+
+
+def node_box() -> str:
+    """Where a new node is."""
+    return f"prefork.node.{uuid.uuid4().hex}"
+
+
 AGAIN_SECONDS: Final = 3.0
 """After so long without a word that it has come, a letter is sent again. Each side says what has
 come with all that it sends, and a lease's renewal is sent each second."""
+
+
+REFUSALS: Final = 3
+"""So often a large letter can fail to be sent, while small ones can, before it is given up."""
+SURELY_TAKEN: Final = 1 << 16
+"""Bytes that any broker takes."""
+
+Instead = Callable[[], tuple[str, dict[str, Any], Sequence[str]]]
 
 
 class Letter(NamedTuple):
@@ -85,6 +106,16 @@ def written(kind: str, head: dict[str, Any], texts: Sequence[str] = ()) -> bytes
     return "\n".join([to_json(fields), *texts]).encode("ascii")
 
 
+class _Sent(NamedTuple):
+    """A letter that may not have come."""
+
+    number: int
+    kind: str
+    head: dict[str, Any]
+    texts: Sequence[str]
+    instead: Instead | None
+
+
 class Link:
     """One side of a session: what it has sent that may not have come, and what has come.
 
@@ -95,6 +126,7 @@ class Link:
     Attributes:
         received: the number of the last one that has come.
         is_behind: the other side has sent more than that: something is missing.
+        is_open: the last letter could be sent.
     """
 
     def __init__(self, session: str, send: Callable[[bytes], bool]) -> None:
@@ -103,25 +135,51 @@ class Link:
         self._sent = 0
         self.received = 0
         self.is_behind = False
-        self._unconfirmed: deque[tuple[int, str, dict[str, Any], Sequence[str]]] = deque()
+        self.is_open = True
+        self._unconfirmed: deque[_Sent] = deque()
         self._again_at = float("inf")
+        self._refusals = 0  # of the first of these, while others could be sent
+        self._is_refused = False  # it could not be sent; nor has any other one since
 
-    def send(self, kind: str, head: dict[str, Any], now: float, texts: Sequence[str] = ()) -> bool:
+    def send(
+        self,
+        kind: str,
+        head: dict[str, Any],
+        now: float,
+        texts: Sequence[str] = (),
+        instead: Instead | None = None,
+    ) -> bool:
         """Send what is to come for certain. Whether the broker has it already: else it is sent
-        again later."""
+        again later.
+
+        Args:
+            instead: called if it is too large for the broker: what is to be sent in its place.
+        """
         self._sent += 1
-        self._unconfirmed.append((self._sent, kind, head, texts))
+        self._unconfirmed.append(_Sent(self._sent, kind, head, texts, instead))
         self._again_at = min(self._again_at, now + AGAIN_SECONDS)
-        return self._write(self._sent, kind, head, texts)
+        return self._write_numbered(self._unconfirmed[-1])
 
     def tell(self, kind: str, head: dict[str, Any]) -> bool:
         """Send what may be lost."""
-        return self._write(0, kind, head, ())
+        is_sent = self._write(0, kind, head, ())
+        if is_sent and self._is_refused:
+            self._is_refused = False
+            self._refusals += 1
+        return is_sent
 
     def _write(self, number: int, kind: str, head: dict[str, Any], texts: Sequence[str]) -> bool:
         numbers = {"number": number, "sent": self._sent, "received": self.received}
         fields = {"session": self.session, **numbers, **head}
-        return self._send(written(kind, fields, texts))
+        self.is_open = self._send(written(kind, fields, texts))
+        return self.is_open
+
+    def _write_numbered(self, letter: _Sent) -> bool:
+        if self._write(*letter[:4]):
+            return True
+        if letter is self._unconfirmed[0]:
+            self._is_refused = True
+        return False
 
     def heed(self, letter: Letter, now: float) -> bool:
         """A letter has come. Whether it is to be read: it has no number, or is the next one.
@@ -131,9 +189,10 @@ class Link:
         """
         number, sent = letter.field("number", int), letter.field("sent", int)
         confirmed = letter.field("received", int)
-        while self._unconfirmed and self._unconfirmed[0][0] <= confirmed:
+        while self._unconfirmed and self._unconfirmed[0].number <= confirmed:
             self._unconfirmed.popleft()
             self._again_at = now + AGAIN_SECONDS
+            self._refusals, self._is_refused = 0, False
         if not self._unconfirmed:
             self._again_at = float("inf")
         is_next: bool = number == self.received + 1
@@ -147,6 +206,17 @@ class Link:
         if not self._unconfirmed or (now < self._again_at and not at_once):
             return
         self._again_at = now + AGAIN_SECONDS
+        if self._refusals >= REFUSALS:
+            self._replace_first()
         for letter in self._unconfirmed:
-            if not self._write(*letter):
+            if not self._write_numbered(letter):
                 return
+
+    def _replace_first(self) -> None:
+        """The broker takes other letters, and not this one: it has a limit."""
+        self._refusals = 0
+        letter = self._unconfirmed[0]
+        size = len(written(letter.kind, letter.head, letter.texts))
+        if letter.instead is not None and size > SURELY_TAKEN:
+            kind, head, texts = letter.instead()
+            self._unconfirmed[0] = _Sent(letter.number, kind, head, texts, None)
