@@ -142,14 +142,15 @@ format: $(INSTALLED) ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff format .
 
 BENCH_INSTALLED := $(VENV)/.installed-bench
+RAY_TRIED := $(VENV)/.tried-ray
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
 # BENCH passes options on, as in: make bench BENCH='--only apply imap --rounds 5'
 bench: $(BENCH_INSTALLED) compiled ## Measure beside other pools: two minutes (all of it: make bench-full)
 	$(BIN)/python -m benchmarks.side_by_side run $(if $(FULL),--full) $(BENCH)
-	$(BIN)/python -m benchmarks.side_by_side charts
+	$(BIN)/python -m benchmarks.side_by_side page
 
-bench-full: ## All workloads, in full size
+bench-full: $(RAY_TRIED) ## All workloads, in full size: an hour
 	@$(MAKE) --no-print-directory bench FULL=1
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -198,6 +199,11 @@ $(DEMO_INSTALLED): pyproject.toml
 $(BENCH_INSTALLED): $(INSTALLED)
 	@echo 'Adding what the benchmarks need'
 	@$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(RAY_TRIED): $(BENCH_INSTALLED)
+	@echo 'Adding Ray'
+	@$(BIN)/python -m pip install --quiet --group bench-ray || echo 'Ray cannot be had for this Python: it is left out'
 	@touch $@
 
 $(DOCS_INSTALLED): $(DEMO_INSTALLED)

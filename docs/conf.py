@@ -31,7 +31,7 @@ extensions = [
     "promises_table",
     "sequence",
 ]
-exclude_patterns = ["_*"]
+exclude_patterns = ["_*", "**/_*"]
 nitpicky = False
 suppress_warnings: list[str] = []
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmarks.side_by_side import rounds
+from benchmarks.side_by_side.page import write
 from benchmarks.side_by_side.peers import PEERS, REFERENCE
 from benchmarks.side_by_side.report import report
 from benchmarks.side_by_side.sample import ROOT
@@ -15,7 +16,7 @@ from benchmarks.side_by_side.workloads import FULL, QUICK, WORKLOADS
 
 ROUNDS = {QUICK: 3, FULL: 5}
 RESULTS = Path("build/bench/results.json")
-CHARTS = Path("build/bench")
+PAGE = Path("build/bench")
 
 
 def main() -> None:
@@ -32,18 +33,17 @@ def main() -> None:
     show = commands.add_parser("report", help="the tables of a run")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS)
     show.add_argument("--details", action="store_true", help="with every median and its quartiles")
-    draw = commands.add_parser("charts", help="the charts of a run")
-    draw.add_argument("results", type=Path, nargs="?", default=RESULTS)
-    draw.add_argument("--into", type=Path, default=CHARTS, help=f"a folder ({CHARTS})")
+    page = commands.add_parser("page", help="the tables and charts of a run, for the documentation")
+    page.add_argument("results", type=Path, nargs="?", default=RESULTS)
+    page.add_argument("--into", type=Path, default=PAGE, help=f"a folder ({PAGE})")
     args = parser.parse_args()
     if args.command == "run":
         _run(args)
     elif args.command == "report":
         print(report(_load(args.results), args.details))
     else:
-        from benchmarks.side_by_side.charts import draw_all
-
-        draw_all(_load(args.results), args.into)
+        write(_load(args.results), args.into)
+        print(f"Tables and charts are in {args.into}")
 
 
 def _run(args: argparse.Namespace) -> None:

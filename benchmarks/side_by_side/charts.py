@@ -1,4 +1,4 @@
-"""A run's charts, as SVG."""
+"""A run's charts, as SVG: one for each topic."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Panel(NamedTuple):
 
 
 CHARTS = {
-    "calls": (
-        "Time per call, 2 workers (lower is better; logarithmic)",
+    "Short calls": (
+        "calls",
+        "Time per call, 2 workers",
         [
             Panel("apply_async", "wall", "many apply_async"),
             Panel("apply", "p50", "one apply after another"),
@@ -30,29 +31,46 @@ CHARTS = {
             Panel("map", "wall", "map, default chunks"),
         ],
     ),
-    "payloads": (
-        "Time per transfer (lower is better; logarithmic)",
+    "By other interfaces": (
+        "faces",
+        "Time per call, 2 workers",
+        [
+            Panel("futures", "wall", "many executor.submit"),
+            Panel("gathered", "wall", "many await, gathered"),
+            Panel("joblib", "wall", "joblib, 50 µs of CPU, first call"),
+            Panel("joblib_again", "wall", "joblib, 50 µs of CPU, second call"),
+        ],
+    ),
+    "Large objects, and many": (
+        "payloads",
+        "Time per transfer, or for all of it",
         [
             Panel("array_there", "wall", "64 MiB array there"),
             Panel("array_back", "wall", "64 MiB array there and back"),
-            Panel("bytes_back", "wall", "1 MiB of bytes there and back"),
+            Panel("constant", "wall", "64 MiB for 50 tasks, map(partial)"),
+            Panel("shared", "wall", "64 MiB for 50 tasks, shared"),
+            Panel("frames", "wall", "DataFrame of 1,000 rows"),
+            Panel("dicts", "wall", "small dict, map"),
         ],
     ),
-    "pools": (
-        "The pool's own costs (lower is better; logarithmic)",
+    "The pool's own costs": (
+        "pools",
+        "The pool's own costs",
         [
             Panel("start_2_fork", "wall", "start, 2 workers, fork"),
-            Panel("start_16_forkserver", "wall", "start, 16 workers, forkserver"),
+            Panel("start_16_large", "wall", "start, 16 workers, in 4 GiB"),
+            Panel("one_task", "wall", "a worker for each task"),
             Panel("idle_memory_fork", "bytes", "memory of an idle worker, fork"),
-            Panel("array_back_memory", "bytes", "peak memory, 64 MiB there and back"),
         ],
     ),
 }
+"""By topic: the file, its title, and what is in it."""
 
 OURS, OTHERS, FLOOR = "#c2410c", "#64748b", "#cbd5e1"
 
 
-def draw_all(run: Run, folder: Path) -> None:
+def draw(run: Run, topic: str, folder: Path) -> Path | None:
+    """The chart of a topic; None: the run has nothing for it."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -60,11 +78,14 @@ def draw_all(run: Run, folder: Path) -> None:
     matplotlib.rcParams.update(
         {"svg.hashsalt": "prefork", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 9}
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (title, panels) in CHARTS.items():
-        path = folder / f"benchmarks-{name}.svg"
-        _draw(run, title, [panel for panel in panels if _bars(run, panel)], path)
-        print(path)
+    if topic not in CHARTS:
+        return None
+    name, title, panels = CHARTS[topic]
+    if not (panels := [panel for panel in panels if _bars(run, panel)]):
+        return None
+    path = folder / f"benchmarks-{name}.svg"
+    _draw(run, f"{title} (lower is better; logarithmic)", panels, path)
+    return path
 
 
 def _bars(run: Run, panel: Panel) -> list[tuple[str, Figure]]:
@@ -79,8 +100,6 @@ def _bars(run: Run, panel: Panel) -> list[tuple[str, Figure]]:
 def _draw(run: Run, title: str, panels: Sequence[Panel], path: Path) -> None:
     from matplotlib import pyplot
 
-    if not panels:
-        return
     rows = -(-len(panels) // 2)
     figure, grid = pyplot.subplots(rows, 2, figsize=(9, 2.5 * rows + 0.4), squeeze=False)
     axes = list(grid.flat)

@@ -6,12 +6,12 @@ of all processes; others are named where they are made.
 
 from __future__ import annotations
 
-import asyncio
+import mmap
 import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,17 +20,15 @@ from typing import Any
 
 from benchmarks.side_by_side import floors, tasks
 from benchmarks.side_by_side.floors import Metrics
-from benchmarks.side_by_side.memory import PeakMemory
-from benchmarks.side_by_side.meters import Cost, descendants, memory_of, resident, wake_ups
-from benchmarks.side_by_side.peers import Peer
+from benchmarks.side_by_side.meters import Cost, available, memory_of, resident, waits, wake_ups
+from benchmarks.side_by_side.peer import Peer
 
 WARM_UP = 200  # calls before anything is measured
-IN_TURN = 100  # calls of one kind, and then of the other
-ARRAY = 64 << 20  # bytes
 LONG, SHORT = 0.1, 0.001  # seconds
 UNEVEN = [LONG if i % 20 == 0 else SHORT for i in range(200)]
 IDEAL = sum(UNEVEN) / 2  # seconds, on two workers
 FEW_QUEUED = 10_000
+THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ class Bench:
     @property
     def map_size(self) -> int:
         """Fewer items for a pool that would hand them over one by one."""
-        return self.size // 10 if self.peer.default_chunk_is_one else self.size
+        if not self.peer.default_chunk_is_one:
+            return self.size
+        return self.size // (100 if self.peer.heavy else 10)
 
 
 # --- short calls
@@ -64,51 +64,28 @@ def apply_async(bench: Bench) -> Metrics:
     return cost.per(bench.size)
 
 
-def futures(bench: Bench) -> Metrics:
-    pool = bench.peer(2, "fork")
-
-    def run(calls: int) -> None:
-        for future in [pool.future(tasks.noop, i) for i in range(calls)]:
-            future.result()
-
-    run(max(WARM_UP, 20))  # executors may start their workers with the first call
-    with Cost() as cost:
-        run(bench.size)
-    return cost.per(bench.size)
-
-
 def apply(bench: Bench) -> Metrics:
     seconds = []
     pool = bench.pool()
+    before = waits()
     with Cost() as cost:
         for i in range(bench.size):
             begin = time.perf_counter()
             pool.call(tasks.noop, i)
             seconds.append(time.perf_counter() - begin)
-    return {**cost.per(bench.size), "p50": median(seconds)}
+    switches = (waits() - before) / bench.size
+    return {**cost.per(bench.size), "p50": median(seconds), "switches": switches}
 
 
-def awaited(bench: Bench) -> Metrics:
-    """One `await` after another (`p50`, seconds); and divided by one call that is waited for, in
-    turns with it (`call`)."""
-    pool = bench.pool("call")
-    awaits: list[float] = []
-    calls: list[float] = []
-
-    async def wait(count: int) -> None:
-        for i in range(count):
-            begin = time.perf_counter()
-            await pool.awaitable(tasks.noop, i)
-            awaits.append(time.perf_counter() - begin)
-
-    with asyncio.Runner() as runner:
-        for _ in range(bench.size // IN_TURN):
-            runner.run(wait(IN_TURN))
-            for i in range(IN_TURN):
-                begin = time.perf_counter()
-                pool.call(tasks.noop, i)
-                calls.append(time.perf_counter() - begin)
-    return {"p50": median(awaits), "call": median(awaits) / median(calls)}
+def from_threads(bench: Bench) -> Metrics:
+    """As many calls from each of several threads, which then wait for their results."""
+    pool = bench.pool()
+    share = range(bench.size // THREADS)
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(lambda _: pool.run_all(tasks.noop, range(1)), range(THREADS)))
+        with Cost() as cost:
+            list(threads.map(lambda _: pool.run_all(tasks.noop, share), range(THREADS)))
+    return cost.per(THREADS * len(share))
 
 
 def map_default(bench: Bench) -> Metrics:
@@ -162,72 +139,6 @@ def bare_cpu_bound(bench: Bench) -> Metrics:
     return {"wall": floors.two_processes(tasks.burn, share) / bench.size}
 
 
-# --- large objects
-
-
-def new_array() -> Any:
-    import numpy as np
-
-    return np.arange(ARRAY // 8, dtype=np.float64)
-
-
-def array_there(bench: Bench) -> Metrics:
-    pool = bench.pool()
-    array = new_array()
-    pool.call(tasks.touch, array)
-    with Cost() as cost:
-        for _ in range(bench.size):
-            pool.call(tasks.touch, array)
-    return cost.per(bench.size)
-
-
-def array_there_and_back(bench: Bench) -> Metrics:
-    pool = bench.pool()
-    array = new_array()
-    tasks.touch(pool.call(tasks.identity, array))
-    with Cost() as cost:
-        for _ in range(bench.size):
-            tasks.touch(pool.call(tasks.identity, array))
-    return cost.per(bench.size)
-
-
-def constant(bench: Bench, call: str) -> Metrics:
-    """`wall` and `cpu` are those of all tasks together."""
-    pool = bench.pool("map")
-    array = new_array()
-    numbers = list(range(bench.size))
-    expected = [tasks.part(array, number) for number in numbers]
-    with Cost() as cost:
-        found = list(getattr(pool, call)(tasks.part, array, numbers))
-    assert found == expected
-    return cost.per(1)
-
-
-def array_memory(bench: Bench, func: Callable[[Any], Any], exist: int) -> Metrics:
-    """`peak`: the most memory at a time, in units of the arrays that must exist at that time."""
-    import numpy as np  # noqa: F401 (before the memory is looked at first)
-
-    pool = bench.pool()
-    with PeakMemory() as memory:
-        array = new_array()
-        for _ in range(bench.size):
-            result = pool.call(func, array)
-            if func is tasks.identity:
-                tasks.touch(result)
-            del result
-    return {"peak": memory.peak / (ARRAY * exist), "bytes": memory.peak}
-
-
-def bytes_there_and_back(bench: Bench) -> Metrics:
-    data = os.urandom(1 << 20)
-    pool = bench.pool()
-    pool.call(tasks.identity, data)
-    with Cost() as cost:
-        for _ in range(bench.size):
-            pool.call(tasks.identity, data)
-    return cost.per(bench.size)
-
-
 # --- the pool's own
 
 
@@ -238,6 +149,29 @@ def start_up(bench: Bench, workers: int, method: str) -> Metrics:
     pool = bench.peer(workers, method)
     pool.call(tasks.noop)
     return {"wall": time.perf_counter() - begin}
+
+
+def start_in_large(bench: Bench, workers: int) -> Metrics:
+    """The same in a process that has `size` MiB in small pages, as many small objects have, or a
+    quarter of the memory that is free (`resident`: bytes)."""
+    size = min(bench.size << 20, available() // 4)
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
+        held.madvise(mmap.MADV_NOHUGEPAGE)
+        for at in range(0, size, mmap.PAGESIZE):
+            held[at] = 1
+        return {**start_up(bench, workers, "fork"), "resident": size}
+
+
+def one_task_each(bench: Bench) -> Metrics:
+    """Seconds until a task is done by a worker of its own, of two at a time."""
+    pool = bench.peer(2, "fork", **{bench.peer.one_task: 1})
+    pool.result(pool.submit(tasks.own_pid))
+    begin = time.perf_counter()
+    handles = [pool.submit(tasks.own_pid) for _ in range(bench.size)]
+    workers = {pool.result(handle) for handle in handles}
+    seconds = time.perf_counter() - begin
+    assert len(workers) == bench.size, f"{bench.size} tasks in {len(workers)} workers"
+    return {"wall": seconds / bench.size}
 
 
 def worker_memory(bench: Bench, method: str) -> Metrics:
@@ -282,7 +216,6 @@ def _submit_seconds(pool: Peer, count: int) -> tuple[float, list[Any]]:
 def idle(bench: Bench) -> Metrics:
     """`wakeups` of all threads and processes of a pool in a second with nothing to do."""
     pool = bench.pool()
-    assert descendants()
     time.sleep(0.5)  # until what has been done is cleaned up
     before = wake_ups()
     time.sleep(1.0)

@@ -16,10 +16,10 @@ def _parents() -> dict[int, int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                stat = Path(f"/proc/{name}/stat").read_text()
+                stat = Path(f"/proc/{name}/stat").read_bytes()  # names may be cut within a letter
             except OSError:
                 continue  # it has ended meanwhile
-            found[int(name)] = int(stat.rpartition(") ")[2].split()[1])
+            found[int(name)] = int(stat.rpartition(b") ")[2].split()[1])
     return found
 
 
@@ -97,6 +97,14 @@ def resident(pid: int | str = "self") -> int:
     return pages * resource.getpagesize()
 
 
+def available() -> int:
+    """Bytes that programs could still take without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * KIB
+    raise OSError("/proc/meminfo has no MemAvailable")
+
+
 def open_memory_files(pid: int) -> dict[tuple[int, int], int]:
     """Bytes of the memfds and the files in /dev/shm that a process holds open, by their identity.
 
@@ -113,15 +121,27 @@ def open_memory_files(pid: int) -> dict[tuple[int, int], int]:
     return found
 
 
+def waits() -> int:
+    """How often the threads of this process and its descendants have begun to wait until now."""
+    return sum(_switches("voluntary_ctxt_switches:").values())
+
+
 def wake_ups() -> int:
     """How often the threads of this process, without its main thread, and those of its
     descendants have been switched to until now."""
-    count = 0
+    switches = _switches("voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:")
+    return sum(count for thread, count in switches.items() if thread != os.getpid())
+
+
+def _switches(*kinds: str) -> dict[int, int]:
+    """By thread."""
+    found = {}
     for pid in [os.getpid(), *descendants()]:
         for status in Path(f"/proc/{pid}/task").glob("*/status"):
-            if int(status.parent.name) == os.getpid():
-                continue
-            for line in status.read_text().splitlines():
-                if "ctxt_switches" in line:
-                    count += int(line.split()[1])
-    return count
+            try:
+                lines = status.read_text(errors="replace").splitlines()
+            except OSError:
+                continue  # it has ended meanwhile
+            words = map(str.split, lines)
+            found[int(status.parent.name)] = sum(int(w[1]) for w in words if w and w[0] in kinds)
+    return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from benchmarks.side_by_side.peers import PEERS, REFERENCE
 from benchmarks.side_by_side.summary import Figure, Run
 from benchmarks.side_by_side.targets import TARGETS
-from benchmarks.side_by_side.workloads import WORKLOADS
+from benchmarks.side_by_side.workloads import TOPICS, WORKLOADS, Workload
 
 
 class Line(NamedTuple):
@@ -28,6 +29,8 @@ METRICS = {
     "peak": ", / what must exist",
     "bytes": ", memory",
     "growth": ", time for a job / for one of the first 10,000",
+    "switches": ", waits of threads",
+    "descriptors": ", descriptors",
     "wakeups": ", wake-ups",
     "ratio": "",
 }
@@ -39,12 +42,13 @@ _DROPPED = {
     *[(f"array_{how}_memory", "bytes") for how in ("there", "back")],
     ("apply", "wall"),
     ("cpu_bound", "cpu"),
+    ("shared_memory", "bytes"),
     ("queued", "few"),
 }
 
 
-def lines(run: Run) -> Iterator[Line]:
-    for name, workload in WORKLOADS.items():
+def lines(run: Run, workloads: dict[str, Workload]) -> Iterator[Line]:
+    for name, workload in workloads.items():
         for metric, addition in METRICS.items():
             found = run.value(name, REFERENCE, metric) is not None
             if found and (name, metric) not in _DROPPED:
@@ -89,11 +93,13 @@ def _cell(run: Run, line: Line, contender: str) -> str:
     return "" if value is None else quantity(value, line.metric)
 
 
-def comparison(run: Run) -> str:
-    """prefork's medians, and how many times as much the other pools need."""
-    others = [peer for peer in PEERS if peer != REFERENCE]
+def comparison(run: Run, workloads: dict[str, Workload]) -> str:
+    """prefork's medians, and how many times as much the others need; empty without any."""
+    found = list(lines(run, workloads))
+    there = {name for workload in workloads for name in run.contenders(workload)}
+    others = [peer for peer in PEERS if peer != REFERENCE and peer in there]
     rows = []
-    for line in lines(run):
+    for line in found:
         own = run.value(line.workload, REFERENCE, line.metric)
         assert own is not None
         cells = [_cell(run, line, peer) for peer in others]
@@ -103,13 +109,13 @@ def comparison(run: Run) -> str:
             if run.value(line.workload, name, line.metric) is not None
         ]
         rows.append([line.text, quantity(own, line.metric), *cells, "; ".join(floors)])
-    return table(["", REFERENCE, *others, "floor"], rows)
+    return table(["", REFERENCE, *others, "floor"], rows) if rows else ""
 
 
 def details(run: Run) -> str:
     """Every contender's median and quartiles."""
     rows = []
-    for line in lines(run):
+    for line in lines(run, WORKLOADS):
         for contender in run.contenders(line.workload):
             found = run.figure(line.workload, contender, line.metric)
             if found is not None:
@@ -133,20 +139,25 @@ def setting(run: Run) -> str:
     data = run.data
     machine = data["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    return (
+    builds = [f"{name}: {build}" for name, build in data.get("builds", {}).items()]
+    skipped = [f"{name} left out: {why}" for name, why in data.get("skipped", {}).items()]
+    measured = (
         f"{data['when']}, {data['mode']} mode, {data['rounds']} rounds in {data['seconds']} s\n"
         f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory'] / 2**30:.0f} GiB, "
-        f"{machine['system']}\n{versions}"
+        f"{machine['system']}"
     )
+    return "\n".join([measured, *textwrap.wrap(versions, 100), *builds, *skipped])
 
 
 def report(run: Run, with_details: bool = False) -> str:
     parts = [
         setting(run),
         f"How many times as much as {REFERENCE} the others need (the quartiles of the rounds):",
-        comparison(run),
-        goals(run),
     ]
+    for topic, workloads in TOPICS.items():
+        if found := comparison(run, workloads):
+            parts += [f"{topic}:", found]
+    parts.append(goals(run))
     if with_details:
         parts.append(details(run))
     for (workload, contender), status in run.failures.items():

@@ -6,14 +6,16 @@ from __future__ import annotations
 import compileall
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.side_by_side import tasks
+from benchmarks.side_by_side import family, tasks
 from benchmarks.side_by_side.peers import PEERS, versions
-from benchmarks.side_by_side.sample import OK, Task, take
+from benchmarks.side_by_side.sample import OK, Task, environment, take
 from benchmarks.side_by_side.workloads import CORE, FULL, QUICK, WORKLOADS
 
 import prefork
@@ -34,8 +36,11 @@ def contenders(name: str, plan: Plan, turn: int) -> list[str]:
     if not workload.size(plan.mode) or (workload.steady and turn > 0):
         return []
     pools = [peer for peer in plan.peers if workload.suits(peer, PEERS[peer])]
-    if plan.mode == QUICK and turn > 0:
-        pools = [peer for peer in pools if peer in CORE]  # the others once: there is no more time
+    # There is no more time: in quick mode, and for what takes seconds to start, once or not at all.
+    if plan.mode == QUICK:
+        pools = [peer for peer in pools if peer in CORE or not (turn or PEERS[peer].heavy)]
+    elif turn:
+        pools = [peer for peer in pools if not PEERS[peer].heavy]
     return [*pools, *workload.floors]
 
 
@@ -51,6 +56,9 @@ def order(plan: Plan) -> Iterator[tuple[int, str, str]]:
 def run(plan: Plan) -> dict[str, Any]:
     """Measure; returns what is to be written as JSON."""
     begin = time.time()
+    family.adopt_orphans()
+    skipped = {peer: why for peer in plan.peers if (why := PEERS[peer].unavailable())}
+    plan = plan._replace(peers=[peer for peer in plan.peers if peer not in skipped])
     # As an installer does it, also for the other pools: else each sample would do it, if the
     # environment says that bytecode is not to be kept, and the pool's process would be the larger.
     compileall.compile_dir(Path(prefork.__file__).parent, quiet=1)
@@ -74,7 +82,9 @@ def run(plan: Plan) -> dict[str, Any]:
         "mode": plan.mode,
         "rounds": plan.rounds,
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": python(), **versions()},
+        "builds": {name: build_of(name) for name in plan.peers if PEERS[name].home},
+        "skipped": skipped,
         "samples": samples,
     }
 
@@ -99,6 +109,26 @@ def _seconds(loops: int) -> float:
     begin = time.perf_counter()
     tasks.burn(loops)
     return time.perf_counter() - begin
+
+
+def python() -> str:
+    """Its version, and what it was made by; whether its threads run at the same time."""
+    free = not getattr(sys, "_is_gil_enabled", lambda: True)()
+    threads = ", free-threaded" if free else ""
+    return f"{platform.python_version()} ({platform.python_compiler()}{threads})"
+
+
+def build_of(contender: str) -> str:
+    """In words, what of prefork this one imports."""
+    program = "import prefork; print(prefork.build_info().how)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment(contender),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

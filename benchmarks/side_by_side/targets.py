@@ -89,9 +89,18 @@ TARGETS = [
         False,
     ),
     Target("`apply` p50 / multiprocessing's", _share("apply", MP, "p50"), 0.5, False),
+    Target("`apply`: waits of threads for a call", _own("apply", "switches"), 2, False),
     Target("`await pool.submit` p50 / `apply`'s", _own("awaited", "call"), 1.5, False),
+    *[
+        Target(
+            f"10,000 tasks of 50 µs in joblib, {which} call: times as fast as loky",
+            _times(workload, "joblib"),
+            3,
+        )
+        for workload, which in (("joblib", "first"), ("joblib_again", "second"))
+    ],
     Target("`map`: times as fast as the fastest other pool", _fastest_peer("map"), 1),
-    Target("`imap`: times as fast as multiprocessing", _times("imap", MP), 5),
+    Target("`imap`: times as fast as multiprocessing", _times("imap", MP), 4.5),
     Target("`imap_unordered`: as multiprocessing", _times("imap_unordered", MP), 5),
     Target("uneven tasks, `map`: makespan / ideal", _own("uneven_map", "ideal"), 1.05, False),
     Target("uneven tasks, `apply_async`: same", _own("uneven_calls", "ideal"), 1.05, False),
@@ -111,9 +120,11 @@ TARGETS = [
             Target(
                 f"64 MiB for 50 tasks, {name} / one send to one worker", _sends(workload), 3, False
             ),
-            Target("the same: times as fast as joblib's memmap", _times(workload, "joblib"), 1),
+            Target(f"{name}: times as fast as joblib's memmap", _times(workload, "joblib"), 1),
+            Target(f"{name}: as Ray's `put`", _times(workload, "ray"), 1),
         )
     ],
+    Target("memory for a shared array / the array", _own("shared_memory", "peak"), 1.1, False),
     Target("1 MiB there and back: times as fast as multiprocessing", _times("bytes_back", MP), 2),
     *[
         Target(
@@ -125,6 +136,16 @@ TARGETS = [
         for method in ("fork", "forkserver")
         for workers in (2, 16)
     ],
+    *[
+        Target(
+            f"start, {workers} workers, in a process of 4 GiB / multiprocessing's",
+            _share(f"start_{workers}_large", MP),
+            1,
+            False,
+        )
+        for workers in (2, 16)
+    ],
+    Target("a worker for each task: times as fast as multiprocessing", _times("one_task", MP), 1.5),
     *[
         Target(
             f"memory of an idle worker, {method} / multiprocessing's",

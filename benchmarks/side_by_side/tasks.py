@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -45,8 +46,31 @@ def log(records: int) -> None:
         logger.warning("item %d of %s", number, "all")
 
 
-def own_pid(seconds: float) -> int:
-    """Stay long enough that every worker gets one of these."""
+def touch_at_leisure(array: Any, _: int) -> float:
+    """Long enough that every worker gets one of these."""
+    time.sleep(0.05)
+    return touch(array)
+
+
+def array_of(size: int) -> Any:
+    import numpy as np
+
+    return np.arange(size // 8, dtype=np.float64)
+
+
+@cache
+def frame(rows: int) -> Any:
+    """The same each time: what is measured is how it travels."""
+    import pandas as pd
+
+    names = [f"name {row}" for row in range(rows)]
+    return pd.DataFrame(
+        {"id": range(rows), "name": names, "price": [row / 7 for row in range(rows)]}
+    )
+
+
+def own_pid(seconds: float = 0.0) -> int:
+    """With some seconds: stay long enough that every worker gets one of these."""
     time.sleep(seconds)
     return os.getpid()
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.side_by_side import floors, measures, observing, tasks
+from benchmarks.side_by_side import faces, floors, measures, objects, observing, tasks
 from benchmarks.side_by_side.floors import Metrics
 from benchmarks.side_by_side.measures import Bench
-from benchmarks.side_by_side.peers import Peer
+from benchmarks.side_by_side.peer import Peer
 
 FULL, QUICK = "full", "quick"
 
@@ -59,14 +59,6 @@ _CALLS = {
         quick=5_000,
         floors=_BATCHED,
     ),
-    "futures": Workload(
-        title="no-op `executor.submit`, then gather",
-        measure=measures.futures,
-        needs="future",
-        full=20_000,
-        quick=5_000,
-        floors=_BATCHED,
-    ),
     "apply": Workload(
         title="one `apply` after another",
         measure=measures.apply,
@@ -78,13 +70,11 @@ _CALLS = {
             "floor: a thread reads": lambda bench: floors.threaded_ping_pong(bench.size),
         },
     ),
-    "awaited": Workload(
-        title="one `await pool.submit` after another",
-        measure=measures.awaited,
-        needs="awaitable",
-        full=2_000,
-        quick=1_000,
-        only=("prefork", "not compiled", "concurrent.futures"),
+    "threads": Workload(
+        title="no-op `apply_async` from 16 threads at once",
+        measure=measures.from_threads,
+        full=20_000,
+        quick=0,
     ),
     "map": Workload(
         title="`map` of a no-op over ints, default chunks",
@@ -112,6 +102,42 @@ _CALLS = {
     ),
 }
 
+_FACES = {
+    "futures": Workload(
+        title="no-op `executor.submit`, then gather",
+        measure=faces.futures,
+        needs="future",
+        full=20_000,
+        quick=5_000,
+        floors=_BATCHED,
+    ),
+    "awaited": Workload(
+        title="one `await pool.submit` after another",
+        measure=faces.awaited,
+        needs="awaitable",
+        full=2_000,
+        quick=1_000,
+        only=("prefork", "not compiled", "concurrent.futures"),
+    ),
+    "gathered": Workload(
+        title="no-op `await pool.submit`, 20,000 at once by `asyncio.gather`",
+        measure=faces.gathered,
+        needs="awaitable",
+        full=20_000,
+        quick=0,
+    ),
+    **{
+        name: Workload(
+            title=f"50 µs of CPU, 10,000 times by joblib's `Parallel`, {which} call",
+            measure=partial(faces.in_joblib, again=again),
+            needs="parallel",
+            full=10_000,
+            quick=0 if again else 2_000,
+        )
+        for name, which, again in (("joblib", "first", False), ("joblib_again", "second", True))
+    },
+}
+
 _TASKS = {
     "uneven_map": Workload(
         title="200 tasks, each 20th 100 ms, others 1 ms: `map`",
@@ -135,67 +161,96 @@ _TASKS = {
     ),
 }
 
-_PAYLOADS = {
+_OBJECTS = {
     "array_there": Workload(
         title="64 MiB array to a worker",
-        measure=measures.array_there,
+        measure=objects.array_there,
         needs="call",
         full=10,
         quick=2,
         floors={
-            "floor: one copy": lambda bench: floors.copies(measures.new_array(), 1, bench.size),
+            "floor: one copy": lambda bench: floors.copies(objects.new_array(), 1, bench.size),
             "floor: a memory file": lambda bench: floors.through_memory_files(
-                measures.new_array(), bench.size, back=False
+                objects.new_array(), bench.size, back=False
             ),
         },
     ),
     "array_back": Workload(
         title="64 MiB array to a worker and back",
-        measure=measures.array_there_and_back,
+        measure=objects.array_there_and_back,
         needs="call",
         full=10,
         quick=1,
         floors={
-            "floor: two copies": lambda bench: floors.copies(measures.new_array(), 2, bench.size),
+            "floor: two copies": lambda bench: floors.copies(objects.new_array(), 2, bench.size),
             "floor: two memory files": lambda bench: floors.through_memory_files(
-                measures.new_array(), bench.size, back=True
+                objects.new_array(), bench.size, back=True
             ),
         },
     ),
     "array_there_memory": Workload(
         title="peak memory, array to a worker",
-        measure=partial(measures.array_memory, func=tasks.touch, exist=2),
+        measure=partial(objects.array_memory, func=tasks.touch, exist=2),
         needs="call",
         full=6,
         quick=0,
     ),
     "array_back_memory": Workload(
         title="peak memory, array to a worker and back",
-        measure=partial(measures.array_memory, func=tasks.identity, exist=3),
+        measure=partial(objects.array_memory, func=tasks.identity, exist=3),
         needs="call",
         full=6,
         quick=0,
     ),
     "constant": Workload(
         title="50 tasks that need one 64 MiB array: `map` of a `partial`",
-        measure=partial(measures.constant, call="with_constant"),
+        measure=partial(objects.constant, call="with_constant"),
         needs="with_constant",
         full=50,
         quick=10,
         floors={
-            "floor: one copy": lambda _: floors.copies(measures.new_array(), 1, 1),
+            "floor: one copy": lambda _: floors.copies(objects.new_array(), 1, 1),
         },
     ),
     "shared": Workload(
-        title="the same, the array shared for any calls (`share`)",
-        measure=partial(measures.constant, call="with_shared"),
+        title="50 tasks that need one 64 MiB array: shared for any calls (`share`)",
+        measure=partial(objects.constant, call="with_shared"),
         needs="with_shared",
         full=50,
         quick=10,
     ),
+    "shared_memory": Workload(
+        title="memory for an array of 1 GiB that 16 workers read",
+        measure=partial(objects.shared_memory, workers=16),
+        needs="with_shared",
+        only=("prefork", "not compiled", "joblib", "ray"),  # dask has a copy for each worker
+        full=1024,
+        quick=0,
+    ),
+    "kept": Workload(
+        title="results that are kept: 10,000 arrays of 128 KiB",
+        measure=objects.kept_arrays,
+        needs="imap",
+        full=10_000,
+        quick=0,
+    ),
+    "frames": Workload(
+        title="results that are DataFrames of 1,000 rows, by `imap`",
+        measure=objects.frames,
+        needs="imap",
+        full=1_000,
+        quick=0,
+    ),
+    "dicts": Workload(
+        title="1,000,000 small dicts to a worker and back, by `map`",
+        measure=objects.dicts,
+        needs="map",
+        full=1_000_000,
+        quick=0,
+    ),
     "bytes_back": Workload(
         title="1 MiB of bytes to a worker and back",
-        measure=measures.bytes_there_and_back,
+        measure=objects.bytes_there_and_back,
         needs="call",
         full=200,
         quick=50,
@@ -219,6 +274,16 @@ def _start(workers: int, method: str) -> Workload:
         quick=int(method == "fork" and workers == 2),
         method=method,
         floors=forks if method == "fork" else {},
+    )
+
+
+def _start_in_large(workers: int) -> Workload:
+    return Workload(
+        title=f"start with {workers} workers, fork, in a process of 4 GiB",
+        measure=partial(measures.start_in_large, workers=workers),
+        full=4096,
+        quick=0,
+        method="fork",
     )
 
 
@@ -253,6 +318,15 @@ _POOLS = {
         for method in ("fork", "forkserver")
         for workers in (2, 16)
     },
+    **{f"start_{workers}_large": _start_in_large(workers) for workers in (2, 16)},
+    "one_task": Workload(
+        title="each worker replaced after one task, fork",
+        measure=measures.one_task_each,
+        needs="one_task",
+        full=1_000,
+        quick=0,
+        method="fork",
+    ),
     **{f"idle_memory_{method}": _idle_memory(method) for method in ("fork", "forkserver")},
     **{f"workers_{workers}": _many_workers(workers) for workers in (64, 256)},
     "queued": Workload(
@@ -289,4 +363,15 @@ _WATCHED = {
     ),
 }
 
-WORKLOADS: dict[str, Workload] = {**_CALLS, **_TASKS, **_PAYLOADS, **_POOLS, **_WATCHED}
+TOPICS: dict[str, dict[str, Workload]] = {
+    "Short calls": _CALLS,
+    "By other interfaces": _FACES,
+    "Tasks that take time": _TASKS,
+    "Large objects, and many": _OBJECTS,
+    "The pool's own costs": _POOLS,
+    "Watched": _WATCHED,
+}
+
+WORKLOADS: dict[str, Workload] = {
+    name: workload for topic in TOPICS.values() for name, workload in topic.items()
+}

@@ -52,6 +52,55 @@ def test_a_run_makes_samples_and_tables(tmp_path):
     assert "socket ping-pong" in report
 
 
+def test_what_cannot_be_measured_is_left_out_and_said(tmp_path):
+    results = tmp_path / "results.json"
+    pools = ["multiprocessing", "interpreters", "threads"]
+    options = ["--rounds", 1, "--only", "apply", "--peers", *pools, "--results", results]
+    told = benchmarks("run", *options)
+    data = json.loads(results.read_text())
+    measured = {sample["contender"] for sample in data["samples"]}
+    for pool in pools:
+        assert (pool in measured) != (pool in data["skipped"])
+        assert (pool in measured) != (f"{pool} left out: " in told)
+    assert "multiprocessing" in measured
+    assert {sample["status"] for sample in data["samples"]} == {"ok"}
+    assert data["builds"].keys() == {"prefork"}
+
+
+FAMILY = """
+import subprocess
+import sys
+
+from benchmarks.side_by_side import family
+from benchmarks.side_by_side.meters import descendants
+
+family.adopt_orphans()
+with subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE) as parent:
+    lines = [parent.stdout.readline() for _ in range(2)]
+    parent.kill()
+print(len(lines), len(descendants()))
+family.end_all()
+print(len(descendants()))
+"""
+
+WITH_A_CHILD = """
+import os
+import signal
+
+os.fork() or os.setsid()
+print("here", flush=True)
+signal.pause()
+"""
+
+
+def test_nothing_of_a_sample_is_left_in_any_session():
+    script = [sys.executable, "-c", FAMILY, WITH_A_CHILD]
+    told = subprocess.run(
+        script, cwd=ROOT, capture_output=True, text=True, check=True, timeout=DEADLINE
+    ).stdout
+    assert told.split() == ["2", "1", "0"]
+
+
 def test_a_program_prints_the_same_with_prefork_installed():
     """Others need their packages."""
     told = subprocess.run(

@@ -342,6 +342,22 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.promise(number=6)
+def test_a_fork_handler_that_ends_each_child_breaks_the_pool_at_once(script):
+    code, out, err = script(
+        """
+import os
+from prefork import Pool, PoolBrokenError
+os.register_at_fork(after_in_child=lambda: os._exit(1))
+try:
+    Pool(1, context="fork")
+except PoolBrokenError as exc:
+    print(exc)
+"""
+    ).finish()
+    assert (code, err) == (0, "")
+    assert "register_at_fork" in out
+
+
 def test_a_stopped_template_ends_with_the_pools_process(script):
     program = script(KILLED)
     program.process.wait(DEADLINE)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import math
 import os
 import time
@@ -36,6 +37,7 @@ from prefork._system.log import DEBUG, ERROR
 from prefork._system.template import TemplateLostError
 from prefork._system.uninterrupted import uninterrupted
 from prefork._worker.main import main
+from prefork.errors import PoolBrokenError
 
 if TYPE_CHECKING:
     from prefork._engine.dispatcher import Dispatcher
@@ -55,6 +57,15 @@ START_DESCRIPTORS = 12
 
 SPARE_DESCRIPTORS = 64
 """So many are left for what comes later, such as large objects."""
+
+MOST_TEMPLATES = 10
+"""So many templates may be lost over one start, which then has failed."""
+
+NO_TEMPLATE = (
+    "no worker could be started: each process that was forked for that has ended before it did "
+    "anything. Something that runs in a forked child ends it (`os.register_at_fork`), or a sandbox "
+    "refuses a system call"
+)
 
 QUIET_SECONDS = 0.1
 """How long a start may wait for the callback that is running, see `CallbackRunner.pausing`."""
@@ -203,17 +214,24 @@ class Spawner:
         self, pending: deque[PendingWorker], i: int, step: Callable[[PendingWorker], T]
     ) -> T:
         """Take this step; if the template is lost over it, with another one, from the beginning.
-        Nothing of the first is used again: somebody may have it."""
-        while True:
+        Nothing of the first is used again: somebody may have it.
+
+        Raises:
+            PoolBrokenError: that has happened too often in a row.
+        """
+        for lost_before in itertools.count():
             try:
                 return step(pending[i])
             except TemplateLostError as exc:
+                if lost_before == MOST_TEMPLATES:
+                    raise PoolBrokenError(NO_TEMPLATE) from exc
                 text = "worker %s is started anew: %s"
                 self._log.note(DEBUG, text, pending[i].name, str(exc))
                 lost, pending[i] = pending[i], self._prepare(pending[i].place)
                 self._discard(lost)
                 if step is not PendingWorker.start:
                     self._insist(pending, i, PendingWorker.start)
+        raise AssertionError
 
     def _discard(self, start: PendingWorker) -> None:
         start.discard()

@@ -21,7 +21,7 @@ DEFAULT_MAX_MAPS = 65530  # where the system does not tell
 
 def _budget() -> int:
     try:
-        with open("/proc/sys/vm/max_map_count") as file:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
             return int(file.read()) // 4
     except (OSError, ValueError):
         return DEFAULT_MAX_MAPS // 4

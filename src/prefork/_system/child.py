@@ -56,8 +56,8 @@ def give_up(context: BaseContext) -> None:
 
 
 def _status(thread: str) -> dict[str, str]:
-    with open(f"{thread}/status") as status:
-        lines = status.read().splitlines()
+    with open(f"{thread}/status", encoding="ascii", errors="replace") as status:
+        lines = status.read().splitlines()  # (its name may be any bytes)
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 

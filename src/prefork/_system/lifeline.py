@@ -85,6 +85,7 @@ class LifelineEnd:
         self._owned.hand_over()
         if os.getsid(0) != os.getpid():  # else we lead a session, and with it a group
             os.setpgid(0, 0)
+            _ignore_the_terminal()
         if not hasattr(fcntl, "F_SETSIG"):
             threading.Thread(target=self._watch, name="prefork-lifeline", daemon=True).start()
             return [self.fd]
@@ -123,6 +124,15 @@ class LifelineEnd:
 
     def close(self) -> None:
         self._owned.close()
+
+
+def _ignore_the_terminal() -> None:
+    """This group is in the background of its terminal, if it has one. By default the kernel stops
+    for ever whoever writes to it under `stty tostop`, sets it or reads from it there; now the first
+    two do as they would in the foreground, and reading is an error (EIO)."""
+    for signum in (signal.SIGTTOU, signal.SIGTTIN):
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _rebuild_lifeline_end(duplicate: Any) -> LifelineEnd:

@@ -144,7 +144,7 @@ class ControlGroups:
 def read_text(path: str) -> str:
     """The content of a file, or "" if it cannot be read. Names in there may be any bytes."""
     try:
-        with open(path, errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return ""
@@ -159,10 +159,11 @@ def available_cpus(root: str = "") -> int:
     """
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         cpus = os.process_cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
     else:
-        cpus = os.cpu_count() or 1
+        try:
+            cpus = len(os.sched_getaffinity(0))
+        except (AttributeError, OSError):  # not on this system, or not in this sandbox
+            cpus = os.cpu_count() or 1
     quota = _quota(root)
     return max(1, min(cpus, math.ceil(quota))) if quota else cpus
 

@@ -206,7 +206,7 @@ def end_if_stuck(server: Any) -> None:
     """
     pid = server._forkserver_pid
     with suppress(OSError):  # there is none; it has ended; or this system does not tell
-        with open(f"/proc/{pid}/task/{pid}/children") as listed:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as listed:
             children = listed.read()
         if not children:
             os.kill(pid, signal.SIGKILL)
