@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
 from prefork._describe import describe
+from prefork._system.locks import Lock
 from prefork.cluster.node import Order, run_slot
 from prefork.errors import PoolBrokenError
 
@@ -28,7 +28,7 @@ class Slots:
         self._executor = executor
         self._number = number
         self._on_end = on_end
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._futures: list[Future[Any]] = []
         self._left = number
         self._errors: list[BaseException] = []

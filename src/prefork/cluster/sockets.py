@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from typing import Final, NamedTuple
 
 from prefork._system import at_fork
+from prefork._system.locks import Lock
 from prefork._system.threads import BackgroundThread
 from prefork.cluster.posting import OnConnection, OnLetter
 
@@ -129,7 +130,7 @@ class Hub:
         self._begin = begin
         self._end = end
         self._advice = advice
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._members: dict[str, _Member] = {}  # by box
         self._cut: dict[str, float] = {}  # when the connection of a box has ended
         self._greeting = b""  # what was sent to all last, for those who come
