@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import threading
 
 import pytest
 
@@ -387,6 +388,18 @@ def test_a_task_that_closes_everything_loses_its_worker_only(make_pool):
     pool = make_pool(2)
     with pytest.raises(WorkerLostError):
         pool.apply_async(close_everything).get(DEADLINE)
+    assert works(pool)
+
+
+def close_everything_and_go_on():
+    close_everything()
+    threading.Event().wait()
+
+
+def test_a_task_that_closes_everything_and_goes_on_is_told_why_it_was_killed(make_pool):
+    pool = make_pool(2)
+    with pytest.raises(WorkerLostError, match="its task has closed the channel to the pool"):
+        pool.apply_async(close_everything_and_go_on).get(DEADLINE)
     assert works(pool)
 
 

@@ -642,3 +642,22 @@ def test_another_thread_forks_while_the_pool_works(script, tmp_path, method):
     code, out, err = process.finish()
     assert (code, out) == (0, "done\n"), err
     assert process.leftovers() == {}
+
+
+@pytest.mark.parametrize("limit", [300_000, 3_000_000])
+def test_a_limit_of_files_sizes_is_named(script, limit):
+    code, out, err = script(
+        f"""
+import resource
+from prefork import Pool
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    with Pool(1, context="fork") as pool:
+        assert pool.apply(len, (bytes(100_000),)) == 100_000
+        pool.apply(len, (bytes(10_000_000),))
+except OSError as exc:
+    print(exc)
+"""
+    ).finish()
+    assert (code, err) == (0, "")
+    assert f"{limit} bytes here (ulimit -f)" in out

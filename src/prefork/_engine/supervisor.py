@@ -284,7 +284,7 @@ class WorkerSupervisor:
         kills = self._memory_kills
         if exitcode == -signal.SIGKILL and not was_us and kills is not None and kills.any_new():
             return OUT_OF_MEMORY
-        return ""
+        return worker.reason if was_us and worker.has_been(Phase.CLOSED) else ""
 
     def _record(self, worker: WorkerHandle, exitcode: int | None, note: str) -> None:
         """Say once how and why a worker has ended."""

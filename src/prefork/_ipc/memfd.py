@@ -10,12 +10,13 @@ mapping, whoever dies.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from prefork._system import at_fork
@@ -27,6 +28,7 @@ __all__ = [
     "MemfdCache",
     "MemoryFile",
     "Transport",
+    "explaining_size_limit",
     "memory_file",
 ]
 
@@ -74,8 +76,27 @@ def memory_file(
         low = fd
         fd = owner.make(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, at_fork.STANDARD_STREAMS)
         owner.remove(low)
-    os.truncate(fd, size)
+    with explaining_size_limit():
+        os.truncate(fd, size)
     return fd
+
+
+@contextlib.contextmanager
+def explaining_size_limit() -> Iterator[None]:
+    """Something is written into such a file: what a limit of files' sizes has to do with that."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EFBIG:
+            raise
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        raise OSError(
+            exc.errno,
+            f"{exc.strerror}: the limit of a file's size is {limit} bytes here (ulimit -f), and it "
+            "holds for the memory that processes share, too",
+        ) from None
 
 
 class MemoryFile:
@@ -99,10 +120,11 @@ class MemoryFile:
         self.size = 0
 
     def write(self, data: memoryview, position: int) -> None:
-        while data:
-            written = os.pwrite(self.fd, data, position)
-            data = data[written:]
-            position += written
+        with explaining_size_limit():
+            while data:
+                written = os.pwrite(self.fd, data, position)
+                data = data[written:]
+                position += written
         self.size = max(self.size, position)
 
     def seal(self) -> None:

@@ -8,6 +8,7 @@ import struct
 from typing import Final
 
 from prefork._ipc.file_memory import read_into
+from prefork._ipc.memfd import explaining_size_limit
 
 __all__ = ["pieces_of", "read_all", "read_pieces", "write_end", "write_pieces"]
 
@@ -33,10 +34,11 @@ def write_pieces(fd: int, start: int, pieces: list[memoryview]) -> int:
 
 
 def _write(fd: int, data: memoryview, position: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, position)
-        data = data[written:]
-        position += written
+    with explaining_size_limit():
+        while data:
+            written = os.pwrite(fd, data, position)
+            data = data[written:]
+            position += written
 
 
 def write_end(fd: int, start: int) -> int:
