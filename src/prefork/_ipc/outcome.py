@@ -52,7 +52,9 @@ def encode_result(
     except soft_limit:
         raise
     except Exception as exc:
-        return Kind.FAILED, dumps(encode_failure(_encoding_error(exc, value))), []
+        error = _encoding_error(exc, value)
+        text = format_traceback(error)
+        return Kind.FAILED, dumps((_bare(error), type_name(error), text)), []
 
 
 def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[bytes, str, str]:
@@ -61,8 +63,16 @@ def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[by
     try:
         pickled = dumps(exc) if fds is None else pickle_in_band(exc, fds)
     except Exception as reason:
-        pickled = dumps(_encoding_error(reason, exc))
+        pickled = _bare(_encoding_error(reason, exc))
     return pickled, type_name(exc), text
+
+
+def _bare(error: Exception) -> bytes:
+    """The pickle of an error of ours, without the one that it comes from: that could not be pickled
+    perhaps, and reducers that others register for all exceptions (tblib's, which dask uses) take it
+    along."""
+    error.__cause__ = error.__context__ = None
+    return dumps(error.with_traceback(None))
 
 
 def _encoding_error(reason: Exception, value: object) -> Exception:

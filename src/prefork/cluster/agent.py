@@ -139,10 +139,8 @@ class Agent:
         is_idle = not (self._sessions or self._ending)
         left = max(0.0, self._next_look - lease_time())
         try:
-            event = self._events.get(timeout=None if is_idle else left)
-            for _ in range(MOST_AT_ONCE):
-                event()
-                event = self._events.get_nowait()
+            for number in range(MOST_AT_ONCE):
+                self._events.get(number == 0, None if is_idle else left)()
         except queue.Empty:
             pass
         now = lease_time()

@@ -180,12 +180,12 @@ class LetterCarrier:
         """Handle what there is, or wait for it; False: it is over."""
         self._is_all_read = False
         try:
-            event = self._events.get(timeout=max(0.0, self._next_due() - time.monotonic()))
-            for _ in range(MOST_AT_ONCE):
+            patience = max(0.0, self._next_due() - time.monotonic())
+            for number in range(MOST_AT_ONCE):
+                event = self._events.get(number == 0, patience)
                 if event is None:
                     return False
                 event()
-                event = self._events.get_nowait()
         except queue.Empty:
             self._is_all_read = True
         now = time.monotonic()

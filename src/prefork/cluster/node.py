@@ -82,7 +82,7 @@ def run_slot(order: tuple[int, tuple[str, int, bytes], int | None, float]) -> No
 
 def _run_node(order: object) -> int:
     """Its exit code, once it has ended."""
-    command = [sys.executable, "-c", _PROGRAM.format(path=sys.path)]
+    command = [sys.executable, "-c", _PROGRAM.format(path=[str(each) for each in sys.path])]
     node = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert node.stdin is not None
     try:
@@ -93,7 +93,11 @@ def _run_node(order: object) -> int:
         return node.wait()
     except BaseException:  # the worker is interrupted
         _close(node.stdin)
-        node.wait(LEAVE_SECONDS)
+        try:
+            node.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            node.kill()
+            node.wait()
         raise
     finally:
         _close(node.stdin)

@@ -202,7 +202,7 @@ class Hub:
                 body = connection.recv_bytes()
                 self._receive(body)
                 member.letters.put(b"")
-        except AuthenticationError:
+        except (AuthenticationError, AssertionError):
             logger.warning("somebody without the key has tried to connect as a node")
         except (OSError, EOFError, ValueError):
             logger.debug("a connection has ended", exc_info=True)
@@ -351,8 +351,8 @@ class Spoke:
                     last = time.monotonic()
                     self._have(None)
                     connection.close()
-            except (OSError, EOFError, AuthenticationError) as exc:
-                error = exc
+            except (OSError, EOFError, AuthenticationError, AssertionError) as exc:
+                error = exc  # (Python 3.11 asserts what a challenge looks like)
                 logger.debug("there is no connection to the client", exc_info=True)
             if self._is_stopped.is_set():
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from multiprocessing import pool as std_pool
 
@@ -88,7 +89,29 @@ def test_an_exception_that_does_not_pickle_is_named():
     assert "Local('lost')" in str(arrived)
 
 
-def test_an_exception_that_does_not_unpickle_is_named_with_its_traceback():
+def with_cause(exc):
+    """As tblib has exceptions pickled: all that they come from goes along."""
+    return rebuild, (exc.__reduce__(), exc.__cause__, exc.__context__)
+
+
+def rebuild(reduced, cause, context):
+    make, args = reduced
+    error = make(*args)
+    error.__cause__, error.__context__ = cause, context
+    return error
+
+
+def test_reducers_of_others_for_all_exceptions_do_no_harm(monkeypatch):
+    class Local(Exception):
+        pass
+
+    monkeypatch.setitem(copyreg.dispatch_table, MaybeEncodingError, with_cause)
+    assert isinstance(failed(Local("lost")), MaybeEncodingError)
+    assert isinstance(error_of(*encode_result(NoPickle())), MaybeEncodingError)
+
+
+def test_an_exception_that_does_not_unpickle_is_named_with_its_traceback(monkeypatch):
+    monkeypatch.delitem(copyreg.dispatch_table, NeedsTwo, raising=False)  # of a library's
     arrived = failed(NeedsTwo(1, 2))
     assert isinstance(arrived, errors.MaybeDecodingError)
     assert arrived.type_name.endswith("NeedsTwo")
