@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_no_event_is_lost_when_many_wait():
     handled: list[int] = []
     all_are = threading.Event()
     for number in range(2 * MOST_AT_ONCE + 1):
-        carrier._events.put(lambda number=number: handled.append(number))
+        carrier._events.put(functools.partial(handled.append, number))
     carrier._events.put(all_are.set)
     carrier._thread.start()
     assert all_are.wait(DEADLINE)
