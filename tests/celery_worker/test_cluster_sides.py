@@ -58,9 +58,6 @@ class Post:
     def delete(self, box: str) -> None:
         self.deleted.append(box)
 
-    def cut_since(self, box: str) -> float | None:
-        return None
-
     def stop(self) -> None:
         pass
 

@@ -164,9 +164,6 @@ class BrokerPost:
         """A queue of somebody who has gone, with all that is left in it."""
         self._do(lambda: self._delete(queue))
 
-    def cut_since(self, queue: str) -> float | None:
-        return None  # brokers do not tell
-
     def _delete(self, queue: str) -> None:
         channel = self._producer.channel
         if isinstance(channel, virtual.Channel):  # there a queue is what is in it

@@ -34,7 +34,6 @@ __all__ = ["LetterCarrier"]
 HELLO_SECONDS: Final = 1.0
 MARGIN: Final = 0.5
 SUSPECT_SECONDS: Final = 2.5  # a node that is silent for so long is sent nothing more
-CUT_SECONDS: Final = 1.5  # that a node whose connection has ended has to come back
 MOST_AT_ONCE: Final = 256  # letters that are read before others' turn
 
 
@@ -235,9 +234,6 @@ class LetterCarrier:
     def _is_lost(self, node: Node, now: float) -> bool:
         if self._connected is None or not self._is_all_read:
             return False  # what it has said may still come
-        cut = self._post.cut_since(node.box)
-        if cut is not None and now > cut + CUT_SECONDS:
-            return True
         return now > max(node.granted, self._connected) + self.lease + MARGIN
 
     def _lose(self, node: Node, now: float) -> None:

@@ -55,8 +55,8 @@ class Pool(ClusterFace):
             reached from this machine alone.
         port: that is listened at; 0: any that is free.
         lease: a node that is not heard of for so many seconds, and half a second more, is given
-            up: what it had begun fails with `NodeLostError`, all else goes to others. If its
-            connection has ended, that takes 3 seconds at most.
+            up: what it had begun fails with `NodeLostError`, all else goes to others. (Not before,
+            even if its connection has ended: it may come back, and go on.)
         start_timeout: how long to wait for the first node, in seconds.
         alone_timeout: if there has been no node for so many seconds, the pool gives up, with
             `PoolBrokenError`.

@@ -41,10 +41,6 @@ class Post(Protocol):
     def delete(self, box: str) -> None:
         """Of somebody who has gone, with all that is left in it."""
 
-    def cut_since(self, box: str) -> float | None:
-        """Since when the reader of this box is known to have no connection (monotonic); None: it
-        has one, or that cannot be known."""
-
     def stop(self) -> None:
         """Read no more, and leave nothing behind; for the thread that sends."""
 

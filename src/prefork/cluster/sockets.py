@@ -132,7 +132,6 @@ class Hub:
         self._advice = advice
         self._lock = Lock()
         self._members: dict[str, _Member] = {}  # by box
-        self._cut: dict[str, float] = {}  # when the connection of a box has ended
         self._greeting = b""  # what was sent to all last, for those who come
         self._is_stopped = False
         self._writers: set[BackgroundThread] = set()
@@ -220,7 +219,6 @@ class Hub:
                 raise EOFError
             old = self._members.get(member.box)
             self._members[member.box] = member
-            self._cut.pop(member.box, None)
             self._writers.add(member.writer)
             if self._greeting:
                 member.letters.put(self._greeting)
@@ -233,7 +231,6 @@ class Hub:
         with self._lock:
             if self._members.get(member.box) is member:
                 del self._members[member.box]
-                self._cut[member.box] = time.monotonic()
         member.letters.put(None)
         _shut(member.connection)
         member.writer.join()  # before the connection's number can be another's
@@ -259,12 +256,7 @@ class Hub:
         return True
 
     def delete(self, box: str) -> None:
-        with self._lock:
-            self._cut.pop(box, None)
-
-    def cut_since(self, box: str) -> float | None:
-        with self._lock:
-            return self._cut.get(box)
+        pass  # what is in it goes with its connection
 
     # ---- the end
 
@@ -423,9 +415,6 @@ class Spoke:
 
     def delete(self, box: str) -> None:
         pass  # it has gone with its client
-
-    def cut_since(self, box: str) -> float | None:
-        return None
 
     def stop(self) -> None:
         self._is_stopped.set()

@@ -25,8 +25,6 @@ class Post:
     def send_to_all(self, body: bytes) -> bool:
         return True
 
-    def cut_since(self, box: str) -> None: ...
-
     def join(self, timeout: float | None = None) -> bool:
         return True
 
