@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
@@ -37,6 +37,20 @@ def test_an_executor_that_was_shut_down():
     executor.shutdown()
     with pytest.raises(PoolBrokenError, match="takes no task: RuntimeError: cannot schedule"):
         Pool(executor)
+
+
+class AtOnce(Executor):
+    """Has done what it is given when `submit` returns."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_an_executor_that_makes_who_submits_wait():
+    with Pool(AtOnce(), processes_per_node=1) as pool:
+        assert pool.apply(work.double, (2,)) == 4
 
 
 def test_arguments_that_are_not_right():

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefork._describe import describe
 from prefork._system.locks import Lock
+from prefork._system.threads import BackgroundThread
 from prefork.cluster.node import Order, run_slot
 from prefork.errors import PoolBrokenError
 
@@ -35,23 +36,30 @@ class Slots:
         self._is_stopped = False
 
     def begin(self, order: Order) -> None:
-        """Submit them all.
+        """Have them submitted: on a thread of its own, since some executors make who submits wait,
+        for a place or even for the task's end."""
+        BackgroundThread(lambda: self._submit(order), "prefork-Slots").start()
 
-        Raises:
-            PoolBrokenError: the executor takes none.
-        """
+    def _submit(self, order: Order) -> None:
         host, port, key = order.where
         for slot in range(self._number):
             plain = (slot, (host, port, key), order.processes, order.patience)
             try:
                 future = self._executor.submit(run_slot, plain)
             except Exception as exc:
-                raise PoolBrokenError(
+                error = PoolBrokenError(
                     f"the executor {self._executor!r} takes no task: {describe(exc)}"
-                ) from exc
-            self._futures.append(future)
-        for future in self._futures:
+                )
+                error.__cause__ = exc
+                self._on_end(error)
+                return
+            with self._lock:
+                self._futures.append(future)
+                is_stopped = self._is_stopped
             future.add_done_callback(self._ended)
+            if is_stopped:
+                future.cancel()
+                return
 
     def _ended(self, future: Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
@@ -70,8 +78,10 @@ class Slots:
 
     def advice(self) -> str:
         """What may be wrong if no node answers."""
-        running = sum(future.running() for future in self._futures)
-        waiting = sum(not (future.running() or future.done()) for future in self._futures)
+        with self._lock:
+            futures = list(self._futures)
+        running = sum(future.running() for future in futures)
+        waiting = self._number - sum(future.running() or future.done() for future in futures)
         text = (
             f"of the {self._number} tasks that are to start nodes, {running} run and {waiting} "
             "wait in the executor"
@@ -86,5 +96,6 @@ class Slots:
         """Take back those that have not begun; the others end as their nodes do."""
         with self._lock:
             self._is_stopped = True
-        for future in self._futures:
+            futures = list(self._futures)
+        for future in futures:
             future.cancel()

@@ -10,6 +10,7 @@ disconnected: each side writes every second.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import queue
 import socket
@@ -44,6 +45,13 @@ class Address(NamedTuple):
     host: str
     port: int
     key: bytes
+
+
+def _keys(key: bytes) -> tuple[bytes, bytes]:
+    """What nodes prove that they know, and what the client does: were they the same, a stranger
+    could have one node answer what another one has asked."""
+    of_nodes, of_client = (hmac.digest(key, who, "sha256") for who in (b"node", b"client"))
+    return of_nodes, of_client
 
 
 def _prepared(sock: socket.socket) -> Connection:
@@ -194,8 +202,9 @@ class Hub:
     def _read(self, connection: Connection, reader: BackgroundThread) -> None:
         member: _Member | None = None
         try:
-            deliver_challenge(connection, self.where.key)
-            answer_challenge(connection, self.where.key)
+            of_nodes, of_client = _keys(self.where.key)
+            deliver_challenge(connection, of_nodes)
+            answer_challenge(connection, of_client)
             member = self._welcome(connection)
             while True:
                 body = connection.recv_bytes()
@@ -360,8 +369,9 @@ class Spoke:
         sock = socket.create_connection((host, port), CONNECT_SECONDS)
         connection = _prepared(sock)
         try:
-            answer_challenge(connection, key)
-            deliver_challenge(connection, key)
+            of_nodes, of_client = _keys(key)
+            answer_challenge(connection, of_nodes)
+            deliver_challenge(connection, of_client)
             connection.send_bytes(self.name.encode("ascii"))
         except BaseException:
             connection.close()
