@@ -254,8 +254,8 @@ class Foreign(Launch):
     def launch(self) -> None:
         try:
             with (
-                surviving_interrupts(self._method, self._server),
                 std_internals.without_false_file(),
+                surviving_interrupts(self._method, self._server),
             ):
                 # All in C: nothing comes between the start and its being known.
                 self._popens.extend(itertools.starmap(self._popen, [(self._process,)]))
