@@ -309,6 +309,19 @@ def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
     assert agent._pool.begun == 1
 
 
+@pytest.mark.parametrize(
+    "forged", [{"value": "gASVBgAAAAAAAABLAS4="}, {"codec": "by value"}, {"codec": "pickle"}]
+)
+def test_code_that_comes_with_a_letter_is_refused(agent, client, posts, forged):
+    session, now = agent._sessions[client.id], lease_time()
+    head = {"function": "work:f", "codec": "json", "how": "one", "code": "", "chunk": 1}
+    agent._take(session, Letter("chunk", head | forged, ["1"]), now)
+    assert not session.waiting
+    agent._begin_work(now)
+    assert agent._pool.begun == 0
+    assert "NotAllowedError" in str(posts[0].sent[-1][1])
+
+
 def test_nodes_of_one_name_have_an_answer_each():
     answers = Answers()
     answers.expect(3)

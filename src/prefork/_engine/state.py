@@ -130,7 +130,7 @@ class OpenJobs:
         """
         if job.id not in self.by_id:
             return False
-        del self.by_id[job.id]  # (which takes a third of the time of `pop`)
+        del self.by_id[job.id]
         if job.first:
             del self._parts[job.id]
         if failure:
