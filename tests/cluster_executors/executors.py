@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ def processes() -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def dask() -> Iterator[Executor]:
+    before = dict(copyreg.dispatch_table)
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
@@ -37,6 +39,9 @@ def dask() -> Iterator[Executor]:
         client.get_executor(pure=False) as executor,
     ):
         yield executor
+    # It has registered reducers for all exceptions: not for the other tests of this process.
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
 
 
 @contextlib.contextmanager

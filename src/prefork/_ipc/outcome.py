@@ -2,6 +2,7 @@
 
 # Annotations are evaluated here: as strings, those of `Outcome` would be looked up in `prefork`.
 
+import copyreg
 import operator
 import traceback
 from types import CoroutineType
@@ -10,7 +11,14 @@ from typing import Any, Final, NamedTuple
 from prefork._describe import describe, type_name
 from prefork._ipc.descriptors import ArrivedFds, arriving
 from prefork._ipc.page import NotedOutcome
-from prefork._ipc.pickling import dumps, load, pack, pickle_in_band, unpack
+from prefork._ipc.pickling import (
+    dumps,
+    load,
+    pack,
+    pickle_as_itself,
+    pickle_in_band,
+    unpack,
+)
 from prefork._ipc.wire import Kind
 from prefork._public import public
 from prefork.errors import (
@@ -63,8 +71,19 @@ def encode_failure(exc: BaseException, fds: list[int] | None = None) -> tuple[by
     try:
         pickled = dumps(exc) if fds is None else pickle_in_band(exc, fds)
     except Exception as reason:
-        pickled = _bare(_encoding_error(reason, exc))
+        pickled = _pickle_otherwise(exc, reason)
     return pickled, type_name(exc), text
+
+
+def _pickle_otherwise(exc: BaseException, reason: Exception) -> bytes:
+    """Where a library has reducers for all exceptions (tblib's, which dask uses), they take along
+    what an exception comes from, and that may be too deep or cannot be pickled."""
+    try:
+        if type(exc) in copyreg.dispatch_table:
+            return pickle_as_itself(exc)
+    except Exception as exc_itself:
+        reason = exc_itself
+    return _bare(_encoding_error(reason, exc))
 
 
 def _bare(error: Exception) -> bytes:

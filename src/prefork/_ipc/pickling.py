@@ -244,6 +244,19 @@ def pickle_in_band(obj: object, fds: list[int]) -> bytes:
     return _pickle(obj, fds, None)
 
 
+def pickle_as_itself(exc: BaseException) -> bytes:
+    """The pickle that an exception's class has made, whatever is registered for it elsewhere."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, PROTOCOL)
+    pickler.dispatch_table = {
+        cls: reducer
+        for cls, reducer in copyreg.dispatch_table.items()
+        if not issubclass(cls, BaseException)
+    }
+    pickler.dump(exc)
+    return file.getvalue()
+
+
 def pack(
     obj: object,
     fds: list[int] | None = None,

@@ -108,6 +108,10 @@ def test_reducers_of_others_for_all_exceptions_do_no_harm(monkeypatch):
     monkeypatch.setitem(copyreg.dispatch_table, MaybeEncodingError, with_cause)
     assert isinstance(failed(Local("lost")), MaybeEncodingError)
     assert isinstance(error_of(*encode_result(NoPickle())), MaybeEncodingError)
+    monkeypatch.setitem(copyreg.dispatch_table, KeyError, with_cause)
+    error = KeyError("its cause cannot be pickled")
+    error.__cause__ = Local()
+    assert repr(failed(error)) == repr(error)
 
 
 def test_an_exception_that_does_not_unpickle_is_named_with_its_traceback(monkeypatch):
