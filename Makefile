@@ -131,11 +131,13 @@ test-oldest-celery: $(INSTALLED) servers ## The tests of celery workers with the
 	@PREFORK_PURE=1 build/oldest/bin/pip install --quiet 'celery[redis]==$(OLDEST)' --editable . --group dev
 	build/oldest/bin/pytest -n $(JOBS) --dist loadfile tests/celery_worker
 
-lint: $(INSTALLED) ## Check style, format, types and layers
+lint: $(INSTALLED) ## Check style, format, types, layers and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 format: $(INSTALLED) ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only .

@@ -5,8 +5,8 @@
 Each FOLDER (this project's `src`, if none is given) holds a package `prefork` that is not compiled;
 each gets a column of the table. `--static`: only what is read from the source.
 
-Read from the source (*the core* is all but the faces `cli`, `celery`, `joblib` and `taskpool`; its
-lines are all lines):
+Read from the source (*the core* is all but the faces `celery`, `cli`, `cluster`, `joblib` and
+`taskpool`; its lines are all lines):
 
 layer rows          of the contract on the whole package, in the `pyproject.toml` beside the folder
 floors              the longest chain of imports, of rooms (what lies at the top of the package: a
@@ -57,7 +57,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FACES = {"cli", "celery", "joblib", "taskpool"}
+FACES = {"celery", "cli", "cluster", "joblib", "taskpool"}
 STANDARD = "prefork._system.std_internals"
 """What is private in the standard library is used there."""
 DOCUMENTED = {"_asdict", "_exit", "_fields", "_getframe", "_make", "_replace"}
