@@ -9,7 +9,7 @@ network is away fails no run; a test that fails does.
 
 How much a version runs is its share, one of `SHARES`: nearly all for the newest, the whole of the
 default start method for the one before, which is the first whose default is another; less for the
-others. CI has 3.13 run the short one. What is left out everywhere, and why, is `LEFT_OUT`.
+others. CI has all run the short one. What is left out everywhere, and why, is `LEFT_OUT`.
 The last lines say both.
 """
 
