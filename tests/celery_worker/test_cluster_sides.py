@@ -34,6 +34,7 @@ class Post:
     """Has letters in lists; what a test sends comes from `receive`."""
 
     address = "fake://"
+    is_lossy = True
     made: list[Post]
 
     def __init__(self, app, name, group, member, receive, on_connection) -> None:
@@ -48,11 +49,16 @@ class Post:
         for node in Node.at_start:
             node.comes(self)
 
-    def send(self, box: str, body: bytes) -> bool:
+    def send(self, box: str, body: bytes, told: Any = None) -> bool:
         self.sent.append((box, Letter.read(body)))
+        if told is not None:
+            told(self.works)
         return self.works
 
-    def send_to_all(self, body: bytes) -> bool:
+    def tell(self, box: str, body: bytes) -> bool:
+        return self.send(box, body)
+
+    def tell_all(self, body: bytes) -> bool:
         return True
 
     def delete(self, box: str) -> None:
