@@ -262,6 +262,12 @@ def look(agent: Agent, client: Client, after: float) -> bool:
     return client.id in agent._sessions
 
 
+def hear(agent: Agent) -> None:
+    """Have it handle what it was told of."""
+    while not agent._events.empty():
+        agent._events.get()()
+
+
 def test_a_client_that_is_silent_for_long_is_forgotten(agent, client, posts):
     assert look(agent, client, PATIENCE - 1.0)
     assert not look(agent, client, PATIENCE + 1.0)
@@ -296,6 +302,19 @@ def test_what_a_silent_client_has_not_confirmed_is_not_sent_again_and_again(agen
     assert reports() == 2
 
 
+def test_what_nobody_wants_any_more_is_not_begun(agent, client, posts):
+    """Though the client was told that it was about to be."""
+    session = agent._sessions[client.id]
+    head = {"function": "work:f", "codec": "json", "how": "one", "code": "", "chunk": 1}
+    agent._take(session, Letter("chunk", head, ["1"]), lease_time())
+    session.until = lease_time() + 60.0
+    agent._begin_work(lease_time())
+    agent._drop(session, Letter("drop", {"chunks": [1]}, []))
+    hear(agent)
+    assert agent._pool.begun == 0
+    assert not session.running
+
+
 def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
     """And what was not said has not begun."""
     session, post = agent._sessions[client.id], posts[0]
@@ -307,11 +326,13 @@ def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
     before = len(post.sent)
     for _ in range(100):
         agent._begin_work(now)
+        hear(agent)
     assert len(post.sent) == before + 1
     assert agent._pool.begun == 0
     post.works = True
     assert look(agent, client, 0.0)  # this says that it is there
     agent._begin_work(now)
+    hear(agent)
     assert agent._pool.begun == 1
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("prefork")
 CONNECT_SECONDS: Final = 4.0
 PAUSE: Final = 0.3  # seconds between two attempts to connect
 REFUSED_SECONDS: Final = 1.0  # after so long nobody listens there, who has been refused all along
-GOODBYE_SECONDS: Final = 2.0  # that nodes have to go when they are told to
+GOODBYE_SECONDS: Final = 0.5  # that nodes have to go when they are told to
 MOST_NAME: Final = 100  # bytes
 MOST_STRANGERS: Final = 64  # connections of which it is not known yet whose they are
 
