@@ -12,6 +12,7 @@ from typing import Any
 
 from helpers import DEADLINE
 from prefork import Pool
+from prefork.cluster.lines import shut
 
 
 def _engine(pool: Pool) -> Any:
@@ -64,8 +65,8 @@ def break_cluster(pool: Any, bug: Any, patch: Any) -> None:
 
 def cut_connections(pool: Any) -> None:
     """Ends all connections that a `prefork.cluster.Pool` has with its nodes, as a network may."""
-    for member in list(pool._carrier._post._members.values()):
-        member.letters.put(None)
+    for line in list(pool._carrier._post._members.values()):
+        shut(line.connection)
 
 
 def listens_at(pool: Any) -> tuple[str, int]:

@@ -34,6 +34,7 @@ class Post:
     """Has letters in lists; what a test sends comes from `receive`."""
 
     address = "fake://"
+    is_lossy = True
     made: list[Post]
 
     def __init__(self, app, name, group, member, receive, on_connection) -> None:
@@ -48,11 +49,16 @@ class Post:
         for node in Node.at_start:
             node.comes(self)
 
-    def send(self, box: str, body: bytes) -> bool:
+    def send(self, box: str, body: bytes, told: Any = None) -> bool:
         self.sent.append((box, Letter.read(body)))
+        if told is not None:
+            told(self.works)
         return self.works
 
-    def send_to_all(self, body: bytes) -> bool:
+    def tell(self, box: str, body: bytes) -> bool:
+        return self.send(box, body)
+
+    def tell_all(self, body: bytes) -> bool:
         return True
 
     def delete(self, box: str) -> None:
@@ -256,6 +262,12 @@ def look(agent: Agent, client: Client, after: float) -> bool:
     return client.id in agent._sessions
 
 
+def hear(agent: Agent) -> None:
+    """Have it handle what it was told of."""
+    while not agent._events.empty():
+        agent._events.get()()
+
+
 def test_a_client_that_is_silent_for_long_is_forgotten(agent, client, posts):
     assert look(agent, client, PATIENCE - 1.0)
     assert not look(agent, client, PATIENCE + 1.0)
@@ -290,6 +302,19 @@ def test_what_a_silent_client_has_not_confirmed_is_not_sent_again_and_again(agen
     assert reports() == 2
 
 
+def test_what_nobody_wants_any_more_is_not_begun(agent, client, posts):
+    """Though the client was told that it was about to be."""
+    session = agent._sessions[client.id]
+    head = {"function": "work:f", "codec": "json", "how": "one", "code": "", "chunk": 1}
+    agent._take(session, Letter("chunk", head, ["1"]), lease_time())
+    session.until = lease_time() + 60.0
+    agent._begin_work(lease_time())
+    agent._drop(session, Letter("drop", {"chunks": [1]}, []))
+    hear(agent)
+    assert agent._pool.begun == 0
+    assert not session.running
+
+
 def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
     """And what was not said has not begun."""
     session, post = agent._sessions[client.id], posts[0]
@@ -301,11 +326,13 @@ def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
     before = len(post.sent)
     for _ in range(100):
         agent._begin_work(now)
+        hear(agent)
     assert len(post.sent) == before + 1
     assert agent._pool.begun == 0
     post.works = True
     assert look(agent, client, 0.0)  # this says that it is there
     agent._begin_work(now)
+    hear(agent)
     assert agent._pool.begun == 1
 
 

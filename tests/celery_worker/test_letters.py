@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.cluster.letters import AGAIN_SECONDS, Letter, Link, written
+
+
+def linked(write: Callable[[bytes], bool]) -> Link:
+    """What is sent and what is told go the same way, as over a broker."""
+    return Link("s", lambda body, told: write(body), write)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers())
@@ -29,7 +35,7 @@ def test_two_sides_and_a_bad_broker(here, there, seed):
 
         return send
 
-    links = [Link("s", sender(queue)) for queue in queues]
+    links = [linked(sender(queue)) for queue in queues]
     read = [], []
     left = [list(range(here)), list(range(there))]
     now = 0.0
@@ -53,8 +59,8 @@ def test_two_sides_and_a_bad_broker(here, there, seed):
 def test_it_is_known_that_something_is_missing():
     """Though what has come since needed no number."""
     queue: list[bytes] = []
-    here = Link("s", lambda body: not queue.append(body))
-    there = Link("s", lambda body: True)
+    here = linked(lambda body: not queue.append(body))
+    there = linked(lambda body: True)
     here.tell("renew", {})
     assert there.heed(Letter.read(queue.pop()), 0.0)
     assert not there.is_behind
@@ -79,7 +85,7 @@ def test_a_letter_that_is_too_large_for_the_broker():
             read.append(letter.kind)
         return True
 
-    here, there = Link("s", send), Link("s", lambda body: True)
+    here, there = linked(send), linked(lambda body: True)
     now = 0.0
     assert not here.send("large", {}, now, ["x" * 200_000], lambda: ("nothing", {}, ()))
     assert here.send("small", {}, now)
@@ -91,7 +97,7 @@ def test_a_letter_that_is_too_large_for_the_broker():
 
 
 def test_while_nothing_can_be_sent_nothing_is_too_large():
-    here = Link("s", lambda body: False)
+    here = linked(lambda body: False)
     here.send("large", {}, 0.0, ["x" * 200_000], lambda: pytest.fail("it is not"))
     for step in range(10):
         here.tell("renew", {})

@@ -19,7 +19,7 @@ from executors import of_session, signal_node
 import inside
 from helpers import DEADLINE, Script, eventually, has_ended
 from prefork import PoolBrokenError, Terminated
-from prefork.cluster import NodeLostError, Pool, node
+from prefork.cluster import NodeLostError, Pool, lines, node
 
 LEASE = 4.0
 
@@ -155,7 +155,7 @@ def a_process_of(pool: Pool) -> int:
 
 
 def test_a_node_is_killed(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(node, "SHORTEST_LIFE", DEADLINE * 10)  # no other one takes its place
+    monkeypatch.setattr(node, "MOST_SHORT_LIVES", 0)  # no other one takes its place
     pool = both(make())
     victim = a_process_of(pool)
     run = Run(pool, tmp_path)
@@ -168,8 +168,8 @@ def test_a_node_is_killed(make, tmp_path, monkeypatch):
     assert len(pool.statistics().nodes) == 1
 
 
-def test_another_node_takes_the_place_of_one_that_was_killed(make, monkeypatch):
-    monkeypatch.setattr(node, "SHORTEST_LIFE", 0.0)
+def test_another_node_takes_the_place_of_one_that_was_killed(make):
+    """Which has hardly lived."""
     pool = make(nodes=1)
     victim = a_process_of(pool)
     session = signal_node(victim, signal.SIGKILL)
@@ -202,6 +202,29 @@ def test_connections_are_cut(make, tmp_path):
     assert run.errors() == {}
 
 
+def test_connections_are_cut_in_the_midst_of_large_letters(make):
+    pool = both(make())
+    text = "x" * (8 << 20)
+    handles = [pool.apply_async(work.double, (text,)) for _ in range(6)]
+    for handle in handles:
+        inside.cut_connections(pool)
+        assert handle.get(60) == 2 * text
+
+
+def test_a_stopped_node_does_not_hold_up_the_end(make, monkeypatch):
+    monkeypatch.setattr(lines, "QUIET_SECONDS", 10 * DEADLINE)
+    pool = both(make())
+    victim = a_process_of(pool)
+    signal_node(victim, signal.SIGSTOP)
+    try:
+        for _ in range(12):  # as much as the connections do not take
+            pool.apply_async(work.double, ("x" * (8 << 20),))
+        pool.terminate()
+        assert pool.join(DEADLINE)
+    finally:
+        signal_node(victim, signal.SIGCONT)
+
+
 def test_a_node_that_is_told_to_end_loses_nothing(make, tmp_path):
     pool = both(make())
     victim = os.getsid(a_process_of(pool))  # the leader of its session
@@ -213,7 +236,7 @@ def test_a_node_that_is_told_to_end_loses_nothing(make, tmp_path):
 
 
 def test_all_nodes_have_gone(make, gate, monkeypatch):
-    monkeypatch.setattr(node, "SHORTEST_LIFE", DEADLINE * 10)
+    monkeypatch.setattr(node, "MOST_SHORT_LIVES", 0)
     pool = make(nodes=1)
     handle = pool.apply_async(gate.enter)
     signal_node(gate.arrival().pid, signal.SIGKILL)

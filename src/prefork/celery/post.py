@@ -19,6 +19,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.transport import virtual
 
 from prefork._system.threads import BackgroundThread
+from prefork.cluster.posting import OnConnection, OnLetter, Told
 
 __all__ = ["BrokerPost"]
 
@@ -49,14 +50,16 @@ class BrokerPost:
         on_connection: called there with whether there is a connection now, and why not.
     """
 
+    is_lossy = True
+
     def __init__(
         self,
         app: Any,
         name: str,
         group: str,
         member: str | None,
-        receive: Callable[[bytes], object],
-        on_connection: Callable[[bool, Exception | None], object],
+        receive: OnLetter,
+        on_connection: OnConnection,
     ) -> None:
         self._app = app
         self.name = name
@@ -145,9 +148,15 @@ class BrokerPost:
 
     # ---- writing; for one thread
 
-    def send(self, queue: str, body: bytes) -> bool:
+    def send(self, queue: str, body: bytes, told: Told | None = None) -> bool:
         """Whether the broker has it."""
-        return self._publish(body, routing_key=queue) and self._do(lambda: self._limit(queue))
+        has_it = self._publish(body, routing_key=queue) and self._do(lambda: self._limit(queue))
+        if told is not None:
+            told(has_it)
+        return has_it
+
+    def tell(self, queue: str, body: bytes) -> bool:
+        return self.send(queue, body)
 
     def _limit(self, queue: str) -> None:
         """In Redis a queue is a list, which would be there for ever if nobody reads it any more."""
@@ -156,7 +165,7 @@ class BrokerPost:
             with channel.conn_or_acquire() as client:
                 client.pexpire(queue, int(KEPT_SECONDS * 1000))
 
-    def send_to_all(self, body: bytes) -> bool:
+    def tell_all(self, body: bytes) -> bool:
         """To all nodes of the group."""
         return self._publish(body, exchange=self._exchange, declare=[self._exchange])
 

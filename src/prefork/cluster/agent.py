@@ -37,7 +37,7 @@ from prefork.cluster.codecs import write_error
 from prefork.cluster.errors import NotAllowedError
 from prefork.cluster.letters import CLIENT_QUEUE, Letter, Link, client_box
 from prefork.cluster.names import Allowed
-from prefork.cluster.posting import MakePost
+from prefork.cluster.posting import MakePost, Told
 from prefork.cluster.runner import Board
 from prefork.cluster.sessions import Session, Work, sorted_out
 from prefork.errors import PreforkError
@@ -50,6 +50,7 @@ MOST_SESSIONS: Final = 256
 MOST_AT_ONCE: Final = 256
 LONGEST_LEASE: Final = 3600.0
 AWAY_SECONDS: Final = 2.5  # after so long between two looks, it was this process that stood still
+SMALL: Final = 1 << 16  # bytes of results that what is about to run may wait for
 SILENT_SECONDS: Final = 5.0  # a client that was not heard of for so long is sent nothing again
 
 
@@ -117,7 +118,7 @@ class Agent:
         if body:
             self._events.put(lambda: self._read(body))
 
-    def _connection_is(self, here: bool, error: Exception | None) -> None:
+    def _connection_is(self, here: bool, error: Exception | None, box: str = "") -> None:
         self._events.put(lambda: self._note_connection(here, error))
 
     # ---- in its own thread
@@ -178,7 +179,8 @@ class Agent:
             self._end(session)
             self._post.delete(client_box(session.client))
             return
-        if now < session.heard + SILENT_SECONDS:  # else it would only fill its queue
+        # Else it would only fill its queue.
+        if self._post.is_lossy and now < session.heard + SILENT_SECONDS:
             session.link.send_again(now)
         self._renew(session, now)
 
@@ -213,7 +215,7 @@ class Agent:
         if not self._free_slots:
             self._log.note(WARNING, "there are %s clients: no more are served", MOST_SESSIONS)
             return
-        link = Link(uuid.uuid4().hex, lambda body: self._post.send(box, body))
+        link = Link(uuid.uuid4().hex, partial(self._post.send, box), partial(self._post.tell, box))
         session = Session(client, self._free_slots.pop(), link, lease_time())
         self._board.write(session.slot, session.token, 0.0)
         self._sessions[client] = session
@@ -227,10 +229,16 @@ class Agent:
         session.waiting.clear()
         del self._sessions[session.client]
         self._ending.append(session)
-        for work in list(session.running.values()):
-            if work.handle is not None:
-                work.handle.terminate()
+        for number, work in list(session.running.items()):
+            self._end_work(session, number, work)
         self._free_slots_of_ended()
+
+    @staticmethod
+    def _end_work(session: Session, number: int, work: Work) -> None:
+        if work.handle is None:  # it was to be begun
+            del session.running[number]
+        else:
+            work.handle.terminate()
 
     def _free_slots_of_ended(self) -> None:
         for session in [each for each in self._ending if not each.running]:
@@ -299,8 +307,8 @@ class Agent:
         numbers = set(letter.field("chunks", list))
         session.waiting = deque(w for w in session.waiting if w.number not in numbers)
         for number, work in list(session.running.items()):
-            if number in numbers and work.handle is not None:
-                work.handle.terminate()
+            if number in numbers:
+                self._end_work(session, number, work)
 
     def _answer(self, session: Session, letter: Letter) -> None:
         question, what = letter.field("question", str), letter.field("what", str)
@@ -324,12 +332,7 @@ class Agent:
             chosen.setdefault(session.client, []).append(session.waiting.popleft())
             room -= 1
         for client, works in chosen.items():
-            session = self._sessions[client]
-            if self._report(session, now, [work.number for work in works]):
-                for work in works:
-                    self._begin(session, work)
-            else:  # later: the broker cannot be reached
-                session.waiting.extendleft(reversed(works))
+            self._announce(self._sessions[client], works, now)
 
     def _count_running(self) -> int:
         return sum(len(s.running) for s in (*self._sessions.values(), *self._ending))
@@ -343,8 +346,32 @@ class Agent:
         self._turn += 1
         return sessions[self._turn % len(sessions)]
 
+    def _announce(self, session: Session, works: list[Work], now: float) -> None:
+        """Say that they are about to run, and have them begun once the client knows."""
+        told = self._about_to_run(session, works)
+        session.link.send("report", {"started": [work.number for work in works]}, now, told=told)
+
+    def _about_to_run(self, session: Session, works: list[Work]) -> Told:
+        """They count as running from now on; what is to be called once the client knows, or if
+        that is not certain."""
+        session.running.update((work.number, work) for work in works)
+        return lambda known: self._events.put(lambda: self._begin_all(session, works, known))
+
+    def _begin_all(self, session: Session, works: list[Work], are_known: bool) -> None:
+        now = lease_time()
+        for work in works if are_known else reversed(works):
+            if session.running.get(work.number) is not work:
+                continue  # nobody wants it any more
+            if are_known:
+                self._begin(session, work)
+                continue
+            del session.running[work.number]
+            if self._is_leaving:
+                self._give_back(session, work, now)
+            else:
+                session.waiting.appendleft(work)
+
     def _begin(self, session: Session, work: Work) -> None:
-        session.running[work.number] = work
         work.began = lease_time()
         try:
             work.handle = self._pool.each_async(
@@ -395,20 +422,16 @@ class Agent:
         has_room = self._count_running() < self._pool.processes
         if session.waiting and is_its_turn and has_room:
             next_work = [session.waiting.popleft()]
-        started = [work.number for work in next_work]
-        report = {"started": started, **head}
+        if next_work and sum(map(len, texts)) > SMALL:  # it need not wait for all of that
+            self._announce(session, next_work, now)
+            next_work = []
+        told = self._about_to_run(session, next_work) if next_work else None
+        report = {"started": [work.number for work in next_work], **head}
         refused = partial(_too_large, report, len(texts) + len(failures) + len(not_run), texts)
-        if session.link.send("report", report, now, texts, refused):
-            for work in next_work:
-                self._begin(session, work)
-        else:
-            session.waiting.extendleft(next_work)
+        session.link.send("report", report, now, texts, refused, told)
 
     def _others_wait(self, session: Session) -> bool:
         return any(s.waiting for s in self._sessions.values() if s is not session)
-
-    def _report(self, session: Session, now: float, started: list[int]) -> bool:
-        return session.link.send("report", {"started": started}, now)
 
     # ---- the end
 
@@ -438,7 +461,7 @@ class Agent:
         if self._count_running():
             return
         for session in self._sessions.values():
-            session.link.tell("gone", {})
+            session.link.send("gone", {}, lease_time())
         self._is_over = True
 
 

@@ -153,8 +153,8 @@ class LetterCarrier:
         if body:
             self._events.put(lambda: self._read(body))
 
-    def _connection_is(self, here: bool, error: Exception | None) -> None:
-        self._events.put(lambda: self._note_connection(here, error))
+    def _connection_is(self, here: bool, error: Exception | None, box: str = "") -> None:
+        self._events.put(lambda: self._note_connection(here, error, box))
 
     # ---- in its own thread
 
@@ -170,7 +170,7 @@ class LetterCarrier:
             now = time.monotonic()
             for session, node in self.nodes.items():
                 end = {"session": session, "closing": True}
-                self._post.send(node.box, written("end", end))
+                self._post.tell(node.box, written("end", end))
                 if now > node.heard + SUSPECT_SECONDS:  # perhaps nobody will ever read it
                     self._post.delete(node.box)
             self._post.stop()
@@ -201,14 +201,15 @@ class LetterCarrier:
         self._is_awake = False
         self._withdraw()
 
-    def _note_connection(self, here: bool, error: Exception | None) -> None:
-        if here:
-            self._connected = self._last_connected = now = time.monotonic()
-            self._next_hello = now
-            for node in self.nodes.values():
-                node.link.send_again(now, at_once=True)
-        else:
+    def _note_connection(self, here: bool, error: Exception | None, box: str) -> None:
+        now = time.monotonic()
+        if not here:
             self._connected, self._error = None, error
+        elif not box:
+            self._connected = self._last_connected = self._next_hello = now
+        for node in self.nodes.values():
+            if here and box in {"", node.box}:
+                node.link.send_again(now, at_once=True)
 
     # ---- nodes come and go
 
@@ -223,11 +224,11 @@ class LetterCarrier:
         self._next_hello = now + HELLO_SECONDS
         self._look()  # if a signal has hit `wake` between its two steps
         hello = {"client": self.id, "lease": self.lease, "codec": self._codec}
-        self._post.send_to_all(written("hello", hello))
+        self._post.tell_all(written("hello", hello))
         for node in list(self.nodes.values()):
             if self._is_lost(node, now):
                 self._lose(node, now)
-            else:
+            elif self._post.is_lossy:
                 node.link.send_again(now)
         self._see_whether_alone(now)
 
@@ -260,7 +261,7 @@ class LetterCarrier:
         self._ended[session] = box
         if len(self._ended) > 1000:
             del self._ended[next(iter(self._ended))]
-        self._post.send(box, written("end", {"session": session}))
+        self._post.tell(box, written("end", {"session": session}))
 
     def _see_whether_alone(self, now: float) -> None:
         """Give up what waits for a node, or for the broker, that has not been there for long."""
@@ -350,7 +351,8 @@ class LetterCarrier:
             if (node := self.nodes.get(session)) is not None:
                 now = time.monotonic()
                 node.heard = now
-                if node.link.heed(letter, now):
+                # Who goes, goes, whether all that it has sent before has come or not.
+                if node.link.heed(letter, now) or letter.kind == "gone":
                     self._heed(node, letter, now)
             elif session in self._ended:
                 self.late += 1
@@ -370,7 +372,7 @@ class LetterCarrier:
             box,
             max(1, letter.field("processes", int)),
             letter.field("python", str),
-            Link(session, lambda body: self._post.send(box, body)),
+            Link(session, partial(self._post.send, box), partial(self._post.tell, box)),
         )
         self._engine.log.note(DEBUG, "node %s has come", node.name)
         self.nodes[session] = node

@@ -14,7 +14,7 @@ that is missing, is dropped. What does not matter, as it is sent again anyway, h
     report    to the client   * chunks that are about to run, or what one has come to
     nothing   to the node     * in the place of a letter that the broker would not take
     end       to the node     have nothing left of this client
-    gone      to the client   the node has ended
+    gone      to the client   * the node has ended
     ask       to the node     what its processes do
     answer    to the client
 
@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from prefork.cluster.codecs import to_json
+from prefork.cluster.posting import Told
 
 __all__ = ["CLIENT_QUEUE", "NODE_QUEUE", "VERSION", "Letter", "Link", "client_box", "node_box"]
 
@@ -121,7 +122,7 @@ class Link:
 
     Args:
         session: its name.
-        send: sends a letter; returns whether the broker has it.
+        send, tell: as a `Post`'s, to the other side's box.
 
     Attributes:
         received: the number of the last one that has come.
@@ -129,9 +130,15 @@ class Link:
         is_open: the last letter could be sent.
     """
 
-    def __init__(self, session: str, send: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self,
+        session: str,
+        send: Callable[[bytes, Told | None], bool],
+        tell: Callable[[bytes], bool],
+    ) -> None:
         self.session = session
         self._send = send
+        self._tell = tell
         self._sent = 0
         self.received = 0
         self.is_behind = False
@@ -148,34 +155,34 @@ class Link:
         now: float,
         texts: Sequence[str] = (),
         instead: Instead | None = None,
+        told: Told | None = None,
     ) -> bool:
-        """Send what is to come for certain. Whether the broker has it already: else it is sent
-        again later.
+        """Send what is to come for certain. Whether it is on its way: else it is sent again later.
 
         Args:
             instead: called if it is too large for the broker: what is to be sent in its place.
+            told: see `Post.send`; of this attempt alone.
         """
         self._sent += 1
         self._unconfirmed.append(_Sent(self._sent, kind, head, texts, instead))
         self._again_at = min(self._again_at, now + AGAIN_SECONDS)
-        return self._write_numbered(self._unconfirmed[-1])
+        return self._write_numbered(self._unconfirmed[-1], told)
 
     def tell(self, kind: str, head: dict[str, Any]) -> bool:
         """Send what may be lost."""
-        is_sent = self._write(0, kind, head, ())
+        self.is_open = is_sent = self._tell(self._written(0, kind, head, ()))
         if is_sent and self._is_refused:
             self._is_refused = False
             self._refusals += 1
         return is_sent
 
-    def _write(self, number: int, kind: str, head: dict[str, Any], texts: Sequence[str]) -> bool:
+    def _written(self, number: int, kind: str, head: dict[str, Any], texts: Sequence[str]) -> bytes:
         numbers = {"number": number, "sent": self._sent, "received": self.received}
-        fields = {"session": self.session, **numbers, **head}
-        self.is_open = self._send(written(kind, fields, texts))
-        return self.is_open
+        return written(kind, {"session": self.session, **numbers, **head}, texts)
 
-    def _write_numbered(self, letter: _Sent) -> bool:
-        if self._write(*letter[:4]):
+    def _write_numbered(self, letter: _Sent, told: Told | None = None) -> bool:
+        self.is_open = self._send(self._written(*letter[:4]), told)
+        if self.is_open:
             return True
         if letter is self._unconfirmed[0]:
             self._is_refused = True

@@ -34,7 +34,8 @@ from prefork.cluster.sockets import Address, Spoke
 
 __all__ = ["Order", "main", "run_slot"]
 
-SHORTEST_LIFE: Final = 5.0  # seconds: a node that fails within them is not started again
+SHORTEST_LIFE: Final = 5.0  # seconds: a node that fails within them has hardly lived
+MOST_SHORT_LIVES: Final = 2  # in a row; after one more no other node is started
 LEAVE_SECONDS: Final = 10.0  # that a node has to end by itself when its worker is interrupted
 _PROGRAM: Final = (
     "import sys; sys.path[:] = {path!r}; from prefork.cluster.node import main; main()"
@@ -64,8 +65,9 @@ def run_slot(order: tuple[int, tuple[str, int, bytes], int | None, float]) -> No
     """Have a node, and another one if that has died, until its client has gone.
 
     Raises:
-        RuntimeError: a node cannot be started here, or does not live.
+        RuntimeError: nodes cannot be started here, or do not live.
     """
+    short_lives = 0
     if not sys.executable:
         raise RuntimeError("there is no Python to start a node with: sys.executable is empty")
     while True:
@@ -73,10 +75,12 @@ def run_slot(order: tuple[int, tuple[str, int, bytes], int | None, float]) -> No
         code = _run_node(order)
         if code == 0:
             return
-        if time.monotonic() < began + SHORTEST_LIFE:
+        short_lives = short_lives + 1 if time.monotonic() < began + SHORTEST_LIFE else 0
+        if short_lives > MOST_SHORT_LIVES:
             raise RuntimeError(
-                f"the node of slot {order[0]} on {socket.gethostname()} has ended at once, with "
-                f"{code}: its standard error, which is this worker's, may say why"
+                f"the node of slot {order[0]} on {socket.gethostname()} has ended at once, "
+                f"{short_lives} times, with {code}: its standard error, which is this worker's, "
+                "may say why"
             )
 
 

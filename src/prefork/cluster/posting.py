@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["MakePost", "OnConnection", "OnLetter", "Post"]
+__all__ = ["MakePost", "OnConnection", "OnLetter", "Post", "Told"]
 
 OnLetter = Callable[[bytes], object]
-OnConnection = Callable[[bool, Exception | None], object]
-"""Called with whether there is a connection now, and why not."""
+Told = Callable[[bool], object]
+
+
+class OnConnection(Protocol):
+    """Called with whether there is a connection now, and why not.
+
+    Args:
+        box: whose connection is new, if each has one of its own: what was sent there before may
+            have been lost.
+    """
+
+    def __call__(self, here: bool, error: Exception | None, box: str = "") -> object: ...
 
 
 class Post(Protocol):
     """
     Attributes:
         name: of the box that is read: where the other side writes to.
+        is_lossy: letters may be lost though the connection lasts.
     """
 
     name: str
+    is_lossy: bool
 
     @property
     def address(self) -> str:
@@ -31,11 +43,20 @@ class Post(Protocol):
     def start(self) -> None:
         """Read; what comes, and whether there is a connection, is told by another thread."""
 
-    def send(self, box: str, body: bytes) -> bool:
-        """For one thread. Whether it has arrived where it can be read for certain, if the reader
-        lives."""
+    # These are for one thread. They say whether the letter is on its way.
 
-    def send_to_all(self, body: bytes) -> bool:
+    def send(self, box: str, body: bytes, told: Told | None = None) -> bool:
+        """What is sent to one box stays in order.
+
+        Args:
+            told: called, by any thread, with whether it has arrived where it will be read if the
+                reader lives, once that is known.
+        """
+
+    def tell(self, box: str, body: bytes) -> bool:
+        """For what may be lost. It may overtake what is sent."""
+
+    def tell_all(self, body: bytes) -> bool:
         """The same, to all nodes."""
 
     def delete(self, box: str) -> None:

@@ -1,31 +1,25 @@
 """Letters between one client and its own nodes, by TCP: the client listens (`Hub`), nodes connect
-(`Spoke`), and connect again as long as somebody listens.
-
-Both sides have to know a key (HMAC, as in `multiprocessing.connection`) before anything is read.
-A node's letter is *confirmed* by an empty message, once it is where the client will read it; so a
-node knows what the client was told of. Who says nothing for `QUIET_SECONDS`, or takes nothing, is
-disconnected: each side writes every second.
+(`Spoke`), and connect again as long as somebody listens. For what goes over a connection see
+`lines.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import logging
-import queue
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection
 from typing import Final, NamedTuple
 
 from prefork._system import at_fork
 from prefork._system.locks import Lock
 from prefork._system.threads import BackgroundThread
-from prefork.cluster.posting import OnConnection, OnLetter
+from prefork.cluster.lines import Line, answer, challenge, prepared, shut
+from prefork.cluster.posting import OnConnection, OnLetter, Told
 
 __all__ = ["Address", "Hub", "Spoke"]
 
@@ -33,10 +27,10 @@ logger = logging.getLogger("prefork")
 
 CONNECT_SECONDS: Final = 4.0
 PAUSE: Final = 0.3  # seconds between two attempts to connect
-QUIET_SECONDS: Final = 20.0
-CONFIRM_SECONDS: Final = 10.0
+REFUSED_SECONDS: Final = 1.0  # after so long nobody listens there, who has been refused all along
+GOODBYE_SECONDS: Final = 0.5  # that nodes have to go when they are told to
 MOST_NAME: Final = 100  # bytes
-_TIMEVAL: Final = struct.Struct("@ll")
+MOST_STRANGERS: Final = 64  # connections of which it is not known yet whose they are
 
 
 class Address(NamedTuple):
@@ -45,56 +39,6 @@ class Address(NamedTuple):
     host: str
     port: int
     key: bytes
-
-
-def _keys(key: bytes) -> tuple[bytes, bytes]:
-    """What nodes prove that they know, and what the client does: were they the same, a stranger
-    could have one node answer what another one has asked."""
-    of_nodes, of_client = (hmac.digest(key, who, "sha256") for who in (b"node", b"client"))
-    return of_nodes, of_client
-
-
-def _prepared(sock: socket.socket) -> Connection:
-    """A connection whose reads and writes fail when nothing moves for so long."""
-    seconds = _TIMEVAL.pack(int(QUIET_SECONDS), 0)
-    with sock:  # it is closed, unless it is handed over
-        sock.settimeout(None)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Connection(sock.detach())
-
-
-def _shut(connection: Connection) -> None:
-    """Have whoever reads or writes there fail; it is closed by the one who reads."""
-    with contextlib.suppress(OSError), socket.socket(fileno=connection.fileno()) as sock:
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        finally:
-            sock.detach()
-
-
-class _Member:
-    """One connection of the client's.
-
-    Args:
-        connection: to a node that has said its name.
-    """
-
-    def __init__(self, box: str, connection: Connection) -> None:
-        self.box = box
-        self.connection = connection
-        self.letters: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.writer = BackgroundThread(self._write, "prefork-Writer")
-
-    def _write(self) -> None:
-        try:
-            while (body := self.letters.get()) is not None:
-                self.connection.send_bytes(body)
-        except OSError:
-            logger.debug("a node cannot be written to", exc_info=True)
-        finally:
-            _shut(self.connection)
 
 
 class Hub:
@@ -113,6 +57,8 @@ class Hub:
     Raises:
         OSError: it cannot listen there.
     """
+
+    is_lossy = False
 
     def __init__(
         self,
@@ -139,11 +85,11 @@ class Hub:
         self._end = end
         self._advice = advice
         self._lock = Lock()
-        self._members: dict[str, _Member] = {}  # by box
-        self._greeting = b""  # what was sent to all last, for those who come
+        self._members: dict[str, Line] = {}  # by box
+        self._greeting = b""  # what all were told last, for those who come
         self._is_stopped = False
-        self._writers: set[BackgroundThread] = set()
         self._accepter = BackgroundThread(self._accept, "prefork-Hub")
+        self._ender = BackgroundThread(self._see_off, "prefork-Hub-End")
 
     @property
     def address(self) -> str:
@@ -177,11 +123,12 @@ class Hub:
                     logger.warning("a connection could not be accepted", exc_info=True)
                     time.sleep(PAUSE)
                 continue
-            if self._is_stopped:
-                sock.close()
-                break
+            strangers = len(self._readers) - len(self._members)
+            if strangers >= MOST_STRANGERS or self._is_stopped:
+                sock.close()  # a node comes again
+                continue
             try:
-                self._attend(_prepared(sock))
+                self._attend(prepared(sock))
             except (OSError, RuntimeError):  # it has gone already; or there is no thread left
                 logger.warning("a connection could not be attended to", exc_info=True)
         at_fork.unregister(self)
@@ -200,68 +147,65 @@ class Hub:
             raise
 
     def _read(self, connection: Connection, reader: BackgroundThread) -> None:
-        member: _Member | None = None
         try:
-            of_nodes, of_client = _keys(self.where.key)
-            deliver_challenge(connection, of_nodes)
-            answer_challenge(connection, of_client)
-            member = self._welcome(connection)
-            while True:
-                body = connection.recv_bytes()
-                self._receive(body)
-                member.letters.put(b"")
-        except (AuthenticationError, AssertionError):
-            logger.warning("somebody without the key has tried to connect as a node")
-        except (OSError, EOFError, ValueError):
+            if (box := self._box_of(connection)) is not None:
+                self._read_member(box, Line(connection))
+        except (OSError, EOFError, ValueError, RuntimeError):  # (there may be no thread left)
             logger.debug("a connection has ended", exc_info=True)
         finally:
-            if member is not None:
-                self._leave(member)
-            with self._lock:
+            with self._lock:  # nobody shuts what has its number then
                 del self._readers[reader]
-            connection.close()
+                connection.close()
 
-    def _welcome(self, connection: Connection) -> _Member:
-        member = _Member(connection.recv_bytes(MOST_NAME).decode("ascii"), connection)
-        with self._lock:
-            if self._is_stopped:
-                raise EOFError
-            old = self._members.get(member.box)
-            self._members[member.box] = member
-            self._writers.add(member.writer)
-            if self._greeting:
-                member.letters.put(self._greeting)
-        if old is not None:
-            old.letters.put(None)
-        member.writer.start()
-        return member
+    def _box_of(self, connection: Connection) -> str | None:
+        try:
+            challenge(connection, self.where.key)
+            return connection.recv_bytes(MOST_NAME).decode("ascii")
+        except (AuthenticationError, AssertionError):
+            logger.warning("somebody without the key has tried to connect as a node")
+            return None
 
-    def _leave(self, member: _Member) -> None:
-        with self._lock:
-            if self._members.get(member.box) is member:
-                del self._members[member.box]
-        member.letters.put(None)
-        _shut(member.connection)
-        member.writer.join()  # before the connection's number can be another's
-        with self._lock:
-            self._writers.discard(member.writer)
+    def _read_member(self, box: str, line: Line) -> None:
+        try:
+            line.start()
+            with self._lock:
+                if self._is_stopped:
+                    line.dismiss()
+                if (old := self._members.get(box)) is not None:
+                    shut(old.connection)
+                self._members[box] = line
+                if self._greeting:
+                    line.tell(self._greeting)
+            self._on_connection(True, None, box)
+            line.read(self._receive)
+        finally:
+            with self._lock:
+                if self._members.get(box) is line:
+                    del self._members[box]
+            line.end()
 
     # ---- writing
 
-    def send(self, box: str, body: bytes) -> bool:
+    def send(self, box: str, body: bytes, told: Told | None = None) -> bool:
         with self._lock:
-            member = self._members.get(box)
-        if member is None:
-            return False
-        member.letters.put(body)
-        return True
+            line = self._members.get(box)
+        if line is not None:
+            return line.send(body, told)
+        if told is not None:
+            told(False)
+        return False
 
-    def send_to_all(self, body: bytes) -> bool:
+    def tell(self, box: str, body: bytes) -> bool:
+        with self._lock:
+            line = self._members.get(box)
+        return line is not None and line.tell(body)
+
+    def tell_all(self, body: bytes) -> bool:
         with self._lock:
             self._greeting = body
-            members = list(self._members.values())
-        for member in members:
-            member.letters.put(body)
+            lines = list(self._members.values())
+        for line in lines:
+            line.tell(body)
         return True
 
     def delete(self, box: str) -> None:
@@ -272,24 +216,35 @@ class Hub:
     def stop(self) -> None:
         with self._lock:
             self._is_stopped = True
-            members = list(self._members.values())
-            known = [member.connection for member in members]
-            for connection in self._readers.values():
-                if connection not in known:
-                    _shut(connection)
+            lines = list(self._members.values())
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         if not self._accepter.is_started:
             at_fork.unregister(self)
             self._listener.close()
-        for member in members:
-            member.letters.put(None)  # after what it is to have
+        for line in lines:
+            line.dismiss()
+        try:
+            self._ender.start()
+        except RuntimeError:  # there is no thread left
+            self._see_off()
         self._end()
+
+    def _see_off(self) -> None:
+        """Wait for the nodes to go; not for one that does not read."""
+        deadline = time.monotonic() + GOODBYE_SECONDS
+        with self._lock:
+            readers = dict(self._readers)
+        for reader in readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            for connection in self._readers.values():
+                shut(connection)
 
     def join(self, timeout: float | None = None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            threads = [self._accepter, *self._readers, *self._writers]
+            threads = [self._accepter, self._ender, *self._readers]
         for thread in threads:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not thread.join(left):
@@ -305,8 +260,10 @@ class Spoke:
         where: the client listens.
         patience: seconds without a connection after which the client has gone.
         receive, on_connection: see `Post.start`.
-        on_gone: called when the client has gone: nobody listens there any more.
+        on_gone: called when the client has gone, or does not want this node any more.
     """
+
+    is_lossy = False
 
     def __init__(
         self,
@@ -324,9 +281,8 @@ class Spoke:
         self._on_connection = on_connection
         self._on_gone = on_gone
         self._is_stopped = threading.Event()
-        self._changed = threading.Condition()
-        self._connection: Connection | None = None
-        self._sent = self._confirmed = 0  # on this connection
+        self._lock = Lock()
+        self._line: Line | None = None
         self._reader = BackgroundThread(self._read, "prefork-Spoke")
 
     @property
@@ -341,96 +297,91 @@ class Spoke:
         self._reader.start()
 
     def _read(self) -> None:
-        last = time.monotonic()
+        last = time.monotonic()  # that there was a connection
+        refused_since: float | None = None
         while not self._is_stopped.is_set():
             error: Exception | None = None
             try:
-                connection = self._connect()
-                try:
-                    self._read_by(connection)
-                finally:
-                    last = time.monotonic()
-                    self._have(None)
-                    connection.close()
-            except (OSError, EOFError, AuthenticationError, AssertionError) as exc:
-                error = exc  # (Python 3.11 asserts what a challenge looks like)
-                logger.debug("there is no connection to the client", exc_info=True)
+                line = self._connect()
+                if self._read_by(line):
+                    self._on_gone()
+                    return
+                last = time.monotonic()
+            except (OSError, EOFError, AuthenticationError, AssertionError, RuntimeError) as exc:
+                error = exc
+                logger.debug("the client cannot be reached", exc_info=True)
             if self._is_stopped.is_set():
                 return
             self._on_connection(False, error)
-            is_refused = isinstance(error, (ConnectionRefusedError, AuthenticationError))
-            if is_refused or time.monotonic() > last + self._patience:
+            now = time.monotonic()
+            if not isinstance(error, (ConnectionRefusedError, AuthenticationError)):
+                refused_since = None
+            elif refused_since is None:
+                refused_since = now
+            is_refused = refused_since is not None and now > refused_since + REFUSED_SECONDS
+            if is_refused or now > last + self._patience:
                 self._on_gone()
                 return
             self._is_stopped.wait(PAUSE)
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> Line:
         host, port, key = self._where
-        sock = socket.create_connection((host, port), CONNECT_SECONDS)
-        connection = _prepared(sock)
+        connection = prepared(socket.create_connection((host, port), CONNECT_SECONDS))
         try:
-            of_nodes, of_client = _keys(key)
-            answer_challenge(connection, of_nodes)
-            deliver_challenge(connection, of_client)
+            answer(connection, key)
             connection.send_bytes(self.name.encode("ascii"))
+            line = Line(connection)
+            line.start()
         except BaseException:
             connection.close()
             raise
-        return connection
+        return line
 
-    def _read_by(self, connection: Connection) -> None:
-        self._have(connection)
-        self._on_connection(True, None)
-        while not self._is_stopped.is_set():
-            if body := connection.recv_bytes():
-                self._receive(body)
-            else:
-                with self._changed:
-                    self._confirmed += 1
-                    self._changed.notify_all()
+    def _read_by(self, line: Line) -> bool:
+        """Whether this node is not wanted any more."""
+        with self._lock:
+            self._line = line
+        try:
+            if self._is_stopped.is_set():
+                line.finish()
+            self._on_connection(True, None)
+            line.read(self._receive)
+        except (OSError, EOFError, ValueError):
+            logger.debug("the connection to the client has ended", exc_info=True)
+        finally:
+            with self._lock:
+                self._line = None
+            line.end()
+            line.connection.close()
+        return line.is_dismissed
 
-    def _have(self, connection: Connection | None) -> None:
-        with self._changed:
-            self._connection = connection
-            self._sent = self._confirmed = 0
-            self._changed.notify_all()
+    # ---- writing
 
-    def send(self, box: str, body: bytes) -> bool:
-        with self._changed:
-            connection = self._connection
-            if connection is None:
-                return False
-            self._sent += 1
-            number = self._sent
-            # With the lock: the reader closes the connection only once it has had that.
-            try:
-                connection.send_bytes(body)
-            except OSError:
-                logger.debug("a letter could not be sent", exc_info=True)
-                _shut(connection)
-                return False
-            self._changed.wait_for(
-                lambda: self._connection is not connection or self._confirmed >= number,
-                CONFIRM_SECONDS,
-            )
-            if self._connection is not connection:
-                return False
-            if self._confirmed < number:
-                _shut(connection)
-                return False
-            return True
+    def send(self, box: str, body: bytes, told: Told | None = None) -> bool:
+        with self._lock:
+            line = self._line
+        if line is not None:
+            return line.send(body, told)
+        if told is not None:
+            told(False)
+        return False
 
-    def send_to_all(self, body: bytes) -> bool:
-        return self.send("", body)
+    def tell(self, box: str, body: bytes) -> bool:
+        with self._lock:
+            line = self._line
+        return line is not None and line.tell(body)
+
+    def tell_all(self, body: bytes) -> bool:
+        return self.tell("", body)
 
     def delete(self, box: str) -> None:
         pass  # it has gone with its client
 
     def stop(self) -> None:
         self._is_stopped.set()
-        with self._changed:
-            if self._connection is not None:
-                _shut(self._connection)
+        with self._lock:
+            if self._line is not None:
+                self._line.finish()  # the client closes it when it has read all
 
     def join(self, timeout: float | None = None) -> bool:
         return self._reader.join(timeout)

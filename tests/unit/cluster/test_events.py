@@ -14,15 +14,19 @@ class Post:
     """Carries nothing."""
 
     name = address = advice = ""
+    is_lossy = True
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def delete(self, box: str) -> None: ...
 
-    def send(self, box: str, body: bytes) -> bool:
+    def send(self, box: str, body: bytes, told: Any = None) -> bool:
         return True
 
-    def send_to_all(self, body: bytes) -> bool:
+    def tell(self, box: str, body: bytes) -> bool:
+        return True
+
+    def tell_all(self, body: bytes) -> bool:
         return True
 
     def join(self, timeout: float | None = None) -> bool:
