@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_ctrl_c_ends_what_runs(cluster, inputs, gate):
     assert command.end() == -signal.SIGINT
     for visitor in visitors:
         eventually(lambda v=visitor: has_ended(v.pid), "what ran is ended")
+
+
+def test_ctrl_c_while_nobody_answers(inputs, tmp_path):
+    """Where the broker is to be, somebody listens who says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "silent.py").write_text(
+            "from celery import Celery\n"
+            f"app = Celery(broker='redis://127.0.0.1:{server.getsockname()[1]}/0')\n"
+        )
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        words = ["cluster_work:double", "--app", "silent:app", "--jsonl", str(inputs([1, 2]))]
+        command = [sys.executable, "-m", "prefork", "map", *words]
+        with subprocess.Popen(command, cwd=HERE, env=env, stdout=-1, stderr=-1) as process:
+            server.settimeout(DEADLINE)
+            with server.accept()[0]:
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=DEADLINE)
+        assert process.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,8 @@ class Run:
                 self._pool = self._make_pool()
             except (OSError, PoolBrokenError) as exc:
                 return Ending(problem=f"cannot start the workers: {exc}")
+            except Stopped:
+                return Ending(signum=self.signals.received)
             self._call = Call(self._plan.work)
             self._progress.watch(self._longest)
             watching: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -153,7 +155,8 @@ class Run:
     def _make_pool(self) -> Pool | RemotePool:
         plan, work = self._plan, self._plan.work
         if plan.app is not None:
-            return RemotePool(plan)
+            with self.signals.waiting():  # for a broker and workers that may not be there
+                return RemotePool(plan)
         timeout, alone = plan.timeout, work.keeps_limits
         if alone and timeout is not None:
             timeout += GRACE
