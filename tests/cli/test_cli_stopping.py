@@ -72,6 +72,12 @@ def test_a_signal_in_the_middle_of_a_chunk(
     assert "the same command with --resume does the rest" in done.stderr
 
 
+def test_who_has_overwritten_is_told_what_goes_on(prefork: Any) -> None:
+    done = prefork.run("number", "x", "1", "--fail-fast", "-p", 1, "-o", "out", "--overwrite")
+    assert done.code == 1
+    assert "the same command with --resume in place of --overwrite does the rest" in done.stderr
+
+
 def test_what_waits_for_its_turn_is_kept(
     prefork: Any, tmp_path: Path, fifo: Path, read_pids: ReadPids
 ) -> None:

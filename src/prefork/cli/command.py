@@ -233,6 +233,8 @@ def _check(asked: SimpleNamespace, arguments: tuple[str, ...]) -> None:
     files = [*asked.lines, *asked.jsonl, *asked.csv]
     if files.count("-") > 1:
         raise click.UsageError("Standard input can be read only once.")
+    if "-" in files and sys.stdin is None:
+        raise click.UsageError("Standard input is closed: there is nothing to read there.")
     if not (arguments or asked.glob or files):
         raise click.UsageError("No inputs: name some, or use --glob, --lines, --jsonl or --csv.")
 
@@ -355,7 +357,7 @@ def _run(
         if ending.closed:
             raise Interrupted(signal.SIGPIPE)
         paths = (None, None) if asked.output == STDOUT else (asked.output, asked.records)
-        for line in closing(progress.stats, ending, *paths):
+        for line in closing(progress.stats, ending, *paths, _going_on(asked)):
             progress.say(*line)
         if report_problem is not None:
             progress.say(f"error: {report_problem}", "bold red")
@@ -366,6 +368,13 @@ def _run(
     if report_problem is not None:
         return 3
     return 1 if progress.stats.all_failed else 0
+
+
+def _going_on(asked: SimpleNamespace) -> str | None:
+    """What a command that has been stopped needs to do the rest; None: that cannot be."""
+    if asked.output == STDOUT or not os.path.isfile(asked.records):  # it may be a device
+        return None
+    return "--resume in place of --overwrite" if asked.overwrite else "--resume"
 
 
 def _write_report(recorded: Recorded | None, progress: Log | Bar, ending: Ending) -> str | None:
