@@ -123,6 +123,8 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, source: str, messages:
         (["--glob", "/no/*/such"], "no file matches '/no/*/such'"),
         (["-o", "/no/such/file"], "cannot write to /no/such/file: No such file or directory"),
         (["-o", "/"], "cannot write to /: Is a directory"),
+        (["-o", "x.csv.gz"], "x.csv.gz would hold JSON Lines, whatever it is called"),
+        (["-o", "X.CSV"], "there are .csv, .parquet and .jsonl.gz"),
         (["--what"], "No such option '--what'"),
     ],
 )

@@ -18,7 +18,7 @@ from prefork._system.resources import available_cpus
 from prefork.buildinfo import build_info
 from prefork.cli import options
 from prefork.cli.external import External
-from prefork.cli.formats import form_of
+from prefork.cli.formats import form_of, problem_with
 from prefork.cli.inputs import InputError, Inputs, Selection
 from prefork.cli.interrupts import Interrupted
 from prefork.cli.looking import COMMANDS
@@ -223,10 +223,8 @@ def _check(asked: SimpleNamespace, arguments: tuple[str, ...]) -> None:
     for name, why in NOT_REMOTE.items() if getattr(asked, "app", None) else ():
         if getattr(asked, name) is not None:
             raise click.UsageError(f"--{name.replace('_', '-')} does not go with --app: {why}.")
-    if asked.form is not None and not asked.form.is_possible():
-        raise click.UsageError(
-            f"{asked.output} needs {asked.form.needs}: pip install 'prefork[parquet]'"
-        )
+    if (problem := problem_with(asked.output)) is not None:
+        raise click.UsageError(problem)
     there = asked.form is not None and os.path.exists(asked.output)
     if there and not (asked.overwrite or os.path.exists(asked.records)):
         raise click.UsageError(f"{asked.output} exists: --overwrite replaces it.")
@@ -357,7 +355,7 @@ def _run(
         if ending.closed:
             raise Interrupted(signal.SIGPIPE)
         paths = (None, None) if asked.output == STDOUT else (asked.output, asked.records)
-        for line in closing(progress.stats, ending, *paths, _going_on(asked)):
+        for line in closing(progress.stats, ending, _going_on(asked), *paths):
             progress.say(*line)
         if report_problem is not None:
             progress.say(f"error: {report_problem}", "bold red")

@@ -44,14 +44,14 @@ def preview(plan: Plan, inputs: Inputs) -> Iterator[str]:
 
 
 def closing(
-    stats: Stats, ending: Ending, path: str | None, records: str | None, going_on: str | None
+    stats: Stats, ending: Ending, going_on: str | None, path: str | None, records: str | None
 ) -> Iterator[tuple[str, str]]:
     """What has come of it: lines with their styles.
 
     Args:
+        going_on: what the same command needs to do the rest; None: it cannot.
         path: the output file's; None: it has gone to standard output.
         records: likewise, of the file that it is made from, which may be the same.
-        going_on: what the same command needs to go on with that; None: it cannot.
     """
     if stats.failed:
         yield f"{_count(stats.failed, 'input')} failed:", "bold red"
