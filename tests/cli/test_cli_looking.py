@@ -143,6 +143,17 @@ def test_an_output_that_is_full(prefork, at_work, command):
     assert stderr == "Error: cannot write to standard output: No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("closed", "expected"),
+    [(">&-", (3, "Error: standard output is closed\n")), ("<&-", (0, ""))],
+)
+def test_standard_streams_that_are_closed(prefork, at_work, closed, expected):
+    command = f"'{sys.executable}' -m prefork top {os.getpid()} {closed}"
+    process = prefork.start_command(["sh", "-c", command])
+    _, stderr = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, stderr) == expected
+
+
 # --- top, in a terminal
 
 

@@ -36,6 +36,8 @@ class OutputProblem(click.ClickException):
 
 @contextmanager
 def _told_in_a_line() -> Iterator[None]:
+    if sys.stdout is None:
+        raise OutputProblem("standard output is closed")
     try:
         yield
     except AskingError as exc:
@@ -92,7 +94,7 @@ def top(pid: int | None, as_json: bool, once: bool, interval: float) -> None:
                 time.sleep(interval)
         elif as_json:
             _print_json(_look_once(watcher))
-        elif once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        elif once or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
             _print_once(_look_once(watcher))
         else:
             with raw_keys(sys.stdin.fileno()) as typed:
