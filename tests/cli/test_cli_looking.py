@@ -256,10 +256,10 @@ def test_top_in_a_terminal(screen, at_work):
 
 
 def test_long_names_push_nothing_off_the_screen(at_work):
-    (pool,) = Watcher(os.getpid()).look()
+    (told,) = Watcher(os.getpid()).look()
     long = "with a long name " * 20
-    workers = [worker._replace(function=long) for worker in pool.workers]
-    seen = [pool._replace(program=long, workers=workers)]
+    workers = [worker._replace(function=long) for worker in told.workers]
+    seen = [told._replace(program=long, workers=workers)]
     console = Console(width=COLUMNS)
     with console.capture() as captured:
         console.print(pools_table(seen, in_lines=True))
