@@ -35,6 +35,14 @@ def same(value: Any) -> Any:
     return value
 
 
+class _Async:
+    async def __call__(self, value: Any) -> Any:
+        return value
+
+
+async_object = _Async()
+
+
 async def coroutine(value: Any) -> Any:
     return value
 

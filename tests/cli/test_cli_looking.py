@@ -16,10 +16,16 @@ import termios
 import time
 
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
 from gate import enter
 from helpers import DEADLINE, eventually, stop
+from prefork._inspection import asking
 from prefork._inspection.questions import IS_SUPPORTED
+from prefork.cli.command import cli
+from prefork.cli.sightings import Watcher
+from prefork.cli.tables import pools_table, rows, workers_table
 
 pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="there are no abstract Unix sockets here")
 
@@ -116,6 +122,36 @@ def test_a_stopped_process_is_a_line(prefork, script):
         1,
         f"Error: process {owner.pid} is stopped (kill -CONT {owner.pid} continues it)\n",
     )
+
+
+@pytest.mark.parametrize(
+    "args", [["ps"], ["ps", "--json"], ["top", "--once"], ["top", "--once", "--json"]]
+)
+def test_where_there_is_no_pool(monkeypatch, args):
+    monkeypatch.setattr(asking, "find", lambda pid: [])
+    done = CliRunner().invoke(cli, args)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "Error: no pool of yours runs on this machine\n"
+
+
+@pytest.mark.parametrize("command", ["ps", "top", "stacks"])
+def test_an_output_that_is_full(prefork, at_work, command):
+    with open("/dev/full", "w") as full:
+        process = prefork.start_command([*PREFORK, command, str(os.getpid())], stdout=full)
+        _, stderr = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 3
+    assert stderr == "Error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "expected"),
+    [(">&-", (3, "Error: standard output is closed\n")), ("<&-", (0, ""))],
+)
+def test_standard_streams_that_are_closed(prefork, at_work, closed, expected):
+    command = f"'{sys.executable}' -m prefork top {os.getpid()} {closed}"
+    process = prefork.start_command(["sh", "-c", command])
+    _, stderr = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, stderr) == expected
 
 
 # --- top, in a terminal
@@ -217,6 +253,18 @@ def test_top_in_a_terminal(screen, at_work):
     assert view.end() == 0
     assert termios.tcgetattr(view.child) == view.before
     assert not running.ready()
+
+
+def test_long_names_push_nothing_off_the_screen(at_work):
+    (told,) = Watcher(os.getpid()).look()
+    long = "with a long name " * 20
+    workers = [worker._replace(function=long) for worker in told.workers]
+    seen = [told._replace(program=long, workers=workers)]
+    console = Console(width=COLUMNS)
+    with console.capture() as captured:
+        console.print(pools_table(seen, in_lines=True))
+        console.print(workers_table(rows(seen), in_lines=True))
+    assert len(captured.get().splitlines()) == (1 + 1) + (1 + len(workers))
 
 
 def test_top_ends_a_job_after_a_question(screen, at_work):

@@ -270,6 +270,12 @@ def test_rows_of_csv(prefork: Any, tmp_path: Path) -> None:
     )
 
 
+def test_a_column_that_is_there_twice_is_not_lost(prefork: Any) -> None:
+    done = prefork.run("same", "--csv", "-", stdin="a,b,a\n1,2,3\n")
+    assert (done.code, done.stdout) == (2, "")
+    assert "standard input: the first line names the column 'a' twice" in done.stderr
+
+
 def test_lines_that_end_with_nul(prefork: Any) -> None:
     done = prefork.run("same", "--lines", "-", "--null", stdin="a\nb\0c\0")
     assert set(done.by_input()) == {"a\nb", "c"}

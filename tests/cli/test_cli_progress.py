@@ -139,6 +139,7 @@ def test_quiet_shows_what_is_wrong_and_nothing_else(prefork: Any) -> None:
     assert "prefork: " not in prefork.run("number", "1", "--quiet").stderr
     said = prefork.run("number", "1", "x", "-q").stderr.splitlines()
     assert [line for line in said if line.startswith("prefork: failed: x: ValueError")]
+    assert [line for line in said if line.startswith("prefork:   1 x ValueError")]
     assert not [line for line in said if "came through" in line or "over 2 inputs" in line]
 
 

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -70,6 +71,27 @@ def test_a_signal_in_the_middle_of_a_chunk(
     records = parse((tmp_path / "out").read_text())
     assert [record["input"] for record in records] == ["a", "raise it"]
     assert "the same command with --resume does the rest" in done.stderr
+
+
+@pytest.mark.parametrize(("again", "end"), [(60.0, 0), (-1.0, -signal.SIGTERM)])
+def test_a_signal_that_comes_twice_at_once_is_one(again: float, end: int) -> None:
+    """As from timeout(1), which sends it to the process and to its group."""
+    code = (
+        "import signal\n"
+        "from prefork.cli import interrupts\n"
+        f"interrupts.AGAIN = {again}\n"
+        "with interrupts.Signals(lambda signum: print(signum, flush=True)):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (end, f"{signal.SIGTERM:d}\n")
+
+
+def test_who_has_overwritten_is_told_what_goes_on(prefork: Any) -> None:
+    done = prefork.run("number", "x", "1", "--fail-fast", "-p", 1, "-o", "out", "--overwrite")
+    assert done.code == 1
+    assert "the same command with --resume in place of --overwrite does the rest" in done.stderr
 
 
 def test_what_waits_for_its_turn_is_kept(

@@ -67,6 +67,7 @@ def test_version() -> None:
         ("./folder:f", "is not a Python file"),
         (f"{FUNCTIONS}:NOT_CALLABLE", "NOT_CALLABLE is not a function but an int"),
         (f"{FUNCTIONS}:coroutine", "coroutine is async: wrap it"),
+        (f"{FUNCTIONS}:async_object", "async_object is async: wrap it"),
     ],
 )
 def test_a_wrong_function(target: str, message: str) -> None:
@@ -122,6 +123,8 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, source: str, messages:
         (["--glob", "/no/*/such"], "no file matches '/no/*/such'"),
         (["-o", "/no/such/file"], "cannot write to /no/such/file: No such file or directory"),
         (["-o", "/"], "cannot write to /: Is a directory"),
+        (["-o", "x.csv.gz"], "x.csv.gz would hold JSON Lines, whatever it is called"),
+        (["-o", "X.CSV"], "there are .csv, .parquet and .jsonl.gz"),
         (["--what"], "No such option '--what'"),
     ],
 )
@@ -168,6 +171,7 @@ def test_a_refused_command_leaves_the_output_alone(tmp_path: Path) -> None:
         ("oops", "broken, line 3: not JSON: Expecting value (column 1)"),
         ('{"a": NaN}', "line 3: not JSON: NaN is not JSON"),
         ("[" * 100_000, "line 3: not JSON: it is nested too deeply"),
+        ('{"a": 1e999}', "line 3: not JSON: 1e999 is too large a number"),
     ],
 )
 def test_bad_json_fails_alone(prefork: Any, tmp_path: Path, line: str, message: str) -> None:
@@ -212,6 +216,7 @@ def test_a_device_without_room(prefork: Any) -> None:
     done = prefork.run("number", "1", "-o", "/dev/full")
     assert done.code == 3
     assert "error: cannot write to /dev/full: No space left on device" in done.stderr
+    assert "--resume" not in done.stderr, "it cannot be resumed"
     assert "Traceback" not in done.stderr
 
 
@@ -228,6 +233,10 @@ def test_closed_standard_streams(prefork: Any, tmp_path: Path) -> None:
     _, stderr = run.communicate()
     assert run.returncode == 2
     assert "standard output is closed: use -o FILE" in stderr
+    run = prefork.start_command(["sh", "-c", f"{command} --lines - <&-"])
+    _, stderr = run.communicate()
+    assert run.returncode == 2
+    assert "Standard input is closed" in stderr
     run = prefork.start_command(["sh", "-c", f"{command} -o out <&- >&- 2>&-"])
     run.communicate()
     assert run.returncode == 0

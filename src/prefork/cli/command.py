@@ -18,7 +18,7 @@ from prefork._system.resources import available_cpus
 from prefork.buildinfo import build_info
 from prefork.cli import options
 from prefork.cli.external import External
-from prefork.cli.formats import form_of
+from prefork.cli.formats import form_of, problem_with
 from prefork.cli.inputs import InputError, Inputs, Selection
 from prefork.cli.interrupts import Interrupted
 from prefork.cli.looking import COMMANDS
@@ -223,16 +223,16 @@ def _check(asked: SimpleNamespace, arguments: tuple[str, ...]) -> None:
     for name, why in NOT_REMOTE.items() if getattr(asked, "app", None) else ():
         if getattr(asked, name) is not None:
             raise click.UsageError(f"--{name.replace('_', '-')} does not go with --app: {why}.")
-    if asked.form is not None and not asked.form.is_possible():
-        raise click.UsageError(
-            f"{asked.output} needs {asked.form.needs}: pip install 'prefork[parquet]'"
-        )
+    if (problem := problem_with(asked.output)) is not None:
+        raise click.UsageError(problem)
     there = asked.form is not None and os.path.exists(asked.output)
     if there and not (asked.overwrite or os.path.exists(asked.records)):
         raise click.UsageError(f"{asked.output} exists: --overwrite replaces it.")
     files = [*asked.lines, *asked.jsonl, *asked.csv]
     if files.count("-") > 1:
         raise click.UsageError("Standard input can be read only once.")
+    if "-" in files and sys.stdin is None:
+        raise click.UsageError("Standard input is closed: there is nothing to read there.")
     if not (arguments or asked.glob or files):
         raise click.UsageError("No inputs: name some, or use --glob, --lines, --jsonl or --csv.")
 
@@ -355,7 +355,7 @@ def _run(
         if ending.closed:
             raise Interrupted(signal.SIGPIPE)
         paths = (None, None) if asked.output == STDOUT else (asked.output, asked.records)
-        for line in closing(progress.stats, ending, *paths):
+        for line in closing(progress.stats, ending, _going_on(asked), *paths):
             progress.say(*line)
         if report_problem is not None:
             progress.say(f"error: {report_problem}", "bold red")
@@ -366,6 +366,13 @@ def _run(
     if report_problem is not None:
         return 3
     return 1 if progress.stats.all_failed else 0
+
+
+def _going_on(asked: SimpleNamespace) -> str | None:
+    """What a command that has been stopped needs to do the rest; None: that cannot be."""
+    if asked.output == STDOUT or not os.path.isfile(asked.records):  # it may be a device
+        return None
+    return "--resume in place of --overwrite" if asked.overwrite else "--resume"
 
 
 def _write_report(recorded: Recorded | None, progress: Log | Bar, ending: Ending) -> str | None:

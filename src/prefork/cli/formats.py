@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Form", "form_of"]
+__all__ = ["Form", "form_of", "problem_with"]
 
 ROWS = 10_000  # at once, in Parquet
 _WHOLE = range(-(1 << 63), 1 << 63)
@@ -54,6 +54,20 @@ class Form(NamedTuple):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new)
             raise
+
+
+def problem_with(path: str) -> str | None:
+    """Why no such file can be made: a package is missing, or its ending, such as `.csv.gz`,
+    promises what it would not hold; None: it can."""
+    form = form_of(path)
+    if form is None and path.lower().endswith(_PROMISES):
+        return (
+            f"{path} would hold JSON Lines, whatever it is called: besides these there are .csv, "
+            ".parquet and .jsonl.gz"
+        )
+    if form is not None and not form.is_possible():
+        return f"{path} needs {form.needs}: pip install 'prefork[parquet]'"
+    return None
 
 
 def form_of(path: str) -> Form | None:
@@ -98,6 +112,7 @@ def _write_parquet(records: str, path: str) -> None:
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
+_PROMISES = (".csv", ".parquet", ".gz", ".bz2", ".xz", ".zst", ".zip")
 _FORMS = {
     ".jsonl.gz": Form(_write_gz),
     ".csv": Form(_write_csv),

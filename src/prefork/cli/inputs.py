@@ -256,6 +256,8 @@ def _csv_rows(file: _LineFile) -> Iterator[Any]:
         if names is None:
             if why or not row:
                 raise InputError(f"{file.name}: the first line names no columns: {why or text!r}")
+            if twice := [name for number, name in enumerate(row) if name in row[:number]]:
+                raise InputError(f"{file.name}: the first line names the column {twice[0]!r} twice")
             names = row
         elif why:
             yield BadInput(text, f"{file.name}, line {file.line}: not CSV: {why}")

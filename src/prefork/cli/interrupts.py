@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -13,6 +15,9 @@ __all__ = ["ASKING", "STOPPING", "Interrupted", "Signals", "Stopped"]
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ASKING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
 """SIGINFO is Ctrl-T of a terminal, where there is one."""
+AGAIN = 0.5
+"""Seconds after which a signal has been sent again, not twice at once: timeout(1) sends it to the
+process and to its group, a terminal that is closed comes with its shell's SIGHUP."""
 
 
 class Interrupted(Exception):
@@ -30,10 +35,10 @@ class Stopped(Exception):
 class Signals:
     """While entered, these signals are reported, not raised: nothing is interrupted half way.
 
-    The second one of a kind that asks to stop ends the process at once: the kernel then ends its
-    workers. They are heeded even if the process was started with them ignored, as a script's
-    background jobs are: there, they do not come from the keyboard, but from somebody who means it.
-    Except for SIGHUP: who has it ignored (nohup) wants to outlive the terminal.
+    One of a kind that asks to stop, if it is sent again, ends the process at once: the kernel then
+    ends its workers. They are heeded even if the process was started with them ignored, as the
+    background jobs of a script are: there, they do not come from the keyboard, but from somebody
+    who means it. Except for SIGHUP: who has it ignored (nohup) wants to outlive the terminal.
 
     Args:
         report: called with the signal's number, from the handler.
@@ -42,6 +47,7 @@ class Signals:
     def __init__(self, report: Callable[[int], object]) -> None:
         self._report = report
         self._before: dict[int, Any] = {}
+        self._since: dict[int, float] = {}  # by those that ask to stop, when the first one came
         self._waiting = False
         self.received: int | None = None
 
@@ -63,7 +69,12 @@ class Signals:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
+        if signum in self._since:
+            if time.monotonic() - self._since[signum] > AGAIN:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+            return
+        self._since[signum] = time.monotonic()
         self.received = signum
         self._report(signum)
         if self._waiting:

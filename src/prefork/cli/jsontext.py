@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 from prefork._describe import short_repr, type_name
@@ -94,19 +95,25 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_json
 
 
 def from_json(text: bytes | str) -> Any:
-    """The value of a JSON text; stricter than `json.loads`: no NaN.
+    """The value of a JSON text; stricter than `json.loads`: no NaN, and no number that is infinite.
 
     Raises:
         ValueError: it is not JSON; the message says where.
     """
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):  # it could not be written again
+        raise ValueError(f"{digits} is too large a number")
+    return number
 
 
 def digest(value: object) -> bytes:

@@ -189,7 +189,10 @@ class Top:
             return Group(head, text, self._last_line())
         pools = self._pools[:POOLS_SHOWN]
         hidden = len(self._pools) - len(pools)
-        head_lines: list[RenderableType] = [self._first_line(hidden), pools_table(pools)]
+        head_lines: list[RenderableType] = [
+            self._first_line(hidden),
+            pools_table(pools, in_lines=True),
+        ]
         used = 2 + len(pools) + 1 + 1 + 1  # with the titles of both tables, and the last line
         if told := failures(self._pools):
             head_lines.append(Text(f"failed: {told}", no_wrap=True, overflow="ellipsis"))
@@ -197,7 +200,8 @@ class Top:
         room = max(1, height - used)
         place = self._place()
         first = 0 if place is None else max(0, place - room + 1)
-        table = workers_table(self._rows[first : first + room], place, self._order, first)
+        shown_rows = self._rows[first : first + room]
+        table = workers_table(shown_rows, place, self._order, first, in_lines=True)
         return Group(*head_lines, table, self._last_line())
 
     def _first_line(self, hidden: int) -> Text:

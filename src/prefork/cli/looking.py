@@ -30,12 +30,22 @@ _pid = click.argument("pid", type=click.IntRange(min=1), required=False)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object per pool, in a line.")
 
 
+class OutputProblem(click.ClickException):
+    exit_code = 3
+
+
 @contextmanager
 def _told_in_a_line() -> Iterator[None]:
+    if sys.stdout is None:
+        raise OutputProblem("standard output is closed")
     try:
         yield
     except AskingError as exc:
         raise click.ClickException(str(exc)) from None
+    except BrokenPipeError:  # nobody reads on, which click knows
+        raise
+    except OSError as exc:
+        raise OutputProblem(f"cannot write to standard output: {exc.strerror}") from None
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT) from None
 
@@ -49,13 +59,11 @@ def ps(pid: int | None, as_json: bool) -> None:
     A pool need not be prepared for it; one that was made with observable=False is not shown.
     """
     with _told_in_a_line():
-        seen = Watcher(pid).look()
-    if as_json:
-        _print_json(seen)
-    elif seen:
-        _print(pools_table(seen))
-    else:
-        click.echo("no pool of yours runs on this machine", err=True)
+        seen = _look_once(Watcher(pid))
+        if as_json:
+            _print_json(seen)
+        else:
+            _print(pools_table(seen))
 
 
 @click.command("top", short_help="Watch pools and their workers.")
@@ -80,13 +88,14 @@ def top(pid: int | None, as_json: bool, once: bool, interval: float) -> None:
     """
     watcher = Watcher(pid)
     with _told_in_a_line():
-        if as_json:
-            _print_json(watcher.look())
-            while not once:
-                time.sleep(interval)
+        if as_json and not once:
+            while True:
                 _print_json(watcher.look())
-        elif once or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            _print_once(watcher.look())
+                time.sleep(interval)
+        elif as_json:
+            _print_json(_look_once(watcher))
+        elif once or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+            _print_once(_look_once(watcher))
         else:
             with raw_keys(sys.stdin.fileno()) as typed:
                 Top(watcher, Console(), interval).run(typed)
@@ -98,15 +107,25 @@ def stacks(pid: int) -> None:
     """Show the Python stacks of all workers of the process PID, or of the worker PID, whatever they
     are doing, C code included. They go on."""
     with _told_in_a_line():
-        found = stacks_of(pid)
-    for number, (worker, text) in enumerate(found.items()):
-        click.echo("" if number else None, nl=bool(number))
-        click.echo(f"worker {worker}:")
-        for line in text.splitlines():
-            click.echo(f"  {printable(line)}")
+        for number, (worker, text) in enumerate(stacks_of(pid).items()):
+            click.echo("" if number else None, nl=bool(number))
+            click.echo(f"worker {worker}:")
+            for line in text.splitlines():
+                click.echo(f"  {printable(line)}")
 
 
 COMMANDS = (ps, top, stacks)
+
+
+def _look_once(watcher: Watcher) -> list[PoolSeen]:
+    """
+    Raises:
+        AskingError: there is nothing to look at.
+    """
+    seen = watcher.look()
+    if not seen:
+        raise AskingError("no pool of yours runs on this machine")
+    return seen
 
 
 def _print(*parts: RenderableType) -> None:

@@ -44,11 +44,12 @@ def preview(plan: Plan, inputs: Inputs) -> Iterator[str]:
 
 
 def closing(
-    stats: Stats, ending: Ending, path: str | None, records: str | None
+    stats: Stats, ending: Ending, going_on: str | None, path: str | None, records: str | None
 ) -> Iterator[tuple[str, str]]:
     """What has come of it: lines with their styles.
 
     Args:
+        going_on: what the same command needs to do the rest; None: it cannot.
         path: the output file's; None: it has gone to standard output.
         records: likewise, of the file that it is made from, which may be the same.
     """
@@ -56,10 +57,10 @@ def closing(
         yield f"{_count(stats.failed, 'input')} failed:", "bold red"
         kinds = sorted(stats.kinds.values(), key=lambda kind: -kind.count)
         for kind in kinds[:LISTED_KINDS]:
-            yield f"  {kind.count} x {kind.example.reason}, with {kind.example.input}", ""
+            yield f"  {kind.count} x {kind.example.reason}, with {kind.example.input}", "red"
         if rest := kinds[LISTED_KINDS:]:
             more = sum(kind.count for kind in rest)
-            yield f"  {more} for {_count(len(rest), 'other reason')}", ""
+            yield f"  {more} for {_count(len(rest), 'other reason')}", "red"
     if stats.skipped:
         text = f"skipped {_count(stats.skipped, 'input')} that {records} held already"
         if stats.skipped_failed:
@@ -75,8 +76,8 @@ def closing(
     totals = outlook(stats, ending)
     if not ending.unwritten:
         yield f"{totals}; results in {path}" if path else totals, style
-    if path and (ending.signum is not None or ending.problem is not None or ending.failed):
-        yield f"{records} keeps what is done: the same command with --resume does the rest", ""
+    if going_on and (ending.signum is not None or ending.problem is not None or ending.failed):
+        yield f"{records} keeps what is done: the same command with {going_on} does the rest", ""
 
 
 def outlook(stats: Stats, ending: Ending) -> str:

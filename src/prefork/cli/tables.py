@@ -46,12 +46,16 @@ def rows(pools: Sequence[PoolSeen], order: str = "time", text: str = "") -> list
     )
 
 
-def pools_table(pools: Sequence[PoolSeen]) -> Table:
+def pools_table(pools: Sequence[PoolSeen], in_lines: bool = False) -> Table:
+    """
+    Args:
+        in_lines: each takes one line, whatever is cut off.
+    """
     table = _table()
     for name in ("PID", "POOL", "WORKERS", "QUEUED", "RATE", "DONE", "FAILED", "ENDED"):
         table.add_column(name, justify="right")
     table.add_column("STATE")
-    table.add_column("PROGRAM", ratio=1, min_width=8)
+    table.add_column("PROGRAM", ratio=1, min_width=8, no_wrap=in_lines)
     for pool in pools:
         numbers = [str(pool.address.pid), str(pool.address.number)]
         if pool.answer is None:
@@ -71,13 +75,18 @@ def pools_table(pools: Sequence[PoolSeen]) -> Table:
 
 
 def workers_table(
-    found: Sequence[Row], chosen: int | None = None, order: str = "", first: int = 0
+    found: Sequence[Row],
+    chosen: int | None = None,
+    order: str = "",
+    first: int = 0,
+    in_lines: bool = False,
 ) -> Table:
     """
     Args:
         chosen: the number of the row that is marked.
         order: the column that they are sorted by.
         first: the number of the first row.
+        in_lines: each takes one line, whatever is cut off.
     """
     table = _table()
     names = ("pid", "state", "cpu", "memory", "time", "tasks", "job", "function")
@@ -88,6 +97,7 @@ def workers_table(
             f"{title}↓" if name == order else title,
             justify="right" if right else "left",
             ratio=None if name != "function" else 1,
+            no_wrap=in_lines,
         )
     for number, (_, worker) in enumerate(found, first):
         style = "reverse" if number == chosen else "dim" if worker.state == "idle" else ""

@@ -95,7 +95,7 @@ class Target:
         found = self.find()
         if not callable(found):
             raise TargetError(f"{self} is not a function but {_a(type(found).__name__)}")
-        if inspect.iscoroutinefunction(found):
+        if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__):
             raise TargetError(f"{self} is async: wrap it, as in `return asyncio.run(f(x))`")
         return found  # type: ignore[no-any-return]
 
