@@ -18,7 +18,14 @@ from typing import Final, NamedTuple
 from prefork._system import at_fork
 from prefork._system.locks import Lock
 from prefork._system.threads import BackgroundThread
-from prefork.cluster.lines import Line, answer, challenge, prepared, shut
+from prefork.cluster.lines import (
+    HANDSHAKE_SECONDS,
+    Line,
+    answer,
+    challenge,
+    prepared,
+    shut,
+)
 from prefork.cluster.posting import OnConnection, OnLetter, Told
 
 __all__ = ["Address", "Hub", "Spoke"]
@@ -86,6 +93,7 @@ class Hub:
         self._advice = advice
         self._lock = Lock()
         self._members: dict[str, Line] = {}  # by box
+        self._strangers: dict[BackgroundThread, float] = {}  # since when; the oldest first
         self._greeting = b""  # what all were told last, for those who come
         self._is_stopped = False
         self._accepter = BackgroundThread(self._accept, "prefork-Hub")
@@ -123,8 +131,7 @@ class Hub:
                     logger.warning("a connection could not be accepted", exc_info=True)
                     time.sleep(PAUSE)
                 continue
-            strangers = len(self._readers) - len(self._members)
-            if strangers >= MOST_STRANGERS or self._is_stopped:
+            if not self._has_room() or self._is_stopped:
                 sock.close()  # a node comes again
                 continue
             try:
@@ -134,28 +141,41 @@ class Hub:
         at_fork.unregister(self)
         self._listener.close()
 
+    def _has_room(self) -> bool:
+        """For one more stranger. Those who take too long, however lively, are sent away."""
+        too_early = time.monotonic() - HANDSHAKE_SECONDS
+        with self._lock:
+            for reader, since in self._strangers.items():
+                if since < too_early:
+                    shut(self._readers[reader])
+            return len(self._strangers) < MOST_STRANGERS
+
     def _attend(self, connection: Connection) -> None:
         reader = BackgroundThread(lambda: self._read(connection, reader), "prefork-Reader")
         with self._lock:
             self._readers[reader] = connection
+            self._strangers[reader] = time.monotonic()
         try:
             reader.start()
         except RuntimeError:
-            with self._lock:
-                del self._readers[reader]
-            connection.close()
+            self._forget(reader)
             raise
+
+    def _forget(self, reader: BackgroundThread) -> None:
+        with self._lock:  # nobody shuts what has its number then
+            self._strangers.pop(reader, None)
+            self._readers.pop(reader).close()
 
     def _read(self, connection: Connection, reader: BackgroundThread) -> None:
         try:
             if (box := self._box_of(connection)) is not None:
+                with self._lock:
+                    del self._strangers[reader]
                 self._read_member(box, Line(connection))
         except (OSError, EOFError, ValueError, RuntimeError):  # (there may be no thread left)
             logger.debug("a connection has ended", exc_info=True)
         finally:
-            with self._lock:  # nobody shuts what has its number then
-                del self._readers[reader]
-                connection.close()
+            self._forget(reader)
 
     def _box_of(self, connection: Connection) -> str | None:
         try:
