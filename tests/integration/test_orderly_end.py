@@ -7,6 +7,7 @@ import gzip
 import multiprocessing
 import multiprocessing.util
 import os
+import shelve
 import signal
 import subprocess
 import sys
@@ -166,6 +167,58 @@ def test_what_the_parent_has_registered_and_holds_is_the_parents(script, tmp_pat
         "weakref True",
     ]
     assert (tmp_path / "held").read_text() == "once\n"
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_what_the_program_and_its_libraries_have_begun_is_ended(script, tmp_path, method):
+    """What log handlers hold is written; with spawn, which has inherited nothing, exit functions of
+    the program's file find its files open, and what its modules hold comes to its end."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+            import atexit, logging.handlers, shelve, sys, tempfile
+            from concurrent.futures import ThreadPoolExecutor
+
+            import prefork
+
+            METHOD, FOLDER = sys.argv[1:]
+            rows = None
+
+            @atexit.register
+            def write_last():
+                if rows is not None:
+                    rows.write("last")
+
+            def begin():
+                global rows, table, temporary, executor
+                rows = open(f"{FOLDER}/rows", "w")
+                table = shelve.open(f"{FOLDER}/table", writeback=True)
+                temporary = tempfile.NamedTemporaryFile(dir=FOLDER, prefix="temporary")
+                executor = ThreadPoolExecutor(1)
+                executor.submit(abs, -1).result()  # it has a thread that waits for more
+                file = logging.FileHandler(f"{FOLDER}/log")
+                held = logging.handlers.MemoryHandler(1000, logging.CRITICAL, file)
+                logging.getLogger("tasks").addHandler(held)
+
+            def task(number):
+                table[str(number)] = number
+                logging.getLogger("tasks").warning("%d", number)
+
+            if __name__ == "__main__":
+                with prefork.Pool(1, begin, context=METHOD) as pool:
+                    pool.map(task, range(3))
+                    pool.close()
+                    pool.join()
+        """)
+    )
+    code, _, err = script(program, method, tmp_path).finish()
+    assert (code, err) == (0, "")
+    assert (tmp_path / "log").read_text().split() == ["0", "1", "2"]
+    if method == "spawn":
+        assert (tmp_path / "rows").read_text() == "last"
+        with shelve.open(str(tmp_path / "table")) as table:
+            assert dict(table) == {"0": 0, "1": 1, "2": 2}
+        assert not list(tmp_path.glob("temporary*"))
 
 
 def test_a_file_that_cannot_be_written_is_said_and_the_others_are(make_pool, tmp_path, capfd):

@@ -28,7 +28,7 @@ from typing import Any
 
 from prefork._system import std_internals
 
-__all__ = ["LEFTOVER_SECONDS", "begin", "end", "must_end", "part"]
+__all__ = ["LEFTOVER_SECONDS", "begin", "end", "part"]
 
 LEFTOVER_SECONDS = 1.0
 """So long the end of a worker waits for the threads and child processes that its tasks have left
@@ -39,20 +39,29 @@ def begin(is_fresh: bool) -> None:
     """To be called first in a child.
 
     Args:
-        is_fresh: it is an interpreter of its own (spawn), which runs its exit functions by itself,
-            but leaves files open that it cannot tell to be garbage.
+        is_fresh: it is an interpreter of its own (spawn), which has inherited nothing.
 
     What a child shares with its parent is not looked at again by the garbage collector: to look at
     an object means to write to it, and so to copy its page.
     """
     if is_fresh:
-        atexit.register(_leave_nothing)  # the first to be registered, and so the last to run
         return
     gc.freeze()
     _disarm_finalizers()
     # Exit functions run in the reverse order of their registration. So those of this process run
     # before this one, and those that it has inherited do not run at all.
     atexit.register(_leave)
+    if "logging" in sys.modules:  # else what it registers is not inherited
+        atexit.register(_flush_log, std_internals.log_handlers())
+
+
+def _flush_log(inherited: list[object]) -> None:
+    """As `logging` does it at the exit of the process that has imported it; not for what belongs to
+    the parent, which would be written twice."""
+    theirs = set(map(id, inherited))
+    own = [handler for handler in std_internals.log_handlers() if id(handler) not in theirs]
+    if own:
+        sys.modules["logging"].shutdown(own)
 
 
 def _disarm_finalizers() -> None:
@@ -86,13 +95,7 @@ def part() -> None:
         std_internals.leave_threads()
 
 
-def must_end() -> bool:
-    """Whether threads that go on have been left behind. The end of an interpreter of its own would
-    be none for what they refer to."""
-    return _has_parted
-
-
-_has_parted = False
+_has_parted = False  # threads go on: the end of an interpreter would be none for what they refer to
 
 
 def _leftovers() -> list[object]:
@@ -109,13 +112,21 @@ def _wait_for_leftovers() -> None:
             child.join()
 
 
-def end(code: int) -> None:
-    """To be called last, in a child that is not fresh or if it must end so: run its exit functions,
-    close its files, and exit."""
+def end(code: int, is_fresh: bool) -> None:
+    """To be called last in a child: run its exit functions, close its files, and exit.
+
+    A fresh one is left to exit by itself, which ends what its modules still hold: it has nothing
+    that is its parent's. Its exit functions are run before its files are closed, all of them: some
+    were registered before anything of ours was there (`logging`'s own, those of the program's
+    file), and may have something to write. Nor could it tell by itself which files are garbage.
+    """
     global _code  # noqa: PLW0603
     _code = code
     std_internals.run_exit_functions()
-    _leave()  # newer versions of the standard library have forgotten what `begin` has registered
+    if is_fresh and not _has_parted:
+        _leave_nothing()
+    else:
+        _leave()  # newer versions of Python have forgotten what `begin` has registered
 
 
 _code = 0

@@ -125,8 +125,7 @@ class Process(BaseProcess):
         orderly_end.begin(is_fresh)
         self.run = _finalizing(self.run)  # type: ignore[method-assign]
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
-        if not is_fresh or orderly_end.must_end():
-            orderly_end.end(code)
+        orderly_end.end(code, is_fresh)
         return code
 
     def _Popen(self, process_obj: BaseProcess) -> Any:

@@ -37,6 +37,7 @@ __all__ = [
     "identity",
     "is_forking",
     "leave_threads",
+    "log_handlers",
     "popen",
     "preload",
     "read_number",
@@ -120,13 +121,23 @@ def before_threads_end(call: Callable[[], object]) -> None:
 
 def wait_for_threads() -> None:
     """For those that are no daemons. What executors have registered is called before, which tells
-    idle ones to end."""
+    idle ones to end.
+
+    Not for the main thread, as whoever waits here may be another one. Up to Python 3.12 its lock is
+    among those that are waited for, unless the process was forked."""
+    locks: set[object] = getattr(threading, "_shutdown_locks", set())
+    locks.discard(getattr(threading.main_thread(), "_tstate_lock", None))
     threading._shutdown()  # type: ignore[attr-defined]
 
 
 def leave_threads() -> None:
     """At the end of this process, do not wait for them."""
     threading._shutdown = lambda: None  # type: ignore[attr-defined]
+
+
+def log_handlers() -> list[Any]:
+    """Weak references to all handlers of log records, as `logging.shutdown` takes them."""
+    return list(getattr(sys.modules.get("logging"), "_handlerList", ()))
 
 
 def run_exit_functions() -> None:

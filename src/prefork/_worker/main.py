@@ -81,7 +81,10 @@ def main(
     stacks.install(end.open())
     try:
         running = Worker(options, end, max_tasks, _attach(options, tap))
-        running.run(place)
+        try:
+            running.run(place)
+        finally:
+            running.let_go()
     finally:
         running = None
         stacks.uninstall()
@@ -150,6 +153,13 @@ class Worker:
             # Nobody reads what it reports: the pool has gone, has not waited for it, or does not
             # know of it. (What its tasks raise does not come to here.)
             return
+
+    def let_go(self) -> None:
+        """No more tasks: what calls this object when something happens refers to it, and so to
+        all that they have, which would outlive the modules at the end of an interpreter."""
+        set_action(SOFT_SIGNAL, IGNORE)
+        if sys.unraisablehook == self._on_unraisable:
+            sys.unraisablehook = self._unraisable
 
     def _work(self) -> None:
         tasks_left = self._max_tasks
