@@ -82,25 +82,23 @@ def test_everything_can_be_reached_by_the_keyboard(page):
 
 
 def test_runs_can_be_walked_through(page):
+    """Each worker's are a row; how many of the runs each has is not known."""
     told = "document.getElementById('told').textContent"
     page.evaluate("document.getElementById('gantt').focus()")
     page.press("ArrowRight")
-    first = page.evaluate(told)
-    assert "builtins.abs job " in first
-    seen = {first}
-    page.press("ArrowRight")
-    seen.add(page.evaluate(told))
-    for key in ("ArrowDown", "End", "Home", "ArrowUp", "ArrowLeft"):
-        page.press(key)
-    assert len(seen) == 2
-    texts = set()
-    for start in ("Home", "ArrowDown"):
-        page.press(start)
+    texts = []
+    for row in ("ArrowUp", "ArrowDown"):
+        page.press(row)
         page.press("Home")
-        for _ in range(12):
-            texts.add(page.evaluate(told))
+        for _ in range(11):
+            texts.append(page.evaluate(told))
             page.press("ArrowRight")
+    assert len(set(texts)) == 11
+    assert sum("builtins.abs job " in text for text in set(texts)) == 10
     assert any(text.endswith("it has failed") for text in texts)
+    page.press("ArrowLeft")
+    page.press("End")
+    assert page.evaluate(told) == texts[-1]
     assert page.evaluate("document.querySelectorAll('#gantt rect.on').length") == 1
 
 
