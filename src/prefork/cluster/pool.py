@@ -61,7 +61,7 @@ class Pool(ClusterFace):
         alone_timeout: if there has been no node for so many seconds, the pool gives up, with
             `PoolBrokenError`.
         client_timeout: a node that has had no connection to this program for so many seconds ends
-            what it runs. If this program has ended, it does so at once.
+            what it runs. If this program has ended, it does so within two seconds.
         chunk_seconds: calls are sent several at once, as many as take so long. 0: one by one.
 
     Raises:
