@@ -315,6 +315,41 @@ def test_what_nobody_wants_any_more_is_not_begun(agent, client, posts):
     assert not session.running
 
 
+def test_a_node_that_leaves_gives_back_what_waits(agent, client, posts):
+    """And begins none of it, though there is room and a lease. It goes when the client has said
+    that it knows."""
+    session, post = agent._sessions[client.id], posts[0]
+    now = lease_time()
+    head = {"function": "work:f", "codec": "json", "how": "one", "code": ""}
+    for number in (1, 2, 3):
+        agent._take(session, Letter("chunk", {**head, "chunk": number}, ["1"]), now)
+    session.until = now + 60.0
+    agent._leave()
+    hear(agent)
+    reports = [letter.head for _, letter in post.sent if letter.kind == "report"]
+    assert [(head["chunk"], head["started"], head["not_run"]) for head in reports] == [
+        (number, [], [0]) for number in (1, 2, 3)
+    ]
+    assert agent._pool.begun == 0
+    agent._see_whether_all_has_ended()
+    assert not agent._is_over
+    known = {"number": 0, "sent": 0, "received": 3, "lease": 1.0, "time": now}
+    agent._heed(session, Letter("grant", known, []))
+    agent._see_whether_all_has_ended()
+    assert agent._is_over
+    assert post.sent[-1][1].kind == "gone"
+
+
+def test_a_node_that_leaves_does_not_wait_for_a_client_that_is_silent(agent, client):
+    session = agent._sessions[client.id]
+    head = {"function": "work:f", "codec": "json", "how": "one", "code": "", "chunk": 1}
+    agent._take(session, Letter("chunk", head, ["1"]), lease_time())
+    agent._leave()
+    session.heard -= 60.0
+    agent._see_whether_all_has_ended()
+    assert agent._is_over
+
+
 def test_what_cannot_be_said_does_not_pile_up(agent, client, posts):
     """And what was not said has not begun."""
     session, post = agent._sessions[client.id], posts[0]

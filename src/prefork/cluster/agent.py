@@ -215,7 +215,7 @@ class Agent:
         if not self._free_slots:
             self._log.note(WARNING, "there are %s clients: no more are served", MOST_SESSIONS)
             return
-        link = Link(uuid.uuid4().hex, partial(self._post.send, box), partial(self._post.tell, box))
+        link = Link(uuid.uuid4().hex, self._post, box)
         session = Session(client, self._free_slots.pop(), link, lease_time())
         self._board.write(session.slot, session.token, 0.0)
         self._sessions[client] = session
@@ -420,7 +420,7 @@ class Agent:
         next_work: list[Work] = []
         is_its_turn = now < session.until and not self._others_wait(session)
         has_room = self._count_running() < self._pool.processes
-        if session.waiting and is_its_turn and has_room:
+        if session.waiting and is_its_turn and has_room and not self._is_leaving:
             next_work = [session.waiting.popleft()]
         if next_work and sum(map(len, texts)) > SMALL:  # it need not wait for all of that
             self._announce(session, next_work, now)
@@ -440,9 +440,9 @@ class Agent:
         self._next_look = 0.0
         now = lease_time()
         for session in self._sessions.values():
-            for work in session.waiting:
+            waiting, session.waiting = session.waiting, deque()
+            for work in waiting:
                 self._give_back(session, work, now)
-            session.waiting.clear()
 
     def _abandon(self) -> None:
         """What runs fails as what it is, killed; the pool knows what of a chunk that is, and the
@@ -460,7 +460,14 @@ class Agent:
     def _see_whether_all_has_ended(self) -> None:
         if self._count_running():
             return
-        for session in self._sessions.values():
+        heard_since = lease_time() - SILENT_SECONDS
+        sessions = self._sessions.values()
+        # What was reported is to come, first: there may be no connection now.
+        if not self._is_abandoned and any(
+            session.link.is_awaiting and session.heard > heard_since for session in sessions
+        ):
+            return
+        for session in sessions:
             session.link.send("gone", {}, lease_time())
         self._is_over = True
 

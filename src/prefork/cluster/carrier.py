@@ -121,7 +121,7 @@ class LetterCarrier:
 
     def _give_up(self, error: PoolBrokenError) -> None:
         assert self._engine is not None
-        self._engine.give_up(error)
+        self._engine.give_up_after_reports(error)
 
     def statistics(self) -> tuple[NodeStatistics, ...]:
         now = time.monotonic()
@@ -372,7 +372,7 @@ class LetterCarrier:
             box,
             max(1, letter.field("processes", int)),
             letter.field("python", str),
-            Link(session, partial(self._post.send, box), partial(self._post.tell, box)),
+            Link(session, self._post, box),
         )
         self._engine.log.note(DEBUG, "node %s has come", node.name)
         self.nodes[session] = node

@@ -323,6 +323,10 @@ class ClusterEngine:
                 self.state.broken = error
         self._stop(lambda: takes_no_jobs(self.state.phase, error))
 
+    def give_up_after_reports(self, error: PoolBrokenError) -> None:
+        """The same, once all that was reported before has been told."""
+        self._deliverer.put(lambda: self.give_up(error))
+
     # ---- the end
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from prefork.cluster.codecs import to_json
 from prefork.cluster.posting import Told
@@ -107,6 +107,16 @@ def written(kind: str, head: dict[str, Any], texts: Sequence[str] = ()) -> bytes
     return "\n".join([to_json(fields), *texts]).encode("ascii")
 
 
+class Carries(Protocol):
+    """What of a `Post` a link needs."""
+
+    is_lossy: bool
+
+    def send(self, box: str, body: bytes, told: Told | None = None) -> bool: ...
+
+    def tell(self, box: str, body: bytes) -> bool: ...
+
+
 class _Sent(NamedTuple):
     """A letter that may not have come."""
 
@@ -122,26 +132,21 @@ class Link:
 
     Args:
         session: its name.
-        send, tell: as a `Post`'s, to the other side's box.
+        post: what carries it.
+        box: the other side's.
 
     Attributes:
         received: the number of the last one that has come.
-        is_behind: the other side has sent more than that: something is missing.
         is_open: the last letter could be sent.
     """
 
-    def __init__(
-        self,
-        session: str,
-        send: Callable[[bytes, Told | None], bool],
-        tell: Callable[[bytes], bool],
-    ) -> None:
+    def __init__(self, session: str, post: Carries, box: str) -> None:
         self.session = session
-        self._send = send
-        self._tell = tell
+        self._post = post
+        self._box = box
         self._sent = 0
         self.received = 0
-        self.is_behind = False
+        self._known = 0  # so many have been sent by the other side, as far as that matters
         self.is_open = True
         self._unconfirmed: deque[_Sent] = deque()
         self._again_at = float("inf")
@@ -170,7 +175,8 @@ class Link:
 
     def tell(self, kind: str, head: dict[str, Any]) -> bool:
         """Send what may be lost."""
-        self.is_open = is_sent = self._tell(self._written(0, kind, head, ()))
+        body = self._written(0, kind, head, ())
+        self.is_open = is_sent = self._post.tell(self._box, body)
         if is_sent and self._is_refused:
             self._is_refused = False
             self._refusals += 1
@@ -181,10 +187,10 @@ class Link:
         return written(kind, {"session": self.session, **numbers, **head}, texts)
 
     def _write_numbered(self, letter: _Sent, told: Told | None = None) -> bool:
-        self.is_open = self._send(self._written(*letter[:4]), told)
+        self.is_open = self._post.send(self._box, self._written(*letter[:4]), told)
         if self.is_open:
             return True
-        if letter is self._unconfirmed[0]:
+        if letter is self._unconfirmed[0] and self._post.is_lossy:
             self._is_refused = True
         return False
 
@@ -205,8 +211,19 @@ class Link:
         is_next: bool = number == self.received + 1
         if is_next:
             self.received = number
-        self.is_behind = sent > self.received
+        # Where none is lost, those that are still on their way may be large, and are not missing.
+        self._known = max(self._known, sent if self._post.is_lossy else number)
         return is_next or not number
+
+    @property
+    def is_behind(self) -> bool:
+        """Something is missing that the other side has sent."""
+        return self._known > self.received
+
+    @property
+    def is_awaiting(self) -> bool:
+        """The other side has not said yet that all has come."""
+        return bool(self._unconfirmed)
 
     def send_again(self, now: float, at_once: bool = False) -> None:
         """What was not confirmed for a while; or all that was not, if a connection is new."""

@@ -24,12 +24,12 @@ from typing import Final, NamedTuple
 from prefork._system.threads import BackgroundThread
 from prefork.cluster.posting import Told
 
-__all__ = ["HANDSHAKE_SECONDS", "Line", "answer", "challenge", "prepared", "shut"]
+__all__ = ["Line", "answer", "challenge", "prepared", "shut"]
 
 logger = logging.getLogger("prefork")
 
 QUIET_SECONDS: Final = 20.0
-HANDSHAKE_SECONDS: Final = 5.0  # that each step of it may take; all of it, if others wait
+HANDSHAKE_SECONDS: Final = 5.0  # that each step of it may take
 PIECE: Final = 1 << 18  # bytes of a letter that go together: what is told waits for no more
 _TIMEVAL: Final = struct.Struct("@ll")
 

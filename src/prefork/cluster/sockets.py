@@ -19,7 +19,6 @@ from prefork._system import at_fork
 from prefork._system.locks import Lock
 from prefork._system.threads import BackgroundThread
 from prefork.cluster.lines import (
-    HANDSHAKE_SECONDS,
     Line,
     answer,
     challenge,
@@ -37,6 +36,7 @@ PAUSE: Final = 0.3  # seconds between two attempts to connect
 REFUSED_SECONDS: Final = 1.0  # after so long nobody listens there, who has been refused all along
 GOODBYE_SECONDS: Final = 0.5  # that nodes have to go when they are told to
 MOST_NAME: Final = 100  # bytes
+_NO_ACCESS: Final = (AuthenticationError, AssertionError)
 MOST_STRANGERS: Final = 64  # connections of which it is not known yet whose they are
 
 
@@ -93,7 +93,7 @@ class Hub:
         self._advice = advice
         self._lock = Lock()
         self._members: dict[str, Line] = {}  # by box
-        self._strangers: dict[BackgroundThread, float] = {}  # since when; the oldest first
+        self._strangers: dict[BackgroundThread, None] = {}  # the oldest first
         self._greeting = b""  # what all were told last, for those who come
         self._is_stopped = False
         self._accepter = BackgroundThread(self._accept, "prefork-Hub")
@@ -131,7 +131,7 @@ class Hub:
                     logger.warning("a connection could not be accepted", exc_info=True)
                     time.sleep(PAUSE)
                 continue
-            if not self._has_room() or self._is_stopped:
+            if not self._make_room() or self._is_stopped:
                 sock.close()  # a node comes again
                 continue
             try:
@@ -141,20 +141,20 @@ class Hub:
         at_fork.unregister(self)
         self._listener.close()
 
-    def _has_room(self) -> bool:
-        """For one more stranger. Those who take too long, however lively, are sent away."""
-        too_early = time.monotonic() - HANDSHAKE_SECONDS
+    def _make_room(self) -> bool:
+        """For one more stranger: the oldest is sent away. Whether there is room."""
         with self._lock:
-            for reader, since in self._strangers.items():
-                if since < too_early:
-                    shut(self._readers[reader])
-            return len(self._strangers) < MOST_STRANGERS
+            if len(self._strangers) >= MOST_STRANGERS:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                shut(self._readers[oldest])
+            return len(self._readers) - len(self._members) < 2 * MOST_STRANGERS
 
     def _attend(self, connection: Connection) -> None:
         reader = BackgroundThread(lambda: self._read(connection, reader), "prefork-Reader")
         with self._lock:
             self._readers[reader] = connection
-            self._strangers[reader] = time.monotonic()
+            self._strangers[reader] = None
         try:
             reader.start()
         except RuntimeError:
@@ -170,7 +170,7 @@ class Hub:
         try:
             if (box := self._box_of(connection)) is not None:
                 with self._lock:
-                    del self._strangers[reader]
+                    self._strangers.pop(reader, None)
                 self._read_member(box, Line(connection))
         except (OSError, EOFError, ValueError, RuntimeError):  # (there may be no thread left)
             logger.debug("a connection has ended", exc_info=True)
@@ -181,7 +181,7 @@ class Hub:
         try:
             challenge(connection, self.where.key)
             return connection.recv_bytes(MOST_NAME).decode("ascii")
-        except (AuthenticationError, AssertionError):
+        except _NO_ACCESS:
             logger.warning("somebody without the key has tried to connect as a node")
             return None
 
@@ -327,7 +327,7 @@ class Spoke:
                     self._on_gone()
                     return
                 last = time.monotonic()
-            except (OSError, EOFError, AuthenticationError, AssertionError, RuntimeError) as exc:
+            except (OSError, EOFError, ValueError, *_NO_ACCESS, RuntimeError) as exc:
                 error = exc
                 logger.debug("the client cannot be reached", exc_info=True)
             if self._is_stopped.is_set():
