@@ -48,6 +48,14 @@ class Address(NamedTuple):
     key: bytes
 
 
+def _send_by(line: Line | None, body: bytes, told: Told | None) -> bool:
+    if line is not None:
+        return line.send(body, told)
+    if told is not None:
+        told(False)
+    return False
+
+
 class Hub:
     """The client's side: a `Post`.
 
@@ -209,11 +217,7 @@ class Hub:
     def send(self, box: str, body: bytes, told: Told | None = None) -> bool:
         with self._lock:
             line = self._members.get(box)
-        if line is not None:
-            return line.send(body, told)
-        if told is not None:
-            told(False)
-        return False
+        return _send_by(line, body, told)
 
     def tell(self, box: str, body: bytes) -> bool:
         with self._lock:
@@ -380,11 +384,7 @@ class Spoke:
     def send(self, box: str, body: bytes, told: Told | None = None) -> bool:
         with self._lock:
             line = self._line
-        if line is not None:
-            return line.send(body, told)
-        if told is not None:
-            told(False)
-        return False
+        return _send_by(line, body, told)
 
     def tell(self, box: str, body: bytes) -> bool:
         with self._lock:

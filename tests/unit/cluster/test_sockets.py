@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from helpers import DEADLINE
-from prefork.cluster import sockets
+from prefork.cluster import lines, sockets
 from prefork.cluster.sockets import MOST_STRANGERS, Address, Hub, Spoke
 
 LARGE = b"l" * (64 << 20)  # more than what is between the two takes
@@ -60,9 +60,21 @@ class Sides:
         spoke.start()
         return spoke, inbox
 
-    def gate(self) -> Gate:
-        self.gates.append(Gate(self.hub.where))
-        return self.gates[-1]
+    def connected(self) -> tuple[Spoke, Inbox]:
+        """A node that both sides know to be connected."""
+        return self._connect(self.hub.where)
+
+    def gated(self) -> tuple[Gate, Spoke, Inbox]:
+        """The same, behind a gate."""
+        gate = Gate(self.hub.where)
+        self.gates.append(gate)
+        return gate, *self._connect(gate.where)
+
+    def _connect(self, where: Address) -> tuple[Spoke, Inbox]:
+        spoke, inbox = self.node(where=where)
+        assert inbox.get(timeout=DEADLINE) is True
+        assert self.is_connected.wait(DEADLINE)
+        return spoke, inbox
 
     def end_client(self) -> None:
         if not self.is_over:
@@ -122,10 +134,7 @@ class Gate:
 
 
 def test_what_is_told_overtakes_what_is_large(sides):
-    gate = sides.gate()
-    spoke, inbox = sides.node(where=gate.where)
-    assert inbox.get(timeout=DEADLINE) is True
-    assert sides.is_connected.wait(DEADLINE)
+    gate, spoke, inbox = sides.gated()
     known: Inbox = queue.SimpleQueue()
     gate.is_open.clear()
     assert spoke.send("client", LARGE, known.put)
@@ -142,10 +151,7 @@ def test_what_is_told_overtakes_what_is_large(sides):
 
 
 def test_what_was_asked_for_is_answered_if_the_connection_ends(sides):
-    gate = sides.gate()
-    spoke, inbox = sides.node(where=gate.where)
-    assert inbox.get(timeout=DEADLINE) is True
-    assert sides.is_connected.wait(DEADLINE)
+    gate, spoke, _ = sides.gated()
     known: Inbox = queue.SimpleQueue()
     gate.is_open.clear()
     for number in range(3):
@@ -159,9 +165,7 @@ def test_what_was_asked_for_is_answered_if_the_connection_ends(sides):
 
 
 def test_what_was_sent_arrives_before_a_node_ends(sides):
-    spoke, inbox = sides.node()
-    assert inbox.get(timeout=DEADLINE) is True
-    assert sides.is_connected.wait(DEADLINE)
+    spoke, _ = sides.connected()
     for number in range(100):
         spoke.send("client", b"%d" % number)
     spoke.stop()
@@ -172,9 +176,7 @@ def test_what_was_sent_arrives_before_a_node_ends(sides):
 
 
 def test_a_node_goes_when_it_is_told_to(sides):
-    _, inbox = sides.node()
-    assert inbox.get(timeout=DEADLINE) is True
-    assert sides.is_connected.wait(DEADLINE)
+    _, inbox = sides.connected()
     sides.end_client()
     assert inbox.get(timeout=DEADLINE) == "gone"
 
@@ -210,8 +212,9 @@ def test_a_node_that_is_refused_all_along_goes(monkeypatch, sides):
     assert "gone" in heard
 
 
-def test_strangers_who_say_nothing_are_few(sides):
+def test_strangers_who_say_nothing_are_few(sides, monkeypatch):
     """And keep no node out."""
+    monkeypatch.setattr(lines, "HANDSHAKE_SECONDS", 10 * DEADLINE)  # they are not sent away for it
     where = sides.hub.where
     with contextlib.ExitStack() as stack:
         silent = []
