@@ -7,6 +7,7 @@ that a test of a running pool needs all the same; each has a function here that 
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -61,6 +62,23 @@ def queue_of(pool: Any) -> str:
 def break_cluster(pool: Any, bug: Any, patch: Any) -> None:
     """Puts a bug where a `ClusterPool` settles its jobs, in the thread that reads its letters."""
     patch.setattr(pool._engine, "_settle", bug)
+
+
+def hold_deliveries(pool: Any) -> threading.Event:
+    """Until this is set, a cluster's pool tells nobody what was reported: as when the values are
+    large, and take long to be read."""
+    goes_on = threading.Event()
+    pool._engine._deliverer.put(goes_on.wait)
+    return goes_on
+
+
+def lose_all_nodes(pool: Any, error: Exception) -> None:
+    """Tells a cluster's pool that no node is left; that has been handled then."""
+    is_handled = threading.Event()
+    events = pool._carrier._events
+    events.put(lambda: pool._carrier.fail(error))
+    events.put(lambda: events.put(is_handled.set))
+    assert is_handled.wait(DEADLINE)
 
 
 def cut_connections(pool: Any) -> None:

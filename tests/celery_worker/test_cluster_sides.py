@@ -200,6 +200,18 @@ def test_a_bug_is_told_to_all_who_wait(pool, node, monkeypatch):
     assert pool.join(DEADLINE)
 
 
+def test_what_was_reported_is_told_though_no_node_is_left(pool, node):
+    results = [pool.apply_async(work.double, (x,)) for x in (1, 2)]
+    number = node.chunk().head["chunk"]
+    hold = inside.hold_deliveries(pool)
+    node.report(chunk=number, texts=["2"])
+    inside.lose_all_nodes(pool, PoolBrokenError("no node is left"))
+    hold.set()
+    assert results[0].get(DEADLINE) == 2
+    with pytest.raises(PoolBrokenError, match="no node is left"):
+        results[1].get(DEADLINE)
+
+
 def test_a_broker_that_does_not_come_back(pool, node):
     result = pool.apply_async(work.double, (1,))
     node.chunk()

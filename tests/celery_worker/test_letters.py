@@ -129,6 +129,16 @@ def test_a_letter_that_is_too_large_for_the_broker():
     assert [kind for kind in read if kind != "renew"][:2] == ["nothing", "small"]
 
 
+def test_nothing_is_too_large_where_there_is_no_broker():
+    """What could not be sent there had no connection, whatever has gone through since."""
+    post = Writing(lambda body: len(body) < 100_000, is_lossy=False)
+    here = Link("s", post, "there")
+    here.send("large", {}, 0.0, ["x" * 200_000], lambda: pytest.fail("it is not"))
+    for step in range(10):
+        here.tell("renew", {})
+        here.send_again(step * AGAIN_SECONDS)
+
+
 def test_while_nothing_can_be_sent_nothing_is_too_large():
     here = linked(lambda body: False)
     here.send("large", {}, 0.0, ["x" * 200_000], lambda: pytest.fail("it is not"))
